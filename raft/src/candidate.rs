@@ -1,0 +1,58 @@
+//! A member that wants to lead: first it asks whether it would be elected (pre-vote, thesis
+//! section 9.6), then it asks for votes.
+
+use std::collections::BTreeMap;
+
+use crate::{MessageKind, NodeId, core::Core, node::Next, quorum, quorum::Tally};
+
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    /// A dry run.
+    pub(crate) pre_vote: bool,
+    votes: BTreeMap<NodeId, bool>,
+    ticks_left: u32,
+}
+
+impl Candidate {
+    /// Asks the others. Its term is the one it asks for, unless this is a dry run.
+    pub(crate) fn new(core: &mut Core, pre_vote: bool) -> Self {
+        let term = if pre_vote { core.hard.term.next() } else { core.hard.term };
+        let last = core.log.last();
+        for peer in core.peers() {
+            core.send_as(term, peer, MessageKind::VoteRequest { pre_vote, last });
+        }
+        Self { pre_vote, votes: BTreeMap::new(), ticks_left: core.draw_timeout_ticks() }
+    }
+
+    /// Without an answer the candidate starts over, with a dry run again. As long as its own vote is
+    /// not durable it has asked nobody, and its time does not run: on a disk slower than the timeout
+    /// each new term would only put off the answer to the one before.
+    pub(crate) fn tick(&mut self, core: &Core) -> Next {
+        if !core.durability.hard_state_is_durable() {
+            return Next::Stay;
+        }
+        self.ticks_left = self.ticks_left.saturating_sub(1);
+        if self.ticks_left == 0 { Next::PreCampaign } else { Next::Stay }
+    }
+
+    /// A member answered. A candidate's own vote counts, like any other, once it is durable.
+    pub(crate) fn voted(&mut self, core: &Core, voter: NodeId, granted: bool) -> Next {
+        self.votes.entry(voter).or_insert(granted);
+        let granted = self.votes.values().filter(|&&granted| granted).count();
+        match quorum::tally(core.voters.len(), granted, self.votes.len() - granted) {
+            Tally::Open => Next::Stay,
+            Tally::Lost => Next::Follow(None),
+            Tally::Won if self.pre_vote => Next::Campaign,
+            Tally::Won => Next::Lead,
+        }
+    }
+
+    /// The disk has answered.
+    pub(crate) fn written(&mut self, core: &Core) -> Next {
+        if core.durability.hard_state_is_durable() {
+            self.voted(core, core.id, true)
+        } else {
+            Next::Stay
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What was handed to the disk, and what the disk has answered.
+//!
+//! Keeps the one fact that acknowledgements are made of: up to which index the log *as it is now*
+//! is durable. A write that is answered after some of its entries were truncated says nothing
+//! about what stands at their indexes today (the ABA trap: an entry may even have come back), so
+//! every truncation lowers what the writes in flight can still prove.
+
+use std::collections::VecDeque;
+
+use crate::{Entry, HardState, Index, SnapshotWrite, Write, WriteId};
+
+#[derive(Debug)]
+pub(crate) struct Durability {
+    /// The write that is being gathered; it is handed out by `take`.
+    gathering: Write,
+    /// Handed out, not answered yet; ids ascend.
+    in_flight: VecDeque<InFlight>,
+    /// The id of the last write that changed the hard state.
+    hard_state_write: WriteId,
+    /// The last answered write.
+    answered: WriteId,
+    /// The log is durable up to here.
+    index: Index,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    id: WriteId,
+    /// Up to where the log is durable once it is answered.
+    proves: Index,
+}
+
+impl Durability {
+    /// A member whose log was found durable up to `index`.
+    pub(crate) fn new(index: Index) -> Self {
+        Self {
+            gathering: Write::empty(WriteId(1)),
+            in_flight: VecDeque::new(),
+            hard_state_write: WriteId(0),
+            answered: WriteId(0),
+            index,
+        }
+    }
+
+    /// The log is durable up to here.
+    pub(crate) fn index(&self) -> Index {
+        self.index
+    }
+
+    /// Whether the latest term and vote are durable.
+    pub(crate) fn hard_state_is_durable(&self) -> bool {
+        self.hard_state_write <= self.answered
+    }
+
+    pub(crate) fn save(&mut self, hard_state: HardState) {
+        self.gathering.hard_state = Some(hard_state);
+        self.hard_state_write = self.gathering.id;
+    }
+
+    /// Adds an entry to the end of the log.
+    pub(crate) fn append(&mut self, entry: Entry) {
+        self.gathering.entries.push(entry);
+    }
+
+    /// The log was truncated from `from` on. The disk learns of it by the entries that follow.
+    pub(crate) fn truncate(&mut self, from: Index) {
+        let keeps = from.previous();
+        self.index = self.index.min(keeps);
+        for write in &mut self.in_flight {
+            write.proves = write.proves.min(keeps);
+        }
+        self.gathering.entries.retain(|entry| entry.index < from);
+    }
+
+    pub(crate) fn snapshot(&mut self, snapshot: SnapshotWrite) {
+        if snapshot.reset {
+            assert!(
+                self.gathering
+                    .entries
+                    .iter()
+                    .all(|entry| entry.index <= snapshot.root.position.index),
+                "a reset comes after the truncation of what it replaces"
+            );
+            self.gathering.entries.clear();
+        }
+        let reset = snapshot.reset || self.gathering.snapshot.is_some_and(|earlier| earlier.reset);
+        self.gathering.snapshot = Some(SnapshotWrite { reset, ..snapshot });
+    }
+
+    /// What has been gathered since the last call.
+    pub(crate) fn take(&mut self) -> Option<Write> {
+        if self.gathering.is_empty() {
+            return None;
+        }
+        let next = Write::empty(WriteId(self.gathering.id.0 + 1));
+        let write = std::mem::replace(&mut self.gathering, next);
+        let entries = write.entries.last().map_or(Index(0), |entry| entry.index);
+        let snapshot = write.snapshot.map_or(Index(0), |snapshot| snapshot.root.position.index);
+        self.in_flight.push_back(InFlight { id: write.id, proves: entries.max(snapshot) });
+        Some(write)
+    }
+
+    /// The disk has answered for all writes up to `id`.
+    pub(crate) fn written(&mut self, id: WriteId) {
+        assert!(id < self.gathering.id, "write {id} was never handed out");
+        while let Some(write) = self.in_flight.pop_front_if(|write| write.id <= id) {
+            self.index = self.index.max(write.proves);
+            self.answered = write.id;
+        }
+    }
+}
+
+impl Write {
+    fn empty(id: WriteId) -> Self {
+        Self { id, hard_state: None, entries: Vec::new(), snapshot: None }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.hard_state.is_none() && self.entries.is_empty() && self.snapshot.is_none()
+    }
+}

@@ -1,0 +1,104 @@
+//! What the core asks of its driver, and what it says of itself.
+
+use crate::{Entry, Envelope, Event, Index, NodeId, Position, ReadId, SnapshotRoot, Term, Write};
+
+/// What the driver has to do, in any order, except that writes are made durable in the order of
+/// their ids and messages to one member are sent in the order given.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// To be sent. They may be lost.
+    pub messages: Vec<Envelope>,
+    /// To be made durable, and then told to [`crate::Node::written`].
+    pub write: Option<Write>,
+    /// To be applied to the state machine, contiguous behind those given before.
+    pub committed: Vec<Entry>,
+    /// Reads that have come to an end.
+    pub reads: Vec<ReadOutcome>,
+    /// A snapshot to be fetched.
+    pub install: Option<Install>,
+    /// What happened.
+    pub events: Vec<Event>,
+}
+
+/// How a read ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadOutcome {
+    /// To be answered from a state that has seen `index`.
+    Ready {
+        /// Which read.
+        id: ReadId,
+        /// The index.
+        index: Index,
+    },
+    /// This member leads no more.
+    Refused(ReadId),
+}
+
+/// A snapshot to be fetched from another member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Install {
+    /// Who has it.
+    pub from: NodeId,
+    /// Which.
+    pub root: SnapshotRoot,
+}
+
+/// Why something was not taken on. It was not and will not be executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Ask the leader.
+    #[error("this member does not lead")]
+    NotLeader,
+    /// Ask again later.
+    #[error("the limit {0} is reached")]
+    Overloaded(&'static str),
+}
+
+/// What a member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoleKind {
+    /// It follows, or waits for a leader.
+    Follower,
+    /// It asks for votes.
+    Candidate,
+    /// It leads.
+    Leader,
+}
+
+/// How a member stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// What it is.
+    pub role: RoleKind,
+    /// Its term.
+    pub term: Term,
+    /// Whom it voted for in that term.
+    pub vote: Option<NodeId>,
+    /// The leader it knows of.
+    pub leader: Option<NodeId>,
+    /// The first index that its log holds.
+    pub first: Index,
+    /// The end of its log.
+    pub last: Position,
+    /// Its log is durable up to here.
+    pub durable: Index,
+    /// What it knows to be committed.
+    pub commit: Index,
+    /// Bytes in its log.
+    pub log_bytes: u64,
+    /// Its last snapshot.
+    pub snapshot: Option<SnapshotRoot>,
+    /// On a leader: how its followers stand.
+    pub peers: Vec<Progress>,
+}
+
+/// How a follower stands, as its leader knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Which.
+    pub node: NodeId,
+    /// Its log is durable and equal to the leader's up to here.
+    pub matched: Index,
+    /// It was heard from lately.
+    pub active: bool,
+}

@@ -1,0 +1,393 @@
+//! One member of one group, as a function of its inputs.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    AppendResult, Config, DropReason, Effects, Event, Index, Instant, Message, MessageKind, NodeId,
+    Payload, Position, Progress, ReadId, Recovered, Refused, RoleKind, SnapshotRoot, Status, Term,
+    WriteId, candidate::Candidate, core::Core, follower::Follower, leader::Leader,
+};
+
+/// One member of one group. It answers calls at once, by changing itself and by gathering
+/// [`Effects`] for its driver; it never waits, reads a clock, or touches anything outside.
+#[derive(Debug)]
+pub struct Node {
+    core: Core,
+    role: Role,
+}
+
+/// What dies with a role lives in the role.
+#[derive(Debug)]
+enum Role {
+    Follower(Follower),
+    Candidate(Candidate),
+    Leader(Leader),
+}
+
+/// What a role wants to become.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Next {
+    Stay,
+    /// A follower in the current term.
+    Follow(Option<NodeId>),
+    PreCampaign,
+    Campaign,
+    Lead,
+}
+
+impl Node {
+    /// A member that starts from what its disk holds.
+    ///
+    /// `voters` are the group's members, this one among them; `seed` decides its election timeouts.
+    pub fn new(
+        config: Config,
+        id: NodeId,
+        voters: BTreeSet<NodeId>,
+        recovered: Recovered,
+        seed: u64,
+        now: Instant,
+    ) -> Self {
+        assert_eq!(config.check(), Ok(()));
+        assert!(voters.contains(&id), "{id} is a member of its own group");
+        let mut core = Core::new(config, id, voters, recovered, seed, now);
+        let role = Role::Follower(Follower::new(&mut core, None));
+        Self { core, role }
+    }
+
+    /// Takes a message from another member.
+    pub fn step(&mut self, now: Instant, from: NodeId, message: Message) {
+        self.core.clock.advance(now);
+        if from == self.core.id || !self.core.voters.contains(&from) {
+            return self.core.drop_message(from, DropReason::Stranger);
+        }
+        if !message.is_well_formed() {
+            return self.core.drop_message(from, DropReason::Malformed);
+        }
+        if self.passes_term_rule(from, &message) {
+            self.dispatch(from, message);
+        }
+    }
+
+    /// A tick has passed. A driver that comes late calls this once for all the ticks it missed.
+    pub fn tick(&mut self, now: Instant) {
+        self.core.clock.advance(now);
+        let next = match &mut self.role {
+            Role::Follower(follower) => follower.tick(),
+            Role::Candidate(candidate) => candidate.tick(&self.core),
+            Role::Leader(leader) => leader.tick(&mut self.core),
+        };
+        self.transition(next);
+    }
+
+    /// Appends an entry, if this member leads.
+    ///
+    /// # Errors
+    /// [`Refused`]: nothing was appended, and the payload will never be executed.
+    pub fn propose(&mut self, now: Instant, payload: Payload) -> Result<Position, Refused> {
+        self.core.clock.advance(now);
+        let Role::Leader(_) = self.role else { return Err(Refused::NotLeader) };
+        if self.core.uncommitted_bytes >= self.core.config.uncommitted_bytes_max {
+            return Err(Refused::Overloaded("uncommitted_bytes_max"));
+        }
+        Ok(self.core.propose(payload))
+    }
+
+    /// Asks for a linearizable read, which [`Effects::reads`] answers: the state at the index given
+    /// there, or any later one, is as new as everything acknowledged before this call.
+    ///
+    /// # Errors
+    /// [`Refused`]: the read will not be answered.
+    pub fn read(&mut self, id: ReadId) -> Result<(), Refused> {
+        let Role::Leader(leader) = &mut self.role else { return Err(Refused::NotLeader) };
+        if !leader.has_room_for_read(&self.core) {
+            return Err(Refused::Overloaded("reads_waiting_max"));
+        }
+        leader.read(id);
+        Ok(())
+    }
+
+    /// The disk has made all writes up to `id` durable.
+    pub fn written(&mut self, id: WriteId) {
+        self.core.written(id);
+        let next = match &mut self.role {
+            Role::Follower(follower) => {
+                follower.written(&mut self.core);
+                Next::Stay
+            }
+            Role::Candidate(candidate) => candidate.written(&self.core),
+            Role::Leader(leader) => {
+                leader.written(&mut self.core);
+                Next::Stay
+            }
+        };
+        self.transition(next);
+    }
+
+    /// The driver's own snapshot is durable; `root` is of a state that [`Effects::committed`] made.
+    pub fn compact(&mut self, root: SnapshotRoot) {
+        self.core.compact(root);
+    }
+
+    /// The driver has fetched the snapshot of [`Effects::install`] and its chunks are durable.
+    /// Whether it takes the place of the state machine's state: if so, `committed` goes on behind it.
+    pub fn installed(&mut self, root: SnapshotRoot) -> bool {
+        self.core.install(root)
+    }
+
+    /// The snapshot that [`Effects::install`] asked for can't be had.
+    pub fn install_failed(&mut self) {
+        self.core.installing = None;
+    }
+
+    /// Everything for the driver to do since the last call.
+    pub fn take_effects(&mut self) -> Effects {
+        if let Role::Leader(leader) = &mut self.role {
+            leader.flush(&mut self.core);
+        }
+        Effects {
+            messages: std::mem::take(&mut self.core.messages),
+            write: self.core.durability.take(),
+            committed: self.core.take_committed(),
+            reads: std::mem::take(&mut self.core.reads),
+            install: self.core.install.take(),
+            events: std::mem::take(&mut self.core.events),
+        }
+    }
+
+    /// The leader that this member knows of; itself, if it leads.
+    pub fn leader(&self) -> Option<NodeId> {
+        match &self.role {
+            Role::Follower(follower) => follower.leader,
+            Role::Candidate(_) => None,
+            Role::Leader(_) => Some(self.core.id),
+        }
+    }
+
+    /// What this member is.
+    pub fn role(&self) -> RoleKind {
+        match &self.role {
+            Role::Follower(_) => RoleKind::Follower,
+            Role::Candidate(_) => RoleKind::Candidate,
+            Role::Leader(_) => RoleKind::Leader,
+        }
+    }
+
+    /// Its term.
+    pub fn term(&self) -> Term {
+        self.core.hard.term
+    }
+
+    /// Everything up to here is known to be committed.
+    pub fn commit(&self) -> Index {
+        self.core.commit
+    }
+
+    /// The last snapshot, taken or installed.
+    pub fn snapshot(&self) -> Option<SnapshotRoot> {
+        self.core.snapshot
+    }
+
+    /// How the member stands.
+    pub fn status(&self) -> Status {
+        let peers = match &self.role {
+            Role::Follower(_) | Role::Candidate(_) => Vec::new(),
+            Role::Leader(leader) => {
+                let peers = leader.peers.iter().map(|(&node, progress)| Progress {
+                    node,
+                    matched: progress.matched(),
+                    active: progress.active,
+                });
+                peers.collect()
+            }
+        };
+        Status {
+            role: self.role(),
+            term: self.core.hard.term,
+            vote: self.core.hard.vote,
+            leader: self.leader(),
+            first: self.core.log.first(),
+            last: self.core.log.last(),
+            durable: self.core.durability.index(),
+            commit: self.core.commit,
+            log_bytes: self.core.log.bytes(),
+            snapshot: self.core.snapshot,
+            peers,
+        }
+    }
+
+    /// The log from `from` on, as far as it is in memory. For checkers and tests.
+    pub fn log(&self, from: Index) -> impl Iterator<Item = &crate::Entry> {
+        self.core.log.range(from, self.core.log.last().index)
+    }
+
+    /// The one rule about terms (section 5.1), for every message. Whether the message goes on to
+    /// the role; it is then of the current term, or a pre-vote of a later one.
+    fn passes_term_rule(&mut self, from: NodeId, message: &Message) -> bool {
+        let current = self.core.hard.term;
+        if let MessageKind::VoteRequest { .. } = message.kind
+            && message.term > current
+            && self.leader_is_alive()
+        {
+            self.core.drop_message(from, DropReason::LeaderAlive);
+            return false;
+        }
+        if message.term < current {
+            self.answer_stale(from, &message.kind);
+            return false;
+        }
+        let dry_run = match message.kind {
+            MessageKind::VoteRequest { pre_vote, .. } => pre_vote,
+            MessageKind::VoteReply { pre_vote, granted } => pre_vote && granted,
+            MessageKind::AppendRequest { .. }
+            | MessageKind::AppendReply { .. }
+            | MessageKind::SnapshotOffer(_) => false,
+        };
+        if message.term > current && !dry_run {
+            self.core.enter(message.term, None);
+            self.transition(Next::Follow(None));
+        }
+        true
+    }
+
+    fn leader_is_alive(&self) -> bool {
+        match &self.role {
+            Role::Follower(follower) => follower.leader_is_alive(&self.core),
+            Role::Candidate(_) => false,
+            Role::Leader(_) => true,
+        }
+    }
+
+    /// A sender of an earlier term learns of the current one: a leader cut off for a while would
+    /// otherwise wait for a follower that pre-vote keeps from ever telling it.
+    fn answer_stale(&mut self, from: NodeId, kind: &MessageKind) {
+        match *kind {
+            MessageKind::AppendRequest { round, .. } => {
+                let result = AppendResult::Matched(Index(0));
+                self.core.send(from, MessageKind::AppendReply { round, result });
+            }
+            MessageKind::VoteRequest { pre_vote, .. } => {
+                self.core.send(from, MessageKind::VoteReply { pre_vote, granted: false });
+            }
+            MessageKind::SnapshotOffer(_)
+            | MessageKind::VoteReply { .. }
+            | MessageKind::AppendReply { .. } => {
+                self.core.drop_message(from, DropReason::Stale);
+            }
+        }
+    }
+
+    fn dispatch(&mut self, from: NodeId, message: Message) {
+        let core = &mut self.core;
+        let next = match (message.kind, &mut self.role) {
+            (MessageKind::VoteRequest { pre_vote, last }, _) => {
+                self.answer_vote(from, message.term, pre_vote, last);
+                Next::Stay
+            }
+            (MessageKind::VoteReply { pre_vote, granted }, Role::Candidate(candidate))
+                if pre_vote == candidate.pre_vote
+                    && is_answer_to(pre_vote, granted, message.term, core) =>
+            {
+                candidate.voted(core, from, granted)
+            }
+            (MessageKind::AppendReply { round, result }, Role::Leader(leader)) => {
+                leader.replied(core, from, round, result);
+                Next::Stay
+            }
+            (
+                MessageKind::AppendRequest { .. } | MessageKind::SnapshotOffer(_),
+                Role::Leader(_),
+            ) => {
+                core.drop_message(from, DropReason::Contradiction);
+                Next::Stay
+            }
+            (
+                kind @ (MessageKind::AppendRequest { .. } | MessageKind::SnapshotOffer(_)),
+                Role::Candidate(_),
+            ) => {
+                self.transition(Next::Follow(Some(from)));
+                return self.dispatch(from, Message { term: message.term, kind });
+            }
+            (
+                MessageKind::AppendRequest { previous, commit, round, entries },
+                Role::Follower(follower),
+            ) => {
+                follower.append(core, from, previous, commit, round, entries);
+                Next::Stay
+            }
+            (MessageKind::SnapshotOffer(root), Role::Follower(follower)) => {
+                follower.offered(core, from, root);
+                Next::Stay
+            }
+            (MessageKind::VoteReply { .. } | MessageKind::AppendReply { .. }, _) => {
+                core.drop_message(from, DropReason::Stale);
+                Next::Stay
+            }
+        };
+        self.transition(next);
+    }
+
+    /// RequestVote, receiver's side (figure 2), and its dry run.
+    fn answer_vote(&mut self, candidate: NodeId, term: Term, pre_vote: bool, last: Position) {
+        let core = &mut self.core;
+        let up_to_date = last >= core.log.last();
+        if pre_vote {
+            // A yes speaks of the term asked for, a no of the term that stands in its way.
+            let granted = up_to_date && term > core.hard.term;
+            let term = if granted { term } else { core.hard.term };
+            return core.send_as(term, candidate, MessageKind::VoteReply { pre_vote, granted });
+        }
+        let free = core.hard.vote.is_none_or(|vote| vote == candidate);
+        let granted = match &mut self.role {
+            Role::Follower(follower) if free && up_to_date && follower.leader.is_none() => {
+                core.vote(candidate);
+                follower.reset_timeout(core);
+                true
+            }
+            Role::Follower(_) | Role::Candidate(_) | Role::Leader(_) => false,
+        };
+        core.send(candidate, MessageKind::VoteReply { pre_vote, granted });
+    }
+
+    /// Every change of role.
+    fn transition(&mut self, next: Next) {
+        let core = &mut self.core;
+        if let (Role::Leader(leader), false) = (&mut self.role, matches!(next, Next::Stay)) {
+            leader.fail_reads(core);
+        }
+        match next {
+            Next::Stay => {}
+            Next::Follow(leader) => {
+                core.events.push(Event::Following { term: core.hard.term, leader });
+                self.role = Role::Follower(Follower::new(core, leader));
+            }
+            Next::PreCampaign => {
+                core.events.push(Event::PreCampaigning { term: core.hard.term.next() });
+                self.become_candidate(true);
+            }
+            Next::Campaign => {
+                core.enter(core.hard.term.next(), Some(core.id));
+                core.events.push(Event::Campaigning { term: core.hard.term });
+                self.become_candidate(false);
+            }
+            Next::Lead => {
+                core.events.push(Event::Leading { term: core.hard.term, last: core.log.last() });
+                self.role = Role::Leader(Leader::new(core));
+            }
+        }
+    }
+
+    fn become_candidate(&mut self, pre_vote: bool) {
+        let mut candidate = Candidate::new(&mut self.core, pre_vote);
+        // Its own yes to a dry run promises nothing, so it need not wait for the disk.
+        let next =
+            if pre_vote { candidate.voted(&self.core, self.core.id, true) } else { Next::Stay };
+        self.role = Role::Candidate(candidate);
+        self.transition(next);
+    }
+}
+
+/// Whether a reply belongs to the running election, not to an earlier dry run.
+fn is_answer_to(pre_vote: bool, granted: bool, term: Term, core: &Core) -> bool {
+    let asked = if pre_vote && granted { core.hard.term.next() } else { core.hard.term };
+    term == asked
+}

@@ -1,0 +1,317 @@
+//! A member together with its state machine: what a host drives and a simulator runs.
+//!
+//! Decides what becomes of proposals and reads, and when a snapshot is due. Still pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use crate::{
+    Applied, BadSnapshot, Config, Entry, Envelope, Event, GroupTime, Index, Install, Instant,
+    Message, Node, NodeId, Payload, Position, ReadId, ReadOutcome, Recovered, Refused,
+    SnapshotRoot, StateMachine, Status, Term, TicketId, Write, WriteId,
+};
+
+/// A member and the state machine that it replicates.
+///
+/// Keeps: the machine has applied exactly the committed entries up to `applied`, in order. A ticket
+/// that was taken ends exactly once.
+#[derive(Debug)]
+pub struct Replica<S: StateMachine> {
+    id: NodeId,
+    config: Config,
+    node: Node,
+    machine: S,
+    applied: Applied,
+    /// By the index that each was appended at. An index can be in dispute between tickets of
+    /// several terms; what is applied there decides.
+    tickets: BTreeMap<Index, Vec<Ticket>>,
+    deadlines: BTreeSet<(Instant, TicketId, Index)>,
+    queries: BTreeMap<ReadId, S::Query>,
+    /// Log applied since the last capture.
+    bytes_since_capture: u64,
+    capturing: bool,
+    outcomes: Vec<(TicketId, Outcome<S::Response>)>,
+}
+
+#[derive(Debug)]
+struct Ticket {
+    id: TicketId,
+    term: Term,
+    deadline: Instant,
+}
+
+/// How a proposal that was appended ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome<R> {
+    /// It was applied; none is the answer to an entry without a command.
+    Done(Option<R>),
+    /// Another entry was applied in its place: it never was and never will be executed.
+    Rejected,
+    /// It may have been executed, or may be yet.
+    Unknown,
+}
+
+/// A state to be encoded and stored, away from the replica's thread.
+#[derive(Debug)]
+pub struct Frozen<C> {
+    /// What the state has seen.
+    pub position: Position,
+    /// The stamp of the last entry that it has seen.
+    pub stamp: GroupTime,
+    /// The state.
+    pub capture: C,
+}
+
+/// What a driver has to do; see [`crate::Effects`].
+#[derive(Debug)]
+pub struct Output<S: StateMachine> {
+    /// To be sent.
+    pub messages: Vec<Envelope>,
+    /// To be made durable.
+    pub write: Option<Write>,
+    /// Proposals that have come to an end.
+    pub outcomes: Vec<(TicketId, Outcome<S::Response>)>,
+    /// Reads that have come to an end.
+    pub answers: Vec<(ReadId, Result<S::Answer, Refused>)>,
+    /// A snapshot to be fetched.
+    pub install: Option<Install>,
+    /// A snapshot to be stored; [`Replica::captured`] tells that it is.
+    pub capture: Option<Frozen<S::Capture>>,
+    /// What happened.
+    pub events: Vec<Event>,
+}
+
+impl<S: StateMachine> Replica<S> {
+    /// A replica that starts from what its disk holds; `machine` has been restored from the
+    /// snapshot, if there is one. See [`Node::new`].
+    pub fn new(
+        config: Config,
+        id: NodeId,
+        voters: BTreeSet<NodeId>,
+        recovered: Recovered,
+        machine: S,
+        seed: u64,
+        now: Instant,
+    ) -> Self {
+        let applied = recovered.snapshot.map_or(Applied::default(), Applied::from);
+        Self {
+            id,
+            config,
+            node: Node::new(config, id, voters, recovered, seed, now),
+            machine,
+            applied,
+            tickets: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            queries: BTreeMap::new(),
+            bytes_since_capture: 0,
+            capturing: false,
+            outcomes: Vec::new(),
+        }
+    }
+
+    /// Takes a message from another member.
+    pub fn step(&mut self, now: Instant, from: NodeId, message: Message) {
+        self.node.step(now, from, message);
+    }
+
+    /// A tick has passed; missed ones count as one.
+    pub fn tick(&mut self, now: Instant) {
+        self.node.tick(now);
+        while let Some(&(deadline, id, index)) = self.deadlines.first()
+            && deadline <= now
+        {
+            self.deadlines.pop_first();
+            let waiting = self.tickets.get_mut(&index).expect("a deadline belongs to a ticket");
+            waiting.retain(|ticket| ticket.id != id);
+            if waiting.is_empty() {
+                self.tickets.remove(&index);
+            }
+            self.outcomes.push((id, Outcome::Unknown));
+        }
+    }
+
+    /// Appends a command, or an entry that only tells the time. What becomes of it comes with a
+    /// later [`Output`] under `ticket`, at the deadline at the latest.
+    ///
+    /// # Errors
+    /// [`Refused`]: nothing was appended, and nothing will be executed.
+    pub fn propose(
+        &mut self,
+        now: Instant,
+        ticket: TicketId,
+        payload: Payload,
+        deadline: Instant,
+    ) -> Result<(), Refused> {
+        let at = self.node.propose(now, payload)?;
+        self.deadlines.insert((deadline, ticket, at.index));
+        self.tickets.entry(at.index).or_default().push(Ticket {
+            id: ticket,
+            term: at.term,
+            deadline,
+        });
+        Ok(())
+    }
+
+    /// Asks a linearizable question. The answer comes with a later [`Output`].
+    ///
+    /// # Errors
+    /// [`Refused`]: there will be no answer.
+    pub fn query(&mut self, id: ReadId, query: S::Query) -> Result<(), Refused> {
+        self.node.read(id)?;
+        self.queries.insert(id, query);
+        Ok(())
+    }
+
+    /// Answers from the state as it is here and now, however old.
+    pub fn query_stale(&self, query: S::Query) -> S::Answer {
+        self.machine.query(query)
+    }
+
+    /// The disk has made all writes up to `id` durable.
+    pub fn written(&mut self, id: WriteId) {
+        self.node.written(id);
+    }
+
+    /// The snapshot of [`Output::capture`] is durable, or none if it could not be stored.
+    pub fn captured(&mut self, root: Option<SnapshotRoot>) {
+        self.capturing = false;
+        if let Some(root) = root {
+            self.node.compact(root);
+        }
+    }
+
+    /// The snapshot of [`Output::install`] is durable here, and these are its chunks. Whether it
+    /// took the place of the state; one that has been overtaken does not.
+    ///
+    /// # Errors
+    /// [`BadSnapshot`]: it does not decode, and nothing has changed.
+    pub fn installed(
+        &mut self,
+        root: SnapshotRoot,
+        chunks: &mut dyn Iterator<Item = Bytes>,
+    ) -> Result<bool, BadSnapshot> {
+        if root.position.index <= self.node.commit() {
+            self.node.install_failed();
+            return Ok(false);
+        }
+        if let Err(error) = self.machine.restore(chunks) {
+            self.node.install_failed();
+            return Err(error);
+        }
+        let taken = self.node.installed(root);
+        assert!(taken, "a snapshot beyond the commit index is taken");
+        self.applied = Applied::from(root);
+        self.bytes_since_capture = 0;
+        let behind = self.tickets.split_off(&root.position.index.next());
+        for (index, tickets) in std::mem::replace(&mut self.tickets, behind) {
+            for ticket in tickets {
+                self.deadlines.remove(&(ticket.deadline, ticket.id, index));
+                self.outcomes.push((ticket.id, Outcome::Unknown));
+            }
+        }
+        Ok(true)
+    }
+
+    /// The snapshot of [`Output::install`] can't be had.
+    pub fn install_failed(&mut self) {
+        self.node.install_failed();
+    }
+
+    /// Everything for the driver to do since the last call.
+    pub fn take_output(&mut self) -> Output<S> {
+        let effects = self.node.take_effects();
+        for entry in effects.committed {
+            self.apply(&entry);
+        }
+        let answers = effects.reads.into_iter().map(|outcome| self.answer(outcome)).collect();
+        Output {
+            messages: effects.messages,
+            write: effects.write,
+            outcomes: std::mem::take(&mut self.outcomes),
+            answers,
+            install: effects.install,
+            capture: self.maybe_capture(),
+            events: effects.events,
+        }
+    }
+
+    /// How the member stands.
+    pub fn status(&self) -> Status {
+        self.node.status()
+    }
+
+    /// The core, for checkers.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The state machine.
+    pub fn machine(&self) -> &S {
+        &self.machine
+    }
+
+    /// The last entry that the state has seen.
+    pub fn applied(&self) -> Applied {
+        self.applied
+    }
+
+    fn apply(&mut self, entry: &Entry) {
+        assert_eq!(entry.index, self.applied.index.next(), "entries are applied in order");
+        assert!(entry.stamp >= self.applied.time, "group time never falls");
+        self.applied = Applied { index: entry.index, term: entry.term, time: entry.stamp };
+        self.bytes_since_capture += entry.size();
+        let mut response = match &entry.payload {
+            Payload::Command(command) => Some(self.machine.apply(self.applied, command)),
+            Payload::Noop | Payload::Tick => {
+                self.machine.pass(self.applied);
+                None
+            }
+        };
+        for ticket in self.tickets.remove(&entry.index).unwrap_or_default() {
+            self.deadlines.remove(&(ticket.deadline, ticket.id, entry.index));
+            // A leader appends one entry at an index in its term, so the term tells whose it is.
+            let outcome = if ticket.term == entry.term {
+                Outcome::Done(response.take())
+            } else {
+                Outcome::Rejected
+            };
+            self.outcomes.push((ticket.id, outcome));
+        }
+    }
+
+    fn answer(&mut self, outcome: ReadOutcome) -> (ReadId, Result<S::Answer, Refused>) {
+        match outcome {
+            ReadOutcome::Ready { id, index } => {
+                assert!(self.applied.index >= index, "a read at {index} before it was applied");
+                let query = self.queries.remove(&id).expect("every read has its query");
+                (id, Ok(self.machine.query(query)))
+            }
+            ReadOutcome::Refused(id) => {
+                self.queries.remove(&id);
+                (id, Err(Refused::NotLeader))
+            }
+        }
+    }
+
+    /// A snapshot is due when more log was applied since the last one than that one is large, so
+    /// that writing snapshots never costs more than writing the log. Members stagger theirs.
+    fn maybe_capture(&mut self) -> Option<Frozen<S::Capture>> {
+        let last = self.node.snapshot().map_or(0, |root| root.bytes);
+        let due = last.max(self.config.snapshot_log_bytes_min);
+        let staggered = due + due / 16 * (self.id.0 % 8);
+        if self.capturing || self.bytes_since_capture < staggered {
+            return None;
+        }
+        self.capturing = true;
+        self.bytes_since_capture = 0;
+        let position = Position { term: self.applied.term, index: self.applied.index };
+        Some(Frozen { position, stamp: self.applied.time, capture: self.machine.capture() })
+    }
+}
+
+impl From<SnapshotRoot> for Applied {
+    fn from(root: SnapshotRoot) -> Self {
+        Self { index: root.position.index, term: root.position.term, time: root.stamp }
+    }
+}

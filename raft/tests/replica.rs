@@ -1,0 +1,421 @@
+//! A replica: what becomes of proposals and reads, and when a snapshot is due.
+//!
+//! Every test drives one replica alone; what the other members would say is written out.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use flotilla_raft::{
+    AppendResult, Applied, BadSnapshot, Capture, Config, Digest, Entry, GroupTime, Index, Instant,
+    Message, MessageKind, NodeId, Outcome, Output, Payload, Position, ReadId, Recovered, Refused,
+    Replica, RoleKind, SnapshotRoot, StateMachine, Term, TicketId,
+};
+
+/// Remembers the commands that it was given.
+#[derive(Debug, Default)]
+struct Journal {
+    commands: Vec<Bytes>,
+    /// Entries without a command.
+    passed: u64,
+}
+
+struct JournalCapture(Vec<Bytes>);
+
+impl Capture for JournalCapture {
+    fn chunks(self) -> impl Iterator<Item = Bytes> + Send {
+        self.0.into_iter()
+    }
+}
+
+impl StateMachine for Journal {
+    type Query = ();
+    type Answer = Vec<Bytes>;
+    type Response = usize;
+    type Capture = JournalCapture;
+
+    fn apply(&mut self, _at: Applied, command: &Bytes) -> usize {
+        self.commands.push(command.clone());
+        self.commands.len()
+    }
+
+    fn pass(&mut self, _at: Applied) {
+        self.passed += 1;
+    }
+
+    fn query(&self, (): ()) -> Vec<Bytes> {
+        self.commands.clone()
+    }
+
+    fn capture(&self) -> JournalCapture {
+        JournalCapture(self.commands.clone())
+    }
+
+    fn restore(&mut self, chunks: &mut dyn Iterator<Item = Bytes>) -> Result<(), BadSnapshot> {
+        let commands: Vec<Bytes> = chunks.collect();
+        if commands.iter().any(|command| command.is_empty()) {
+            return Err(BadSnapshot("an empty command".to_owned()));
+        }
+        self.commands = commands;
+        Ok(())
+    }
+
+    fn digest(&self) -> u128 {
+        self.commands.len() as u128
+    }
+}
+
+/// A replica, its clock, a disk that answers at once, and what came out of it.
+struct Driver {
+    replica: Replica<Journal>,
+    now: Instant,
+    outcomes: Vec<(TicketId, Outcome<usize>)>,
+    answers: Vec<(ReadId, Result<Vec<Bytes>, Refused>)>,
+    captures: Vec<Position>,
+    wanted: Vec<SnapshotRoot>,
+}
+
+const TICK: u64 = 10_000;
+
+fn config() -> Config {
+    Config { tick_us: TICK, heartbeat_ticks: 5, election_ticks_min: 10, ..Config::default() }
+}
+
+impl Driver {
+    fn new(config: Config, id: u64, voters: impl IntoIterator<Item = u64>) -> Self {
+        let voters: BTreeSet<NodeId> = voters.into_iter().map(NodeId).collect();
+        let recovered = Recovered::default();
+        let machine = Journal::default();
+        let replica = Replica::new(config, NodeId(id), voters, recovered, machine, id, Instant(0));
+        Self {
+            replica,
+            now: Instant(0),
+            outcomes: Vec::new(),
+            answers: Vec::new(),
+            captures: Vec::new(),
+            wanted: Vec::new(),
+        }
+    }
+
+    /// The only member of its group; it leads.
+    fn alone(config: Config, id: u64) -> Self {
+        let mut driver = Self::new(config, id, [id]);
+        driver.tick();
+        assert_eq!(driver.replica.status().role, RoleKind::Leader);
+        driver
+    }
+
+    /// Member 1 of three; it leads term 1, and nobody has its first entry yet.
+    fn leader_of_three() -> Self {
+        let mut driver = Self::new(config(), 1, [1, 2, 3]);
+        while driver.replica.status().role == RoleKind::Follower {
+            driver.tick();
+        }
+        driver.hear(2, 1, MessageKind::VoteReply { pre_vote: true, granted: true });
+        driver.hear(2, 1, MessageKind::VoteReply { pre_vote: false, granted: true });
+        let status = driver.replica.status();
+        assert_eq!((status.role, status.term), (RoleKind::Leader, Term(1)));
+        driver
+    }
+
+    fn tick(&mut self) {
+        self.now.0 += TICK;
+        self.replica.tick(self.now);
+        self.act();
+    }
+
+    fn hear(&mut self, from: u64, term: u64, kind: MessageKind) {
+        self.replica.step(self.now, NodeId(from), Message { term: Term(term), kind });
+        self.act();
+    }
+
+    /// Does what the replica asks for until it asks for nothing that leads on.
+    fn act(&mut self) {
+        loop {
+            let Output { write, outcomes, answers, capture, install, .. } =
+                self.replica.take_output();
+            self.outcomes.extend(outcomes);
+            self.answers.extend(answers);
+            self.captures.extend(capture.map(|frozen| frozen.position));
+            self.wanted.extend(install.map(|install| install.root));
+            match write {
+                Some(write) => self.replica.written(write.id),
+                None => return,
+            }
+        }
+    }
+
+    fn propose(&mut self, ticket: u64, command: &'static str, deadline: u64) {
+        let payload = Payload::Command(Bytes::from_static(command.as_bytes()));
+        self.try_propose(ticket, payload, deadline).expect("a leader takes a proposal");
+    }
+
+    fn try_propose(&mut self, ticket: u64, payload: Payload, ms: u64) -> Result<(), Refused> {
+        let deadline = Instant(self.now.0 + 1_000 * ms);
+        let result = self.replica.propose(self.now, TicketId(ticket), payload, deadline);
+        self.act();
+        result
+    }
+
+    fn ended(&mut self) -> Vec<(TicketId, Outcome<usize>)> {
+        std::mem::take(&mut self.outcomes)
+    }
+}
+
+fn at(index: u64, term: u64) -> Position {
+    Position { term: Term(term), index: Index(index) }
+}
+
+fn entry(index: u64, term: u64, command: &'static str) -> Entry {
+    Entry {
+        index: Index(index),
+        term: Term(term),
+        stamp: GroupTime(1_000),
+        payload: Payload::Command(Bytes::from_static(command.as_bytes())),
+    }
+}
+
+fn append(previous: Position, commit: u64, entries: Vec<Entry>) -> MessageKind {
+    MessageKind::AppendRequest { previous, commit: Index(commit), round: 1, entries }
+}
+
+fn root(position: Position, bytes: u64) -> SnapshotRoot {
+    let stamp = GroupTime(1_000);
+    SnapshotRoot { position, stamp, manifest: Digest::default(), chunks: 1, bytes }
+}
+
+/// Long enough not to matter.
+const LATER: u64 = 60_000;
+
+#[test]
+fn applied_proposal_ends_done_with_its_response() {
+    let mut driver = Driver::alone(config(), 1);
+    driver.propose(7, "a", LATER);
+    driver.propose(8, "b", LATER);
+    driver.try_propose(9, Payload::Tick, LATER).expect("a leader takes a tick");
+    assert_eq!(
+        driver.ended(),
+        [
+            (TicketId(7), Outcome::Done(Some(1))),
+            (TicketId(8), Outcome::Done(Some(2))),
+            (TicketId(9), Outcome::Done(None)),
+        ]
+    );
+    // The first entry of the term and the tick carry no command.
+    assert_eq!(driver.replica.machine().passed, 2);
+}
+
+#[test]
+fn proposal_to_a_follower_is_refused_before_it_is_appended() {
+    let mut driver = Driver::new(config(), 1, [1, 2, 3]);
+    let refused = driver.try_propose(7, Payload::Noop, LATER);
+    assert_eq!(refused, Err(Refused::NotLeader));
+    assert_eq!(driver.replica.status().last, Position::default());
+    driver.now.0 += 1_000 * LATER;
+    driver.tick();
+    assert_eq!(driver.ended(), [], "what was refused has no outcome");
+}
+
+#[test]
+fn another_entry_applied_at_its_index_ends_it_rejected() {
+    let mut driver = Driver::leader_of_three();
+    driver.propose(7, "a", LATER);
+
+    // It is replaced, but by nothing that is committed: it may come back.
+    driver.hear(2, 2, append(at(1, 1), 1, vec![entry(2, 2, "x")]));
+    assert_eq!(driver.ended(), []);
+
+    driver.hear(2, 2, append(at(2, 2), 2, vec![]));
+    assert_eq!(driver.ended(), [(TicketId(7), Outcome::Rejected)]);
+    assert_eq!(driver.replica.machine().commands, ["x"]);
+}
+
+#[test]
+fn truncated_entry_that_comes_back_ends_it_done() {
+    let mut driver = Driver::leader_of_three();
+    driver.propose(7, "a", LATER);
+    let mine = driver.replica.node().log(Index(2)).next().cloned().expect("it was appended");
+
+    driver.hear(2, 2, append(at(1, 1), 1, vec![entry(2, 2, "x")]));
+    assert_eq!(driver.replica.status().last, at(2, 2), "it was truncated");
+    assert_eq!(driver.ended(), [], "truncation leaves the ticket open");
+
+    // Member 3 had it all the time, and was elected with it.
+    driver.hear(3, 3, append(at(1, 1), 3, vec![mine, entry(3, 3, "y")]));
+    assert_eq!(driver.ended(), [(TicketId(7), Outcome::Done(Some(1)))]);
+    assert_eq!(driver.replica.machine().commands, ["a", "y"]);
+}
+
+#[test]
+fn two_tickets_of_one_index_end_by_what_is_applied_there() {
+    let mut driver = Driver::leader_of_three();
+    driver.propose(7, "a", LATER);
+    // Replaced, and then leader again, with another entry at the same index.
+    driver.hear(2, 2, append(at(0, 0), 0, vec![entry(1, 2, "x")]));
+    while driver.replica.status().role == RoleKind::Follower {
+        driver.tick();
+    }
+    driver.hear(2, 3, MessageKind::VoteReply { pre_vote: true, granted: true });
+    driver.hear(2, 3, MessageKind::VoteReply { pre_vote: false, granted: true });
+    assert_eq!(driver.replica.status().last, at(2, 3), "the first entry of term 3 is at index 2");
+    driver.propose(8, "b", LATER);
+    driver.propose(9, "c", LATER);
+    driver.hear(
+        3,
+        3,
+        MessageKind::AppendReply { round: 1, result: AppendResult::Matched(Index(3)) },
+    );
+    assert_eq!(
+        driver.ended(),
+        [(TicketId(7), Outcome::Rejected), (TicketId(8), Outcome::Done(Some(2)))]
+    );
+}
+
+#[test]
+fn deadline_ends_it_unknown_once() {
+    let mut driver = Driver::leader_of_three();
+    driver.propose(7, "a", 50);
+    driver.propose(8, "b", LATER);
+    for _ in 0..4 {
+        driver.tick();
+    }
+    assert_eq!(driver.ended(), [], "its time is not over");
+    driver.tick();
+    assert_eq!(driver.ended(), [(TicketId(7), Outcome::Unknown)]);
+
+    // It is applied after all; that is no second outcome.
+    let result = AppendResult::Matched(Index(3));
+    driver.hear(2, 1, MessageKind::AppendReply { round: 1, result });
+    assert_eq!(driver.replica.machine().commands, ["a", "b"]);
+    assert_eq!(driver.ended(), [(TicketId(8), Outcome::Done(Some(2)))]);
+}
+
+#[test]
+fn install_over_its_index_ends_it_unknown() {
+    let mut driver = Driver::leader_of_three();
+    driver.propose(7, "a", LATER);
+    driver.propose(8, "b", LATER);
+    driver.propose(9, "c", LATER);
+    let offered = root(at(3, 2), 100);
+    driver.hear(2, 2, MessageKind::SnapshotOffer(offered));
+    assert_eq!(driver.wanted, [offered]);
+
+    let chunks = [Bytes::from_static(b"x"), Bytes::from_static(b"y")];
+    assert_eq!(driver.replica.installed(offered, &mut chunks.into_iter()), Ok(true));
+    driver.act();
+    assert_eq!(
+        driver.ended(),
+        [(TicketId(7), Outcome::Unknown), (TicketId(8), Outcome::Unknown)],
+        "what lies behind the snapshot is open"
+    );
+    assert_eq!(driver.replica.applied().index, Index(3));
+
+    driver.hear(2, 2, append(at(3, 2), 4, vec![entry(4, 2, "z")]));
+    assert_eq!(driver.ended(), [(TicketId(9), Outcome::Rejected)]);
+    assert_eq!(driver.replica.machine().commands, ["x", "y", "z"]);
+    driver.now.0 += 1_000 * LATER;
+    driver.tick();
+    assert_eq!(driver.ended(), [], "a ticket ends once");
+}
+
+#[test]
+fn snapshot_that_does_not_decode_changes_nothing_and_is_asked_for_again() {
+    let mut driver = Driver::new(config(), 1, [1, 2, 3]);
+    driver.hear(2, 1, append(at(0, 0), 1, vec![entry(1, 1, "a")]));
+    let offered = root(at(3, 1), 100);
+    driver.hear(2, 1, MessageKind::SnapshotOffer(offered));
+    let refused = driver.replica.installed(offered, &mut [Bytes::new()].into_iter());
+    assert!(refused.is_err(), "{refused:?}");
+    driver.act();
+    assert_eq!(driver.replica.machine().commands, ["a"]);
+    assert_eq!(driver.replica.status().commit, Index(1));
+
+    driver.hear(2, 1, MessageKind::SnapshotOffer(offered));
+    assert_eq!(driver.wanted, [offered, offered]);
+}
+
+#[test]
+fn overtaken_snapshot_does_not_take_the_place_of_the_state() {
+    let mut driver = Driver::new(config(), 1, [1, 2, 3]);
+    let offered = root(at(1, 1), 100);
+    driver.hear(2, 1, MessageKind::SnapshotOffer(offered));
+    driver.hear(2, 1, append(at(0, 0), 2, vec![entry(1, 1, "a"), entry(2, 1, "b")]));
+    let old = [Bytes::from_static(b"a")];
+    assert_eq!(driver.replica.installed(offered, &mut old.into_iter()), Ok(false));
+    driver.act();
+    assert_eq!(driver.replica.machine().commands, ["a", "b"]);
+}
+
+#[test]
+fn query_is_answered_from_a_state_that_has_seen_what_was_acknowledged() {
+    let mut driver = Driver::alone(config(), 1);
+    driver.propose(7, "a", LATER);
+    driver.replica.query(ReadId(1), ()).expect("a leader takes a read");
+    driver.act();
+    assert_eq!(driver.answers, [(ReadId(1), Ok(vec![Bytes::from_static(b"a")]))]);
+}
+
+#[test]
+fn query_is_refused_by_a_follower_and_at_stepping_down() {
+    let mut driver = Driver::leader_of_three();
+    driver.replica.query(ReadId(1), ()).expect("a leader takes a read");
+    driver.act();
+    assert_eq!(driver.answers, [], "nobody has confirmed it");
+    driver.hear(2, 2, append(at(0, 0), 0, vec![]));
+    assert_eq!(driver.answers, [(ReadId(1), Err(Refused::NotLeader))]);
+    assert_eq!(driver.replica.query(ReadId(2), ()), Err(Refused::NotLeader));
+}
+
+/// Proposes a command of 68 bytes, which counts 100, and says whether a capture followed.
+fn grow(driver: &mut Driver, ticket: u64) -> bool {
+    let before = driver.captures.len();
+    let command = Payload::Command(Bytes::from(vec![b'x'; 68]));
+    driver.try_propose(ticket, command, LATER).expect("a leader takes a proposal");
+    driver.captures.len() > before
+}
+
+/// How many such commands it takes until a capture is due.
+fn grow_until_due(driver: &mut Driver) -> u64 {
+    let ticket = driver.replica.applied().index.0;
+    (1..=1_000).find(|more| grow(driver, ticket + more)).expect("a capture is due some time")
+}
+
+fn small(id: u64) -> Driver {
+    Driver::alone(Config { snapshot_log_bytes_min: 1_600, retained_bytes: 0, ..config() }, id)
+}
+
+#[test]
+fn capture_is_due_by_bytes() {
+    // Member 8 waits for 1,600 bytes, of which the entry of its term is 32.
+    let mut driver = small(8);
+    assert_eq!(grow_until_due(&mut driver), 16);
+    assert_eq!(driver.captures, [at(17, 1)]);
+
+    // While it is stored, none other is due, however much is applied.
+    assert!((100..150).all(|ticket| !grow(&mut driver, ticket)));
+
+    // It is as large as 25 entries: so much log has to be applied before the next.
+    driver.replica.captured(Some(root(at(17, 1), 2_500)));
+    driver.act();
+    assert_eq!(driver.replica.status().snapshot.map(|root| root.position), Some(at(17, 1)));
+    assert_eq!(driver.replica.status().first, Index(18));
+    assert_eq!(driver.captures, [at(17, 1), at(67, 1)], "what was applied meanwhile counts");
+    driver.replica.captured(Some(root(at(67, 1), 2_500)));
+    driver.act();
+    assert_eq!(grow_until_due(&mut driver), 25);
+}
+
+#[test]
+fn capture_that_could_not_be_stored_is_tried_again_later() {
+    let mut driver = small(8);
+    assert_eq!(grow_until_due(&mut driver), 16);
+    driver.replica.captured(None);
+    driver.act();
+    assert_eq!(driver.replica.status().first, Index(1), "the log stays");
+    assert_eq!(grow_until_due(&mut driver), 16);
+}
+
+#[test]
+fn members_stagger_their_captures() {
+    let due: Vec<u64> = (1..=3).map(|id| grow_until_due(&mut small(id))).collect();
+    assert_eq!(due, [17, 18, 19]);
+}
