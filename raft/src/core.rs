@@ -255,8 +255,10 @@ impl Core {
         self.snapshot = Some(root);
         self.commit = covered.index;
         self.handed = covered.index;
-        let first = covered.index.next();
-        self.durability.snapshot(SnapshotWrite { root, first, reset: !suffix_kept });
+        // The log on the disk may end with what was truncated here and is gathered anew: when nothing
+        // follows the snapshot, the disk must not keep that either.
+        let reset = self.log.last() == covered;
+        self.durability.snapshot(SnapshotWrite { root, first: covered.index.next(), reset });
         self.events.push(Event::Installed { root, suffix_kept });
         true
     }

@@ -81,8 +81,9 @@ impl Durability {
                     .all(|entry| entry.index <= snapshot.root.position.index),
                 "a reset comes after the truncation of what it replaces"
             );
-            self.gathering.entries.clear();
         }
+        // What was gathered and is covered by the snapshot would stand before the log's beginning.
+        self.gathering.entries.retain(|entry| entry.index >= snapshot.first);
         let reset = snapshot.reset || self.gathering.snapshot.is_some_and(|earlier| earlier.reset);
         self.gathering.snapshot = Some(SnapshotWrite { reset, ..snapshot });
     }

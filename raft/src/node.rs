@@ -261,9 +261,11 @@ impl Node {
     /// otherwise wait for a follower that pre-vote keeps from ever telling it.
     fn answer_stale(&mut self, from: NodeId, kind: &MessageKind) {
         match *kind {
-            MessageKind::AppendRequest { round, .. } => {
+            MessageKind::AppendRequest { .. } => {
+                // The round is one of an earlier term. The sender may lead the current one by now,
+                // and must not take it for an answer to a round of this term: reads would go stale.
                 let result = AppendResult::Matched(Index(0));
-                self.core.send(from, MessageKind::AppendReply { round, result });
+                self.core.send(from, MessageKind::AppendReply { round: 0, result });
             }
             MessageKind::VoteRequest { pre_vote, .. } => {
                 self.core.send(from, MessageKind::VoteReply { pre_vote, granted: false });
