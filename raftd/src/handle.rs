@@ -1,0 +1,262 @@
+//! What a service holds of its replica: everybody else owns a handle, the host task the replica.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use raft::{GroupTime, Index, NodeId, SnapshotRoot, StateMachine, Term};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tonic::transport::Channel;
+
+use crate::identity::GroupId;
+use crate::settings::Member;
+
+/// How many requests may wait for the host task.
+pub const REQUESTS_MAX: usize = 16_384;
+
+/// The largest command: a request of 2 MiB and its envelope.
+pub const COMMAND_BYTES_MAX: usize = (2 << 20) + (64 << 10);
+
+/// How a proposal ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome<R> {
+    /// It was executed.
+    Done(R),
+    /// It was not executed and never will be.
+    Rejected(Refused),
+    /// It may have been executed, or may be yet.
+    Unknown,
+}
+
+/// Why something was not done. It never was and never will be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Ask the leader.
+    #[error("this member does not lead its group")]
+    NotLeader {
+        /// The leader, as far as this member knows.
+        leader: Option<Member>,
+    },
+    /// Another entry took its place in the log; try again.
+    #[error("the leader changed before the request was committed")]
+    Overtaken,
+    /// Ask again later.
+    #[error("the member has too much to do (limit {limit})")]
+    Overloaded {
+        /// The limit that was reached.
+        limit: &'static str,
+    },
+    /// It is larger than a log entry may be.
+    #[error("a command of {bytes} bytes, over the limit command_bytes_max of {limit}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The disk is nearly full; requests that free space are still taken.
+    #[error("less than free_bytes_min is free on the disk of this member")]
+    LowSpace,
+    /// The deadline passed.
+    #[error("the deadline passed")]
+    Deadline,
+    /// The member is stopping.
+    #[error("the member is stopping")]
+    Shutdown,
+    /// The group is being born.
+    #[error("the group is being born: waiting for its other members")]
+    Unborn,
+}
+
+/// What a member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The group is being born.
+    Unborn,
+    /// It follows, or waits for a leader.
+    Follower,
+    /// It asks for votes.
+    Candidate,
+    /// It leads.
+    Leader,
+}
+
+/// How a member stands, at most a tick ago.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The group's identity, once it is born.
+    pub group: Option<GroupId>,
+    /// This member.
+    pub node: NodeId,
+    /// What it is.
+    pub role: Role,
+    /// Its term.
+    pub term: Term,
+    /// The leader it knows of; itself, if it leads.
+    pub leader: Option<NodeId>,
+    /// The first index in its log.
+    pub first: Index,
+    /// The last.
+    pub last: Index,
+    /// Its log is durable up to here.
+    pub durable: Index,
+    /// What it knows to be committed.
+    pub commit: Index,
+    /// What its state machine has seen.
+    pub applied: Index,
+    /// The group's time at `applied`.
+    pub group_time: GroupTime,
+    /// Bytes in its log.
+    pub log_bytes: u64,
+    /// Its last snapshot.
+    pub snapshot: Option<SnapshotRoot>,
+    /// The digest of its state at `applied`.
+    pub state_digest: u128,
+    /// All members; how they stand is known on the leader only.
+    pub members: Vec<MemberStatus>,
+}
+
+/// How a member stands, as another sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// Which.
+    pub member: Member,
+    /// On the leader: its log is durable and equal up to here.
+    pub matched: Index,
+    /// On the leader: it was heard from lately.
+    pub active: bool,
+}
+
+/// What the host task is asked.
+pub(crate) enum Request<S: StateMachine> {
+    Propose { command: Bytes, deadline: Instant, answer: oneshot::Sender<Outcome<S::Response>> },
+    Tick { deadline: Instant, answer: oneshot::Sender<Outcome<()>> },
+    Query { query: S::Query, answer: oneshot::Sender<Result<S::Answer, Refused>> },
+    QueryStale { query: S::Query, answer: oneshot::Sender<Result<S::Answer, Refused>> },
+}
+
+/// A handle to a replica. Clones speak to the same one.
+pub struct Handle<S: StateMachine> {
+    requests: mpsc::Sender<Request<S>>,
+    status: watch::Receiver<Status>,
+    members: Arc<BTreeMap<NodeId, Member>>,
+    channels: Arc<BTreeMap<NodeId, Channel>>,
+    node: NodeId,
+}
+
+impl<S: StateMachine> Clone for Handle<S> {
+    fn clone(&self) -> Self {
+        Self {
+            requests: self.requests.clone(),
+            status: self.status.clone(),
+            members: self.members.clone(),
+            channels: self.channels.clone(),
+            node: self.node,
+        }
+    }
+}
+
+impl<S: StateMachine> Handle<S> {
+    pub(crate) fn new(
+        requests: mpsc::Sender<Request<S>>,
+        status: watch::Receiver<Status>,
+        members: Arc<BTreeMap<NodeId, Member>>,
+        channels: Arc<BTreeMap<NodeId, Channel>>,
+        node: NodeId,
+    ) -> Self {
+        Self { requests, status, members, channels, node }
+    }
+
+    /// Replicates a command and executes it. Only the leader does so. Ends by the deadline.
+    pub async fn propose(&self, command: Bytes, deadline: Instant) -> Outcome<S::Response> {
+        if command.len() > COMMAND_BYTES_MAX {
+            let (bytes, limit) = (command.len(), COMMAND_BYTES_MAX);
+            return Outcome::Rejected(Refused::TooLarge { bytes, limit });
+        }
+        self.ask_outcome(|answer| Request::Propose { command, deadline, answer }).await
+    }
+
+    /// Appends an entry that only carries the time, and ends when it is applied. Only the leader
+    /// does so.
+    pub async fn tell_time(&self, deadline: Instant) -> Outcome<()> {
+        self.ask_outcome(|answer| Request::Tick { deadline, answer }).await
+    }
+
+    /// Answers a question from a state that has seen everything acknowledged before this call.
+    /// Only the leader answers.
+    ///
+    /// # Errors
+    /// [`Refused`]: no answer.
+    pub async fn query(&self, query: S::Query, deadline: Instant) -> Result<S::Answer, Refused> {
+        let (answer, answered) = oneshot::channel();
+        self.submit(Request::Query { query, answer })?;
+        match tokio::time::timeout_at(deadline, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Refused::Shutdown),
+            Err(_) => Err(Refused::Deadline),
+        }
+    }
+
+    /// Answers a question from this member's own state, however old it is.
+    ///
+    /// # Errors
+    /// [`Refused`]: no answer.
+    pub async fn query_stale(&self, query: S::Query) -> Result<S::Answer, Refused> {
+        let (answer, answered) = oneshot::channel();
+        self.submit(Request::QueryStale { query, answer })?;
+        answered.await.unwrap_or(Err(Refused::Shutdown))
+    }
+
+    /// The leader, as far as this member knows.
+    pub fn leader(&self) -> Option<Member> {
+        let leader = self.status.borrow().leader?;
+        self.members.get(&leader).cloned()
+    }
+
+    /// Whether this member leads, as far as it knows.
+    pub fn leads(&self) -> bool {
+        self.status.borrow().role == Role::Leader
+    }
+
+    /// How this member stands.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// How this member stands, from now on. Changes of role, term and leader show at once, the
+    /// rest with the next tick.
+    pub fn watch_status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// This member.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// A connection to another member's peer port.
+    pub fn peer(&self, node: NodeId) -> Option<Channel> {
+        self.channels.get(&node).cloned()
+    }
+
+    async fn ask_outcome<R>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Outcome<R>>) -> Request<S>,
+    ) -> Outcome<R> {
+        let (answer, answered) = oneshot::channel();
+        match self.submit(request(answer)) {
+            Ok(()) => answered.await.unwrap_or(Outcome::Unknown),
+            Err(refused) => Outcome::Rejected(refused),
+        }
+    }
+
+    fn submit(&self, request: Request<S>) -> Result<(), Refused> {
+        self.requests.try_send(request).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Refused::Overloaded { limit: "requests_max" },
+            mpsc::error::TrySendError::Closed(_) => Refused::Shutdown,
+        })
+    }
+}

@@ -1,0 +1,390 @@
+//! The host: one task that owns a replica and drives it.
+//!
+//! It waits for the first of {shutdown, clock, disk, peers, requests}, takes in what else is there
+//! up to a bound, and then acts once on everything: so proposals batch by themselves, and the disk
+//! sees one write where it would have seen many. It decides nothing that `raft` can decide.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use daemon::{Failure, Shutdown};
+use raft::{
+    Frozen, Index, Install, Instant, NodeId, Output, Payload, ReadId, Replica, RoleKind,
+    SnapshotRoot, StateMachine, TicketId,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+use tracing::{error, info, warn};
+
+use crate::events;
+use crate::handle::{MemberStatus, Outcome, Refused, Request, Role, Status};
+use crate::peer::{self, Incoming, News, Peers};
+use crate::settings::Member;
+use crate::store::{Snapshots, Store, Written};
+
+/// How many of each input are taken in before the host acts.
+const DRAIN_MAX: usize = 1_024;
+
+/// How long a snapshot may take to arrive before the leader has to offer it again.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// What the host task is fed by.
+pub(crate) struct Inputs<S: StateMachine> {
+    pub(crate) requests: mpsc::Receiver<Request<S>>,
+    pub(crate) inbox: mpsc::Receiver<Incoming>,
+    pub(crate) written: watch::Receiver<Written>,
+    pub(crate) jobs: mpsc::Receiver<Job>,
+    pub(crate) lost: watch::Receiver<Option<String>>,
+    pub(crate) news: mpsc::UnboundedReceiver<News>,
+    pub(crate) store_failed: oneshot::Receiver<Failure>,
+}
+
+/// What a job away from the host task came to.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// A snapshot of this member's state is durable, or could not be stored.
+    Captured(Result<SnapshotRoot, Failure>),
+    /// A snapshot of the leader's is durable here, and these are its chunks.
+    Fetched(Result<(SnapshotRoot, Vec<bytes::Bytes>), String>),
+}
+
+/// What the host task acts on.
+pub(crate) struct Driver<S: StateMachine> {
+    pub(crate) replica: Replica<S>,
+    pub(crate) store: Store,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) senders: BTreeMap<NodeId, peer::Sender>,
+    pub(crate) members: Arc<BTreeMap<NodeId, Member>>,
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) jobs: mpsc::Sender<Job>,
+    pub(crate) started: std::time::Instant,
+    pub(crate) tick: Duration,
+    pub(crate) waiting: Waiting<S>,
+}
+
+/// Who waits for an answer.
+pub(crate) struct Waiting<S: StateMachine> {
+    next: u64,
+    proposals: HashMap<TicketId, oneshot::Sender<Outcome<S::Response>>>,
+    ticks: HashMap<TicketId, oneshot::Sender<Outcome<()>>>,
+    queries: HashMap<ReadId, oneshot::Sender<Result<S::Answer, Refused>>>,
+}
+
+impl<S: StateMachine> Default for Waiting<S> {
+    fn default() -> Self {
+        Self { next: 0, proposals: HashMap::new(), ticks: HashMap::new(), queries: HashMap::new() }
+    }
+}
+
+impl<S: StateMachine> Waiting<S> {
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+}
+
+impl<S: StateMachine> Driver<S> {
+    /// Drives the replica until shutdown or a failure.
+    pub(crate) async fn run(mut self, mut inputs: Inputs<S>, shutdown: Shutdown) -> Result<(), Failure> {
+        let mut clock = tokio::time::interval(self.tick);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        self.act();
+        loop {
+            let mut ticked = false;
+            tokio::select! {
+                biased;
+                () = shutdown.requested() => return Ok(()),
+                failure = &mut inputs.store_failed => return Err(store_failure(failure)),
+                _ = clock.tick() => { ticked = true; self.replica.tick(self.now()) },
+                Ok(()) = inputs.written.changed() => self.written(&mut inputs.written),
+                Some(incoming) = inputs.inbox.recv() => self.step(incoming),
+                Some(job) = inputs.jobs.recv() => self.finish(job)?,
+                Some(request) = inputs.requests.recv() => self.take(request),
+                Some(news) = inputs.news.recv() => self.remember(news),
+                failure = lost(&mut inputs.lost) => return Err(failure),
+            }
+            self.drain(&mut inputs);
+            self.act();
+            self.publish(ticked);
+        }
+    }
+
+    /// Takes in what else is there.
+    fn drain(&mut self, inputs: &mut Inputs<S>) {
+        if inputs.written.has_changed().unwrap_or(false) {
+            self.written(&mut inputs.written);
+        }
+        for _ in 0..DRAIN_MAX {
+            let Ok(incoming) = inputs.inbox.try_recv() else { break };
+            self.step(incoming);
+        }
+        for _ in 0..DRAIN_MAX {
+            let Ok(request) = inputs.requests.try_recv() else { break };
+            self.take(request);
+        }
+    }
+
+    fn now(&self) -> Instant {
+        self.at(std::time::Instant::now())
+    }
+
+    fn at(&self, time: std::time::Instant) -> Instant {
+        let elapsed = time.saturating_duration_since(self.started).as_micros();
+        Instant(u64::try_from(elapsed).unwrap_or(u64::MAX))
+    }
+
+    fn written(&mut self, written: &mut watch::Receiver<Written>) {
+        let Written { id, write_sequence } = *written.borrow_and_update();
+        self.peers.write_sequence.store(write_sequence, Ordering::Relaxed);
+        self.replica.written(id);
+    }
+
+    fn step(&mut self, incoming: Incoming) {
+        let now = self.now();
+        for message in incoming.messages {
+            self.replica.step(now, incoming.from, message);
+        }
+    }
+
+    fn take(&mut self, request: Request<S>) {
+        match request {
+            Request::Propose { command, deadline, answer } => {
+                if self.store.is_low_on_space() {
+                    return reply(answer, Outcome::Rejected(Refused::LowSpace));
+                }
+                match self.propose(Payload::Command(command), deadline) {
+                    Ok(ticket) => drop(self.waiting.proposals.insert(ticket, answer)),
+                    Err(refused) => reply(answer, Outcome::Rejected(refused)),
+                }
+            }
+            Request::Tick { deadline, answer } => match self.propose(Payload::Tick, deadline) {
+                Ok(ticket) => drop(self.waiting.ticks.insert(ticket, answer)),
+                Err(refused) => reply(answer, Outcome::Rejected(refused)),
+            },
+            Request::Query { query, answer } => {
+                let id = ReadId(self.waiting.number());
+                match self.replica.query(id, query) {
+                    Ok(()) => drop(self.waiting.queries.insert(id, answer)),
+                    Err(refused) => reply(answer, Err(self.refused(refused))),
+                }
+            }
+            Request::QueryStale { query, answer } => {
+                reply(answer, Ok(self.replica.query_stale(query)));
+            }
+        }
+    }
+
+    /// A peer has started anew: should its disk be put back to an older state, this tells.
+    fn remember(&self, news: News) {
+        self.store.heard(news.node, news.incarnation, news.boot, news.write_sequence);
+    }
+
+    fn propose(
+        &mut self,
+        payload: Payload,
+        deadline: tokio::time::Instant,
+    ) -> Result<TicketId, Refused> {
+        let now = self.now();
+        let deadline = self.at(deadline.into_std());
+        if deadline <= now {
+            return Err(Refused::Deadline);
+        }
+        let ticket = TicketId(self.waiting.number());
+        self.replica.propose(now, ticket, payload, deadline).map_err(|refused| self.refused(refused))?;
+        Ok(ticket)
+    }
+
+    fn refused(&self, refused: raft::Refused) -> Refused {
+        match refused {
+            raft::Refused::NotLeader => Refused::NotLeader { leader: self.leader() },
+            raft::Refused::Overloaded(limit) => Refused::Overloaded { limit },
+        }
+    }
+
+    fn leader(&self) -> Option<Member> {
+        self.members.get(&self.replica.node().leader()?).cloned()
+    }
+
+    fn finish(&mut self, job: Job) -> Result<(), Failure> {
+        match job {
+            Job::Captured(Ok(root)) => {
+                info!(index = %root.position.index, bytes = root.bytes, "stored a snapshot");
+                self.replica.captured(Some(root));
+            }
+            Job::Captured(Err(failure)) => {
+                self.replica.captured(None);
+                return Err(failure);
+            }
+            Job::Fetched(Ok((root, chunks))) => {
+                match self.replica.installed(root, &mut chunks.into_iter()) {
+                    Ok(installed) => info!(index = %root.position.index, installed, "fetched a snapshot"),
+                    Err(error) => error!(%error, "a snapshot does not decode"),
+                }
+            }
+            Job::Fetched(Err(reason)) => {
+                warn!(reason, "a snapshot could not be fetched");
+                self.replica.install_failed();
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what the replica asks for.
+    fn act(&mut self) {
+        let output: Output<S> = self.replica.take_output();
+        // The leader's followers work while its own disk does.
+        for envelope in output.messages {
+            if let Some(sender) = self.senders.get(&envelope.to)
+                && !sender.send(envelope.message)
+            {
+                metrics::counter!("flotilla_raft_messages_dropped_total").increment(1);
+            }
+        }
+        if let Some(write) = output.write {
+            self.store.submit(write);
+        }
+        for (ticket, outcome) in output.outcomes {
+            self.end(ticket, outcome);
+        }
+        for (id, answer) in output.answers {
+            if let Some(waiting) = self.waiting.queries.remove(&id) {
+                reply(waiting, answer.map_err(|refused| self.refused(refused)));
+            }
+        }
+        if let Some(frozen) = output.capture {
+            self.capture(frozen);
+        }
+        if let Some(install) = output.install {
+            self.install(install);
+        }
+        for event in &output.events {
+            events::observe(event);
+        }
+    }
+
+    fn end(&mut self, ticket: TicketId, outcome: raft::Outcome<S::Response>) {
+        if let Some(waiting) = self.waiting.proposals.remove(&ticket) {
+            let outcome = match outcome {
+                raft::Outcome::Done(response) => {
+                    Outcome::Done(response.expect("a command has a response"))
+                }
+                raft::Outcome::Rejected => Outcome::Rejected(Refused::Overtaken),
+                raft::Outcome::Unknown => Outcome::Unknown,
+            };
+            reply(waiting, outcome);
+        } else if let Some(waiting) = self.waiting.ticks.remove(&ticket) {
+            let outcome = match outcome {
+                raft::Outcome::Done(_) => Outcome::Done(()),
+                raft::Outcome::Rejected => Outcome::Rejected(Refused::Overtaken),
+                raft::Outcome::Unknown => Outcome::Unknown,
+            };
+            reply(waiting, outcome);
+        }
+    }
+
+    /// Encodes and stores a frozen state away from this task.
+    fn capture(&self, frozen: Frozen<S::Capture>) {
+        let (snapshots, jobs) = (self.snapshots.clone(), self.jobs.clone());
+        tokio::task::spawn_blocking(move || {
+            let stored = snapshots.store(frozen.position, frozen.stamp, frozen.capture);
+            // The host has ended when nobody listens.
+            let _ = jobs.blocking_send(Job::Captured(stored.map_err(Failure::from)));
+        });
+    }
+
+    /// Fetches a snapshot away from this task, on a connection of its own.
+    fn install(&self, install: Install) {
+        let Some(member) = self.members.get(&install.from).cloned() else { return };
+        let (snapshots, peers, jobs) = (self.snapshots.clone(), self.peers.clone(), self.jobs.clone());
+        tokio::spawn(async move {
+            let fetched = peer::fetch(&peers, &member, install.root, snapshots);
+            let fetched = match tokio::time::timeout(INSTALL_TIMEOUT, fetched).await {
+                Ok(fetched) => fetched.map(|chunks| (install.root, chunks)),
+                Err(_) => Err(format!("it took longer than {INSTALL_TIMEOUT:?}")),
+            };
+            // The host has ended when nobody listens.
+            let _ = jobs.send(Job::Fetched(fetched)).await;
+        });
+    }
+
+    /// Tells how the member stands: role, term and leader at once, the rest with a tick.
+    fn publish(&self, ticked: bool) {
+        let node = self.replica.node();
+        let changed = {
+            let last = self.status.borrow();
+            last.term != node.term() || last.leader != node.leader() || last.role != role(node.role())
+        };
+        let moved = ticked && self.status.borrow().applied != self.replica.applied().index;
+        let peers_moved = ticked && node.role() == RoleKind::Leader;
+        if changed || moved || peers_moved {
+            let status = self.describe();
+            events::measure(&status);
+            self.status.send_if_modified(|last| {
+                let news = *last != status;
+                *last = status;
+                news
+            });
+        }
+    }
+
+    fn describe(&self) -> Status {
+        let (core, applied) = (self.replica.status(), self.replica.applied());
+        let members = self.members.values().map(|member| {
+            let progress = core.peers.iter().find(|progress| progress.node == member.node);
+            let itself = member.node == self.peers.me.node && core.role == RoleKind::Leader;
+            MemberStatus {
+                member: member.clone(),
+                matched: progress.map_or(if itself { core.durable } else { Index(0) }, |p| p.matched),
+                active: progress.map_or(itself, |progress| progress.active),
+            }
+        });
+        let last = self.status.borrow();
+        Status {
+            cluster: last.cluster.clone(),
+            group: last.group,
+            node: last.node,
+            role: role(core.role),
+            term: core.term,
+            leader: core.leader,
+            first: core.first,
+            last: core.last.index,
+            durable: core.durable,
+            commit: core.commit,
+            applied: applied.index,
+            group_time: applied.time,
+            log_bytes: core.log_bytes,
+            snapshot: core.snapshot,
+            state_digest: self.replica.machine().digest(),
+            members: members.collect(),
+        }
+    }
+}
+
+fn role(role: RoleKind) -> Role {
+    match role {
+        RoleKind::Follower => Role::Follower,
+        RoleKind::Candidate => Role::Candidate,
+        RoleKind::Leader => Role::Leader,
+    }
+}
+
+/// Answers, unless the asker has gone.
+fn reply<T>(answer: oneshot::Sender<T>, value: T) {
+    drop(answer.send(value));
+}
+
+fn store_failure(failure: Result<Failure, oneshot::error::RecvError>) -> Failure {
+    failure.unwrap_or_else(|_| Failure::machine("the store's thread has ended"))
+}
+
+/// Ends when a peer says that this member has lost data.
+pub(crate) async fn lost(lost: &mut watch::Receiver<Option<String>>) -> Failure {
+    let reason = lost.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+    match reason {
+        Some(reason) => Failure::configuration(reason),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,254 @@
+//! Who is who in a group: whether what a peer says of itself can be true.
+//!
+//! A member whose disk was wiped, or put back to an older state, has forgotten promises: votes and
+//! acknowledgements that others built on. It must not take part, however well it means. Its
+//! incarnation tells a wiped disk, and the durable write sequence that others heard from it tells
+//! an older copy. Pure: `peer/` asks, the store remembers.
+
+use std::collections::BTreeMap;
+
+use raft::NodeId;
+
+/// A random number that a member draws when its directory is made.
+pub type Incarnation = [u8; 16];
+
+/// The identity of a group, made at its birth: a digest of its cluster's name and of who was born
+/// with it.
+pub type GroupId = [u8; 32];
+
+/// One of the members that a group was born with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Founder {
+    /// Its id.
+    pub node: NodeId,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// Where peers reached it at the birth.
+    pub peer_address: String,
+    /// Where clients reached it at the birth.
+    pub client_address: String,
+}
+
+/// The identity of a group that `founders`, in order of their ids, were born with.
+pub(crate) fn group_id(cluster: &str, founders: &[Founder]) -> GroupId {
+    let mut hasher = blake3::Hasher::new_derive_key("flotilla group identity v1");
+    hasher.update(&(cluster.len() as u64).to_le_bytes());
+    hasher.update(cluster.as_bytes());
+    for founder in founders {
+        hasher.update(&founder.node.0.to_le_bytes());
+        hasher.update(&founder.incarnation);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// What a member says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) version: u32,
+    pub(crate) cluster: String,
+    pub(crate) group: Option<GroupId>,
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) boot: u64,
+    pub(crate) nonce: u64,
+    pub(crate) write_sequence: u64,
+    pub(crate) boot_write_sequence: u64,
+}
+
+/// What was last heard of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Heard {
+    /// None: heard before this process started, or not at all.
+    pub(crate) incarnation: Option<Incarnation>,
+    pub(crate) boot: u64,
+    /// None: heard before this process started, so it can't be compared.
+    pub(crate) nonce: Option<u64>,
+    pub(crate) write_sequence: u64,
+}
+
+/// Why a peer is refused. Each says what a person should do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Mistrust {
+    #[error("it speaks version {0} of the peer protocol, newer than {1}: upgrade this member")]
+    Version(u32, u32),
+    #[error("it belongs to the cluster \"{0}\", not to \"{1}\": check --cluster and --member")]
+    Cluster(String, String),
+    #[error("it belongs to another group of this name: its data directory is of another cluster")]
+    Group,
+    #[error("{0} is no member of this group")]
+    Stranger(NodeId),
+    #[error(
+        "member {0} has lost its data (its incarnation is not the one that the group was born \
+         with): remove it and add it again under a new id"
+    )]
+    Wiped(NodeId),
+    #[error("member {0} is an older process (boot {1} after {2}): stop it")]
+    OlderBoot(NodeId, u64, u64),
+    #[error("two processes claim to be member {0}: stop the copy")]
+    Twin(NodeId),
+    #[error(
+        "member {0} has lost data (its log ended at write {1} when it started, but {2} was heard \
+         from it): an old copy of its directory was put back; remove it and add it again"
+    )]
+    RolledBack(NodeId, u64, u64),
+}
+
+impl Mistrust {
+    /// Whether it speaks of what the peer has lost, which no retry and no setting brings back.
+    pub(crate) fn is_about_data(&self) -> bool {
+        match self {
+            Self::Wiped(_) | Self::OlderBoot(..) | Self::Twin(_) | Self::RolledBack(..) => true,
+            Self::Version(..) | Self::Cluster(..) | Self::Group | Self::Stranger(_) => false,
+        }
+    }
+}
+
+/// What this member knows of the others.
+#[derive(Debug)]
+pub(crate) struct Acquaintances {
+    cluster: String,
+    group: Option<GroupId>,
+    founders: BTreeMap<NodeId, Incarnation>,
+    heard: BTreeMap<NodeId, Heard>,
+}
+
+impl Acquaintances {
+    /// A member that is not born yet and knows whom it waits for.
+    pub(crate) fn unborn(cluster: &str, members: impl Iterator<Item = NodeId>) -> Self {
+        let heard = members.map(|node| (node, Heard::default())).collect();
+        Self { cluster: cluster.to_owned(), group: None, founders: BTreeMap::new(), heard }
+    }
+
+    /// The group was born with these.
+    pub(crate) fn bear(&mut self, group: GroupId, founders: &[Founder]) {
+        self.group = Some(group);
+        self.founders =
+            founders.iter().map(|founder| (founder.node, founder.incarnation)).collect();
+    }
+
+    /// What was heard of a peer before this process started.
+    pub(crate) fn recall(&mut self, node: NodeId, boot: u64, write_sequence: u64) {
+        self.heard.insert(node, Heard { incarnation: None, boot, nonce: None, write_sequence });
+    }
+
+    /// Whether a peer is what it claims to be. Some: it is, and has started anew, which the store
+    /// has to remember.
+    pub(crate) fn check(&mut self, claim: &Claim) -> Result<Option<Heard>, Mistrust> {
+        let node = claim.node;
+        let mut known = self.heard.get(&node).copied().ok_or(Mistrust::Stranger(node))?;
+        if self.group.is_none() && known.incarnation.is_some_and(|old| old != claim.incarnation) {
+            // Nothing was promised before the birth, so a member may still begin anew.
+            known = Heard::default();
+        }
+        if claim.version > proto::PEER_PROTOCOL_VERSION {
+            return Err(Mistrust::Version(claim.version, proto::PEER_PROTOCOL_VERSION));
+        }
+        if claim.cluster != self.cluster {
+            return Err(Mistrust::Cluster(claim.cluster.clone(), self.cluster.clone()));
+        }
+        if self.group.is_some()
+            && self.founders.get(&node).is_some_and(|pinned| *pinned != claim.incarnation)
+        {
+            return Err(Mistrust::Wiped(node));
+        }
+        if claim.group.is_some() && self.group.is_some() && claim.group != self.group {
+            return Err(Mistrust::Group);
+        }
+        if claim.boot < known.boot {
+            return Err(Mistrust::OlderBoot(node, claim.boot, known.boot));
+        }
+        let news = claim.boot > known.boot;
+        if news && claim.boot_write_sequence < known.write_sequence {
+            return Err(Mistrust::RolledBack(node, claim.boot_write_sequence, known.write_sequence));
+        }
+        if !news && known.nonce.is_some_and(|nonce| nonce != claim.nonce) {
+            return Err(Mistrust::Twin(node));
+        }
+        let heard = Heard {
+            incarnation: Some(claim.incarnation),
+            boot: claim.boot,
+            nonce: Some(claim.nonce),
+            write_sequence: known.write_sequence.max(claim.write_sequence),
+        };
+        self.heard.insert(node, heard);
+        Ok(news.then_some(heard))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(boot: u64, nonce: u64, boot_write_sequence: u64, write_sequence: u64) -> Claim {
+        Claim {
+            version: 1,
+            cluster: "c".to_owned(),
+            group: None,
+            node: NodeId(2),
+            incarnation: [2; 16],
+            boot,
+            nonce,
+            write_sequence,
+            boot_write_sequence,
+        }
+    }
+
+    fn born() -> Acquaintances {
+        let mut known = Acquaintances::unborn("c", [NodeId(1), NodeId(2)].into_iter());
+        let founders = [1, 2].map(|id| Founder {
+            node: NodeId(id),
+            incarnation: [id as u8; 16],
+            peer_address: String::new(),
+            client_address: String::new(),
+        });
+        known.bear(group_id("c", &founders), &founders);
+        known
+    }
+
+    #[test]
+    fn wiped_node_must_not_vote() {
+        let wiped = Claim { incarnation: [7; 16], ..claim(1, 1, 0, 0) };
+        assert_eq!(born().check(&wiped), Err(Mistrust::Wiped(NodeId(2))));
+    }
+
+    #[test]
+    fn an_older_copy_is_refused_by_who_heard_more() {
+        let mut known = born();
+        assert!(known.check(&claim(1, 5, 0, 0)).unwrap().is_some());
+        assert!(known.check(&claim(1, 5, 0, 90)).unwrap().is_none());
+        let copy = known.check(&claim(2, 6, 40, 40));
+        assert_eq!(copy, Err(Mistrust::RolledBack(NodeId(2), 40, 90)));
+        assert!(known.check(&claim(2, 6, 90, 91)).unwrap().is_some());
+        assert!(known.check(&claim(3, 7, 90, 90)).is_err());
+        assert!(known.check(&claim(3, 7, 91, 91)).is_ok());
+    }
+
+    #[test]
+    fn twins_and_older_processes_are_refused() {
+        let mut known = born();
+        known.check(&claim(3, 5, 0, 0)).unwrap();
+        assert_eq!(known.check(&claim(3, 6, 0, 0)), Err(Mistrust::Twin(NodeId(2))));
+        assert_eq!(known.check(&claim(2, 6, 0, 0)), Err(Mistrust::OlderBoot(NodeId(2), 2, 3)));
+    }
+
+    #[test]
+    fn what_was_heard_before_a_restart_still_counts() {
+        let mut known = born();
+        known.recall(NodeId(2), 3, 50);
+        assert!(known.check(&claim(3, 8, 10, 60)).unwrap().is_none());
+        assert!(known.check(&claim(4, 9, 55, 55)).is_err());
+    }
+
+    #[test]
+    fn strangers_and_other_clusters_are_refused() {
+        let mut known = born();
+        let stranger = Claim { node: NodeId(9), ..claim(1, 1, 0, 0) };
+        assert_eq!(known.check(&stranger), Err(Mistrust::Stranger(NodeId(9))));
+        let other = Claim { cluster: "d".to_owned(), ..claim(1, 1, 0, 0) };
+        assert!(matches!(known.check(&other), Err(Mistrust::Cluster(..))));
+        let group = Claim { group: Some([0; 32]), ..claim(1, 1, 0, 0) };
+        assert_eq!(known.check(&group), Err(Mistrust::Group));
+        let newer = Claim { version: 2, ..claim(1, 1, 0, 0) };
+        assert!(matches!(known.check(&newer), Err(Mistrust::Version(2, 1))));
+    }
+}

@@ -1,0 +1,224 @@
+//! The members of the group as this one meets them: who they are, and the connections to them.
+//!
+//! ```text
+//!   host task --queue--> sender (one per peer) ==Raft.Send==> service --inbox--> host task
+//! ```
+//!
+//! Queues are bounded and drop: Raft repairs what is lost. Snapshots have a connection of their
+//! own, so that a heartbeat never waits behind one.
+
+mod sender;
+mod service;
+mod transfer;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use proto::raft as pb;
+use raft::{Message, NodeId};
+use tokio::sync::mpsc;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::identity::{Acquaintances, Claim, Founder, GroupId, Incarnation, Mistrust};
+use crate::settings::Member;
+
+pub(crate) use sender::{Sender, ask_birth, run as run_sender};
+pub(crate) use service::service;
+pub(crate) use transfer::fetch;
+
+/// The largest batch of messages on the wire; an append of the largest entry fits, whatever the
+/// limits of the core.
+pub(crate) const BATCH_BYTES_MAX: usize = 8 << 20;
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a silent connection lives before it is asked for a sign of life, and after.
+const KEEPALIVE: Duration = Duration::from_secs(3);
+
+/// Messages of one peer, as they came in.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    pub(crate) from: NodeId,
+    pub(crate) messages: Vec<Message>,
+}
+
+/// What is known of this member and the others. Shared by the tasks of this module and the host;
+/// every lock is held for a few comparisons.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    pub(crate) cluster: String,
+    pub(crate) me: Founder,
+    pub(crate) boot: u64,
+    pub(crate) nonce: u64,
+    /// The write sequence that this boot began with.
+    pub(crate) boot_write_sequence: u64,
+    /// The highest durable write sequence.
+    pub(crate) write_sequence: AtomicU64,
+    trust: Mutex<Trust>,
+    /// Peers that have started anew, for the store to remember.
+    news: mpsc::UnboundedSender<News>,
+}
+
+/// A peer has started anew, as this member has just learned. There is one for each start of a
+/// peer, so an unbounded queue of them stays short.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct News {
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) boot: u64,
+    pub(crate) write_sequence: u64,
+}
+
+#[derive(Debug)]
+struct Trust {
+    known: Acquaintances,
+    group: Option<GroupId>,
+    founders: Vec<Founder>,
+}
+
+impl Peers {
+    pub(crate) fn new(
+        cluster: String,
+        me: Founder,
+        boot: u64,
+        nonce: u64,
+        boot_write_sequence: u64,
+        known: Acquaintances,
+        news: mpsc::UnboundedSender<News>,
+    ) -> Self {
+        let trust = Mutex::new(Trust { known, group: None, founders: Vec::new() });
+        let write_sequence = AtomicU64::new(boot_write_sequence);
+        Self { cluster, me, boot, nonce, boot_write_sequence, write_sequence, trust, news }
+    }
+
+    /// The group was born.
+    pub(crate) fn bear(&self, group: GroupId, founders: Vec<Founder>) {
+        let mut trust = self.trust();
+        trust.known.bear(group, &founders);
+        trust.group = Some(group);
+        trust.founders = founders;
+    }
+
+    /// What this member says of itself.
+    pub(crate) fn identity(&self) -> pb::Identity {
+        let group = self.trust().group;
+        pb::Identity {
+            version: proto::PEER_PROTOCOL_VERSION,
+            cluster: self.cluster.clone(),
+            group: group.map_or_else(Bytes::new, |group| Bytes::copy_from_slice(&group)),
+            node: self.me.node.0,
+            incarnation: Bytes::copy_from_slice(&self.me.incarnation),
+            boot: self.boot,
+            nonce: self.nonce,
+            write_sequence: self.write_sequence.load(Ordering::Relaxed),
+            boot_write_sequence: self.boot_write_sequence,
+        }
+    }
+
+    /// Whether a peer is who it says it is.
+    pub(crate) fn admit(&self, identity: Option<pb::Identity>) -> Result<Claim, Refusal> {
+        let claim = identity.and_then(claim).ok_or(Refusal::Malformed)?;
+        if let Some(heard) = self.trust().known.check(&claim)? {
+            // The receiver is gone only when the host has stopped; then nothing matters any more.
+            let _ = self.news.send(News {
+                node: claim.node,
+                incarnation: claim.incarnation,
+                boot: heard.boot,
+                write_sequence: heard.write_sequence,
+            });
+        }
+        Ok(claim)
+    }
+
+    fn founders(&self) -> Vec<Founder> {
+        self.trust().founders.clone()
+    }
+
+    fn trust(&self) -> MutexGuard<'_, Trust> {
+        self.trust.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+/// Why a peer is not listened to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("it does not say who it is")]
+    Malformed,
+    #[error("it takes this member, {0}, for member {1}: check --member")]
+    Mistaken(NodeId, u64),
+    #[error(transparent)]
+    Mistrust(#[from] Mistrust),
+}
+
+impl Refusal {
+    /// Whether it speaks of the peer's own data.
+    pub(crate) fn is_about_data(&self) -> bool {
+        matches!(self, Self::Mistrust(mistrust) if mistrust.is_about_data())
+    }
+}
+
+/// Connections to all other members, made when they are first used.
+pub(crate) fn channels<'a>(
+    members: impl Iterator<Item = &'a Member>,
+) -> Result<BTreeMap<NodeId, Channel>, daemon::Failure> {
+    members.map(|member| Ok((member.node, connect(member)?))).collect()
+}
+
+/// A connection to a member's peer port, made when it is first used.
+pub(crate) fn connect(member: &Member) -> Result<Channel, daemon::Failure> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", member.peer_address));
+    let endpoint = endpoint.map_err(|error| {
+        let address = &member.peer_address;
+        daemon::Failure::configuration(format!("group.members: \"{address}\" is no address"))
+            .because(error)
+    })?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(daemon::grpc::CONNECTION_WINDOW_BYTES)
+        .initial_connection_window_size(daemon::grpc::CONNECTION_WINDOW_BYTES)
+        .connect_lazy())
+}
+
+fn claim(identity: pb::Identity) -> Option<Claim> {
+    let group = match identity.group.len() {
+        0 => None,
+        _ => Some(GroupId::try_from(identity.group.as_ref()).ok()?),
+    };
+    Some(Claim {
+        version: identity.version,
+        cluster: identity.cluster,
+        group,
+        node: NodeId(identity.node),
+        incarnation: identity.incarnation.as_ref().try_into().ok()?,
+        boot: identity.boot,
+        nonce: identity.nonce,
+        write_sequence: identity.write_sequence,
+        boot_write_sequence: identity.boot_write_sequence,
+    })
+}
+
+fn founder_to_wire(founder: &Founder) -> pb::InitialMember {
+    pb::InitialMember {
+        node: founder.node.0,
+        incarnation: Bytes::copy_from_slice(&founder.incarnation),
+        peer_address: founder.peer_address.clone(),
+        client_address: founder.client_address.clone(),
+    }
+}
+
+fn founder_from_wire(member: pb::InitialMember) -> Option<Founder> {
+    Some(Founder {
+        node: NodeId(member.node),
+        incarnation: member.incarnation.as_ref().try_into().ok()?,
+        peer_address: member.peer_address,
+        client_address: member.client_address,
+    })
+}

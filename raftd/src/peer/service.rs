@@ -1,0 +1,113 @@
+//! The peer port's side of the conversation.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use daemon::Shutdown;
+use futures::Stream;
+use proto::raft as pb;
+use proto::raft::raft_server::{Raft, RaftServer};
+use tokio::sync::mpsc;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::warn;
+
+use super::{BATCH_BYTES_MAX, Incoming, Peers, Refusal, founder_to_wire, transfer};
+use crate::store::Snapshots;
+use crate::wire;
+
+/// The service for the peer port. What comes in goes to `inbox`.
+pub(crate) fn service(
+    peers: Arc<Peers>,
+    inbox: mpsc::Sender<Incoming>,
+    snapshots: Snapshots,
+    shutdown: Shutdown,
+) -> RaftServer<impl Raft> {
+    RaftServer::new(Service { peers, inbox, snapshots, shutdown })
+        .max_decoding_message_size(BATCH_BYTES_MAX)
+        .max_encoding_message_size(BATCH_BYTES_MAX)
+}
+
+struct Service {
+    peers: Arc<Peers>,
+    inbox: mpsc::Sender<Incoming>,
+    snapshots: Snapshots,
+    shutdown: Shutdown,
+}
+
+type Chunks = Pin<Box<dyn Stream<Item = Result<pb::Chunk, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Raft for Service {
+    async fn hello(
+        &self,
+        request: Request<pb::HelloRequest>,
+    ) -> Result<Response<pb::HelloReply>, Status> {
+        let request = request.into_inner();
+        let admitted = self.check(request.from, request.to);
+        let (refused, lost) = match &admitted {
+            Ok(_) => (String::new(), false),
+            Err(refusal) => (refusal.to_string(), refusal.is_about_data()),
+        };
+        Ok(Response::new(pb::HelloReply {
+            from: Some(self.peers.identity()),
+            peer_address: self.peers.me.peer_address.clone(),
+            client_address: self.peers.me.client_address.clone(),
+            born_with: self.peers.founders().iter().map(founder_to_wire).collect(),
+            refused,
+            lost,
+        }))
+    }
+
+    async fn send(
+        &self,
+        request: Request<Streaming<pb::Batch>>,
+    ) -> Result<Response<pb::SendReply>, Status> {
+        let mut batches = request.into_inner();
+        loop {
+            let batch = tokio::select! {
+                biased;
+                () = self.shutdown.requested() => break,
+                batch = batches.message() => batch?,
+            };
+            let Some(batch) = batch else { break };
+            match self.check(batch.from, batch.to) {
+                Ok(from) => {
+                    let messages = batch.messages.into_iter().map(wire::from_wire).collect::<Result<Vec<_>, _>>();
+                    let messages = messages.map_err(|error| Status::invalid_argument(error.to_string()))?;
+                    if self.inbox.send(Incoming { from, messages }).await.is_err() {
+                        break;
+                    }
+                }
+                Err(refusal) => {
+                    warn!(%refusal, "refused a peer");
+                    let lost = refusal.is_about_data();
+                    return Ok(Response::new(pb::SendReply { refused: refusal.to_string(), lost }));
+                }
+            }
+        }
+        Ok(Response::new(pb::SendReply::default()))
+    }
+
+    type FetchStream = Chunks;
+
+    async fn fetch(
+        &self,
+        request: Request<pb::FetchRequest>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        let request = request.into_inner();
+        self.peers
+            .admit(request.from)
+            .map_err(|refusal| Status::permission_denied(refusal.to_string()))?;
+        let manifest = wire::digest(&request.manifest)
+            .ok_or_else(|| Status::invalid_argument("the manifest's digest is not 32 bytes"))?;
+        let chunks = transfer::serve(&self.snapshots, manifest).await?;
+        Ok(Response::new(Box::pin(chunks)))
+    }
+}
+
+impl Service {
+    fn check(&self, from: Option<pb::Identity>, to: u64) -> Result<raft::NodeId, Refusal> {
+        let claim = self.peers.admit(from)?;
+        if to == self.peers.me.node.0 { Ok(claim.node) } else { Err(Refusal::Mistaken(self.peers.me.node, to)) }
+    }
+}

@@ -1,0 +1,253 @@
+//! What an operator says about a group and this member of it: the table `group` of every daemon
+//! that hosts one.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use daemon::Failure;
+use raft::NodeId;
+use serde::{Deserialize, Serialize};
+
+/// How many members a group may have.
+pub const MEMBERS_MAX: usize = 7;
+
+/// The longest address, in bytes, that fits where members are remembered.
+pub const ADDRESS_BYTES_MAX: usize = 255;
+
+/// The longest name of a cluster, in bytes.
+pub const CLUSTER_BYTES_MAX: usize = 63;
+
+/// The peer port is the client port plus this, unless it is said otherwise.
+const PEER_PORT_OFFSET: u16 = 50;
+
+/// The table `group` of a daemon's settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The cluster's name; members of different clusters refuse each other.
+    pub cluster: String,
+    /// This member's id, at least 1.
+    pub node: u64,
+    /// The directory of this member; no other process may use it.
+    pub data: PathBuf,
+    /// All members, this one too: `ID=HOST:PORT`, where clients reach it, or
+    /// `ID=HOST:PORT,HOST:PORT` with where its peers do. Empty: this member is alone.
+    pub members: Vec<String>,
+    /// How long a tick is, in milliseconds.
+    pub tick_ms: u64,
+    /// A leader speaks at least this often.
+    pub heartbeat_ticks: u32,
+    /// A follower waits this long, and up to twice as long, before it campaigns.
+    pub election_ticks_min: u32,
+    /// A snapshot is due after this much log, or the size of the last one if that is more.
+    pub snapshot_log_bytes_min: u64,
+    /// How much log before a snapshot is kept for followers that are a little behind.
+    pub retained_bytes: u64,
+    /// Writes that grow the store are refused while less than this is free on its disk.
+    pub free_bytes_min: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let core = raft::Config::default();
+        Self {
+            cluster: "flotilla".to_owned(),
+            node: 1,
+            data: PathBuf::from("data"),
+            members: Vec::new(),
+            tick_ms: core.tick_us / 1_000,
+            heartbeat_ticks: core.heartbeat_ticks,
+            election_ticks_min: core.election_ticks_min,
+            snapshot_log_bytes_min: core.snapshot_log_bytes_min,
+            retained_bytes: core.retained_bytes,
+            free_bytes_min: 256 << 20,
+        }
+    }
+}
+
+/// The flags of the table `group`.
+#[derive(clap::Args, Clone, Debug, Default, Serialize)]
+pub struct Flags {
+    #[command(flatten)]
+    #[serde(rename = "group")]
+    settings: GroupFlags,
+}
+
+#[derive(clap::Args, Clone, Debug, Default, Serialize)]
+struct GroupFlags {
+    /// The name of the cluster, which must be equal on all members
+    #[arg(long, value_name = "NAME")]
+    cluster: Option<String>,
+    /// The id of this member, at least 1
+    #[arg(long, value_name = "ID")]
+    node: Option<u64>,
+    /// The directory of this member's data
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// A member of the group, this one too; say it once for each. PEER is where its peers reach it,
+    /// if that is not CLIENT's port plus 50
+    #[arg(long = "member", value_name = "ID=CLIENT[,PEER]")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    members: Vec<String>,
+}
+
+/// A member of a group and where it is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub node: NodeId,
+    /// Where its peers reach it, `host:port`.
+    pub peer_address: String,
+    /// Where clients reach it, `host:port`.
+    pub client_address: String,
+}
+
+impl Settings {
+    /// The members of the group, in order of their ids. A member that is alone is reached at
+    /// `advertise` and `advertise_peer`.
+    ///
+    /// # Errors
+    /// Configuration, naming the setting and what is wrong with it.
+    pub fn members(&self, advertise: &str, advertise_peer: &str) -> Result<Vec<Member>, Failure> {
+        if self.node == 0 {
+            return Err(Failure::configuration("group.node is 0, but must be at least 1"));
+        }
+        if self.cluster.is_empty() || self.cluster.len() > CLUSTER_BYTES_MAX {
+            return Err(Failure::configuration(format!(
+                "group.cluster must be a name of 1 to {CLUSTER_BYTES_MAX} bytes"
+            )));
+        }
+        let mut members =
+            self.members.iter().map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
+        if members.is_empty() {
+            members.push(Member {
+                node: NodeId(self.node),
+                peer_address: advertise_peer.to_owned(),
+                client_address: advertise.to_owned(),
+            });
+        }
+        members.sort_by_key(|member| member.node);
+        self.check(&members)?;
+        Ok(members)
+    }
+
+    fn check(&self, members: &[Member]) -> Result<(), Failure> {
+        if members.len() > MEMBERS_MAX {
+            return Err(Failure::configuration(format!(
+                "group.members names {} members, but a group has at most {MEMBERS_MAX}",
+                members.len()
+            )));
+        }
+        if let Some(twice) = members.windows(2).find(|pair| pair[0].node == pair[1].node) {
+            return Err(Failure::configuration(format!(
+                "group.members names member {} twice",
+                twice[0].node
+            )));
+        }
+        if members.iter().all(|member| member.node.0 != self.node) {
+            return Err(Failure::configuration(format!(
+                "group.members does not name this member, {}: give --member {}=HOST:PORT, or \
+                 another --node",
+                self.node, self.node
+            )));
+        }
+        Ok(())
+    }
+
+    /// The settings of the core.
+    ///
+    /// # Errors
+    /// Configuration, when they do not fit together.
+    pub fn core(&self) -> Result<raft::Config, Failure> {
+        let config = raft::Config {
+            tick_us: self.tick_ms.saturating_mul(1_000),
+            heartbeat_ticks: self.heartbeat_ticks,
+            election_ticks_min: self.election_ticks_min,
+            snapshot_log_bytes_min: self.snapshot_log_bytes_min,
+            retained_bytes: self.retained_bytes,
+            ..raft::Config::default()
+        };
+        config
+            .check()
+            .map(|()| config)
+            .map_err(|problem| Failure::configuration(format!("table group: {problem}")))
+    }
+
+    /// How long a tick is.
+    pub fn tick(&self) -> Duration {
+        Duration::from_millis(self.tick_ms)
+    }
+}
+
+fn parse(text: &str) -> Result<Member, Failure> {
+    let wrong = |problem: &str| {
+        Failure::configuration(format!(
+            "group.members: \"{text}\" {problem}; a member is ID=HOST:PORT or \
+             ID=HOST:PORT,PEERHOST:PORT"
+        ))
+    };
+    let (id, addresses) = text.split_once('=').ok_or_else(|| wrong("has no \"=\""))?;
+    let node = match id.trim().parse() {
+        Ok(id) if (1..=i64::MAX as u64).contains(&id) => NodeId(id),
+        Ok(_) | Err(_) => return Err(wrong("has no id of at least 1")),
+    };
+    let (client, peer) = match addresses.split_once(',') {
+        Some((client, peer)) => (client.trim(), Some(peer.trim())),
+        None => (addresses.trim(), None),
+    };
+    let (host, port) = host_and_port(client).ok_or_else(|| wrong("has no address with a port"))?;
+    let peer_address = match peer {
+        Some(peer) if host_and_port(peer).is_some() => peer.to_owned(),
+        Some(_) => return Err(wrong("has no peer address with a port")),
+        None => {
+            let port = port
+                .checked_add(PEER_PORT_OFFSET)
+                .ok_or_else(|| wrong("leaves no port for peers"))?;
+            format!("{host}:{port}")
+        }
+    };
+    if client.len() > ADDRESS_BYTES_MAX || peer_address.len() > ADDRESS_BYTES_MAX {
+        return Err(wrong("has too long an address"));
+    }
+    Ok(Member { node, peer_address, client_address: client.to_owned() })
+}
+
+fn host_and_port(address: &str) -> Option<(&str, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|&port| port > 0)?;
+    (!host.is_empty()).then_some((host, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members(texts: &[&str]) -> Result<Vec<Member>, Failure> {
+        let members = texts.iter().map(|&text| text.to_owned()).collect();
+        Settings { members, ..Settings::default() }.members("a:1", "a:51")
+    }
+
+    #[test]
+    fn members_are_read_and_ordered() {
+        let found = members(&["2=b:7300", "1=a:7300,p:9"]).unwrap();
+        assert_eq!(found[0].peer_address, "p:9");
+        assert_eq!(found[1].peer_address, "b:7350");
+        assert_eq!(found[1].client_address, "b:7300");
+        assert_eq!(members(&[]).unwrap()[0].peer_address, "a:51");
+    }
+
+    #[test]
+    fn wrong_members_are_refused_with_what_is_wrong() {
+        for (texts, expected) in [
+            (&["1=a"][..], "no address with a port"),
+            (&["a:7300"], "has no \"=\""),
+            (&["0=a:7300"], "no id of at least 1"),
+            (&["1=a:65530"], "leaves no port"),
+            (&["1=a:7300", "1=b:7300"], "names member 1 twice"),
+            (&["2=b:7300"], "does not name this member"),
+        ] {
+            let failure = members(texts).unwrap_err();
+            assert!(failure.to_string().contains(expected), "{failure}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The store: what a member has promised, on its disk.
+//!
+//! Three things lie in a data directory. The floor, a small file of our own, says who the member
+//! is, its term and vote, and up to where its log was durable. The databases `log` and `snapshots`
+//! hold the rest; they are checked against the floor whenever they are opened, because they repair
+//! themselves silently. What is missing ends the process with a text that says so, never with a
+//! shorter log. What is damaged is not repaired here: the member is removed and added again.
+
+mod codec;
+mod directory;
+mod engine;
+mod error;
+pub mod file_slots;
+pub mod floor;
+pub mod gathered;
+mod log;
+mod manifest;
+mod pace;
+pub mod record;
+pub mod records;
+mod replay;
+mod sled_records;
+pub mod slots;
+mod snapshots;
+mod space;
+mod thread;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use daemon::{Code, Failure};
+use raft::{NodeId, Recovered, Write};
+use tokio::sync::{oneshot, watch};
+
+pub use directory::{ExpectedIdentity, identity};
+pub use engine::{Engine, Written};
+pub use error::StoreError;
+pub use floor::{Floor, FloorState, Group, HeardPeer};
+pub use manifest::Manifest;
+pub use snapshots::{Reader, ReceiveError, Snapshots};
+pub use space::Space;
+
+use crate::identity::{Founder, GroupId, Incarnation};
+use crate::settings::Settings;
+
+/// What a store needs to know and whom it tells.
+pub struct StoreOptions {
+    /// Requests that grow the store are to be refused while less than this is free.
+    pub free_bytes_min: u64,
+    /// Called on the store's thread with the last durable write.
+    pub on_written: Box<dyn Fn(Written) + Send>,
+    /// Called once, on some thread, if the store fails. The process must end then.
+    pub on_failed: Box<dyn FnOnce(StoreError) + Send>,
+}
+
+impl std::fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let options = &mut f.debug_struct("StoreOptions");
+        options.field("free_bytes_min", &self.free_bytes_min).finish_non_exhaustive()
+    }
+}
+
+/// What was found when a store was opened.
+#[derive(Debug)]
+pub struct Start {
+    /// What the core begins with.
+    pub recovered: Recovered,
+    /// What the floor holds; its boot is this one.
+    pub state: FloorState,
+    /// The last write sequence.
+    pub write_sequence: u64,
+    /// The member's snapshots.
+    pub snapshots: Snapshots,
+}
+
+/// A handle to the store of a member. When it is dropped, everything submitted is made durable
+/// and the threads end.
+pub struct Store {
+    shared: Arc<thread::Shared>,
+    snapshots: Snapshots,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the store in a directory, which is made if it is not there, and starts its threads.
+    ///
+    /// # Errors
+    /// Identity: it belongs to somebody else or a newer version; nothing was changed. Damaged:
+    /// something that was acknowledged is missing. The machine refuses.
+    pub fn open(
+        path: &Path,
+        options: StoreOptions,
+        expected: &ExpectedIdentity,
+    ) -> Result<(Self, Start), StoreError> {
+        let opening = || {
+            let directory = directory::open(path, expected)?;
+            let records = Arc::new(directory.log);
+            let (engine, recovered) = Engine::open(records.clone(), directory.floor)?;
+            Ok((records, directory.snapshots, directory.lock, engine, recovered))
+        };
+        // The database panics on damaged data.
+        let opened = daemon::panic::ends_with(Code::Damaged, || {
+            catch_unwind(AssertUnwindSafe(opening))
+        });
+        let (records, chunks, lock, engine, recovered) = opened.unwrap_or_else(|_| {
+            Err(StoreError::Damaged(format!(
+                "{} is damaged: its database panics when it is read",
+                path.display()
+            )))
+        })?;
+        let StoreOptions { free_bytes_min, on_written, on_failed } = options;
+        let (fatal, pace) =
+            (Arc::new(pace::Fatal::new(on_failed)), Arc::new(pace::Pace::new()));
+        let chunks = Arc::new(chunks);
+        let installed = recovered.snapshot.map(|root| root.manifest);
+        let snapshots = Snapshots::new(chunks.clone(), installed, pace.clone(), fatal.clone());
+        let (state, write_sequence) = (engine.state().clone(), engine.write_sequence());
+        let shared = Arc::new(thread::Shared::new(fatal.clone()));
+        let writer = thread::Writer {
+            shared: shared.clone(),
+            engine,
+            records: records.clone(),
+            snapshots: snapshots.clone(),
+            reserve: space::Reserve::new(path, free_bytes_min),
+            pace,
+            on_written,
+            _lock: lock,
+        };
+        let start = Start { recovered, state, write_sequence, snapshots: snapshots.clone() };
+        // Its drop ends the threads, also if one of them can't be started.
+        let mut store = Self { shared: shared.clone(), snapshots: snapshots.clone(), threads: vec![] };
+        let databases = [records, chunks];
+        store.threads = vec![
+            thread::spawn("store", fatal.clone(), move || writer.run())?,
+            thread::spawn("store-chunks", fatal.clone(), move || snapshots.run())?,
+            thread::spawn("store-watch", fatal, move || thread::watch(&shared, &databases))?,
+        ];
+        Ok((store, start))
+    }
+
+    /// Hands over a write; `on_written` answers when it is durable. Never blocks.
+    pub fn submit(&self, write: Write) {
+        self.shared.submit(write);
+    }
+
+    /// Whether there is room to grow, at most about a second ago.
+    pub fn space(&self) -> Space {
+        self.shared.space()
+    }
+
+    /// Whether nothing may grow.
+    pub fn is_low_on_space(&self) -> bool {
+        self.space() == Space::Low
+    }
+
+    /// Durably makes the group and its founders known.
+    ///
+    /// # Errors
+    /// Configuration: the addresses are too long together, or the member was born with others.
+    /// Machine: the store has failed.
+    pub async fn bear(&self, group: GroupId, founders: Vec<Founder>) -> Result<(), Failure> {
+        match self.shared.bear(Group { id: group, founders }).await {
+            Ok(born) => Ok(born?),
+            Err(_) => Err(Failure::machine("the store has failed")),
+        }
+    }
+
+    /// Remembers what was heard of a peer; durably, soon, if its boot is a new one.
+    pub fn heard(&self, node: NodeId, incarnation: Incarnation, boot: u64, write_sequence: u64) {
+        self.shared.hear(HeardPeer { node, incarnation, boot, write_sequence });
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.shared.stop();
+        self.snapshots.stop();
+        for thread in self.threads.drain(..) {
+            // After a failure a thread may wait for the database for ever.
+            if !self.shared.fatal.is_told() {
+                // A panic has been told already.
+                drop(thread.join());
+            }
+        }
+    }
+}
+
+/// An open store, as the host needs it.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) store: Store,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) recovered: Recovered,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) boot: u64,
+    pub(crate) write_sequence: u64,
+    pub(crate) born: Option<(GroupId, Vec<Founder>)>,
+    pub(crate) heard: Vec<HeardPeer>,
+}
+
+/// What an open store tells the host.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    /// What the disk has answered last.
+    pub(crate) written: watch::Receiver<Written>,
+    /// Why the store has failed, once it has.
+    pub(crate) failed: oneshot::Receiver<Failure>,
+}
+
+/// Opens the store of a member.
+pub(crate) fn open(settings: &Settings) -> Result<(Opened, Signals), Failure> {
+    let (written_out, written) = watch::channel(Written::default());
+    let (failed_out, failed) = oneshot::channel();
+    let options = StoreOptions {
+        free_bytes_min: settings.free_bytes_min,
+        on_written: Box::new(move |written| {
+            written_out.send_replace(written);
+        }),
+        // Nobody listens only when the host has ended.
+        on_failed: Box::new(move |error| drop(failed_out.send(error.into()))),
+    };
+    let (cluster, node) = (settings.cluster.clone(), NodeId(settings.node));
+    let expected = ExpectedIdentity { cluster, node };
+    let (store, start) = Store::open(&settings.data, options, &expected)?;
+    let Start { recovered, state, write_sequence, snapshots } = start;
+    let opened = Opened {
+        store,
+        snapshots,
+        recovered,
+        incarnation: state.incarnation,
+        boot: state.boot,
+        write_sequence,
+        born: state.group.map(|group| (group.id, group.founders)),
+        heard: state.heard,
+    };
+    Ok((opened, Signals { written, failed }))
+}

@@ -1,0 +1,67 @@
+//! What the store asks of a database: atomic batches, a sync, and a look at what is there.
+//!
+//! Narrow on purpose, so that the simulator can have an implementation that tears writes, loses
+//! syncs and "repairs" itself as a real one does. Nothing here is trusted about its own end:
+//! what must be there is known from the floor.
+
+use std::ops::ControlFlow;
+
+use crate::store::StoreError;
+
+/// A change to one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The key has this value from now on.
+    Put(Vec<u8>, Vec<u8>),
+    /// The key is gone.
+    Remove(Vec<u8>),
+}
+
+/// An ordered set of byte keys with values, shared between threads.
+pub trait Records: Send + Sync {
+    /// Makes all changes or, if a crash comes before the next `sync` has returned, perhaps none;
+    /// never some of them.
+    ///
+    /// # Errors
+    /// Fatal: what is stored is unknown.
+    fn apply(&self, changes: Vec<Change>) -> Result<(), StoreError>;
+
+    /// Everything applied before is durable when it returns.
+    ///
+    /// # Errors
+    /// Fatal: what is durable is unknown, and asking again would not tell.
+    fn sync(&self) -> Result<(), StoreError>;
+
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// Fatal: the value can't be read.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Visits the keys from `from` on in their order, until `visit` breaks.
+    ///
+    /// # Errors
+    /// Fatal: a value can't be read.
+    fn scan(&self, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError>;
+}
+
+/// Takes a key and its value, and tells whether to go on.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
+impl<R: Records + ?Sized> Records for std::sync::Arc<R> {
+    fn apply(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        (**self).apply(changes)
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        (**self).sync()
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        (**self).get(key)
+    }
+
+    fn scan(&self, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        (**self).scan(from, visit)
+    }
+}

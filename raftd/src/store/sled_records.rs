@@ -1,0 +1,205 @@
+//! The database: the only file that names sled, and what it takes to use it safely.
+//!
+//! Its source (0.34.7) says: `flush` never calls fsync on Linux, so every sync here is a flush
+//! and then fdatasync on a descriptor of our own. Pages over a quarter of a segment go to files
+//! of their own, which it never syncs; segments of 8 MiB and records of at most 32 KiB keep all
+//! pages below that (a leaf splits at 17 records), and a file there is an error. A snapshot of its
+//! page table that a crash cut short carries another name but is read all the same; it is removed
+//! before opening. When the write of a buffer fails on one of its threads, `flush` may wait for
+//! ever; [`SledRecords::failure`] tells whoever watches. What it takes for a torn tail, or for an
+//! empty database, it drops silently; that is what the floor is for.
+
+use std::fs::{self, File};
+use std::io;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::store::StoreError;
+use crate::store::directory::sync_directory;
+use crate::store::records::{Change, Records, Visit};
+
+/// Of every database, for ever: sled stores it and refuses another.
+const SEGMENT_BYTES: usize = 8 << 20;
+
+/// What sled may keep in memory. The log is read once, at open; its tail is what is written to.
+const CACHE_BYTES: u64 = 8 << 20;
+
+/// How long a database that this process has just closed may stay locked by its threads.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// A sled database and a descriptor to sync it with.
+#[derive(Debug)]
+pub(super) struct SledRecords {
+    database: sled::Db,
+    config: sled::Config,
+    file: File,
+    path: PathBuf,
+}
+
+impl SledRecords {
+    /// Opens the database in `path`, or makes one there, and makes all of it durable.
+    ///
+    /// # Errors
+    /// Damaged: sled can't make sense of what is there. The machine refuses.
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        remove_unfinished(path)?;
+        // Opening removes some of them.
+        check_blobs(path)?;
+        let config = sled::Config::new()
+            .path(path)
+            .segment_size(SEGMENT_BYTES)
+            .cache_capacity(CACHE_BYTES)
+            .flush_every_ms(None)
+            .use_compression(false);
+        let database = open_unlocked(&config, path)?;
+        let file = File::open(path.join("db"))
+            .map_err(|error| refused("opened", path, error))?;
+        let records = Self { database, config, file, path: path.to_owned() };
+        records.sync()?;
+        let conf = path.join("conf");
+        File::open(&conf)
+            .and_then(|conf| conf.sync_all())
+            .map_err(|error| refused("synced", &conf, error))?;
+        sync_directory(path)?;
+        if let Some(parent) = path.parent() {
+            sync_directory(parent)?;
+        }
+        records.check()?;
+        Ok(records)
+    }
+
+    /// Checks that no page is in a file of its own.
+    ///
+    /// # Errors
+    /// Damaged: there is one, and it was never synced.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        check_blobs(&self.path)
+    }
+
+    /// What went wrong on a thread of sled's, if something did.
+    pub(super) fn failure(&self) -> Option<StoreError> {
+        self.config.global_error().err().map(|error| self.failed("written", error))
+    }
+
+    fn failed(&self, what: &str, error: sled::Error) -> StoreError {
+        explain(&format!("{} can't be {what}", self.path.display()), error)
+    }
+}
+
+impl Records for SledRecords {
+    fn apply(&self, mut changes: Vec<Change>) -> Result<(), StoreError> {
+        // A batch takes a lock of the whole process; a single change needs none.
+        let applied = match (changes.len(), changes.pop()) {
+            (_, None) => Ok(()),
+            (1, Some(Change::Put(key, value))) => self.database.insert(key, value).map(drop),
+            (1, Some(Change::Remove(key))) => self.database.remove(key).map(drop),
+            (_, Some(last)) => {
+                let mut batch = sled::Batch::default();
+                for change in changes.into_iter().chain([last]) {
+                    match change {
+                        Change::Put(key, value) => batch.insert(key, value),
+                        Change::Remove(key) => batch.remove(key),
+                    }
+                }
+                self.database.apply_batch(batch)
+            }
+        };
+        applied.map_err(|error| self.failed("written", error))
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.database.flush().map_err(|error| self.failed("flushed", error))?;
+        self.file.sync_data().map_err(|error| refused("synced", &self.path, error))?;
+        metrics::counter!("flotilla_store_syncs_total", "file" => "database").increment(1);
+        Ok(())
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let value = self.database.get(key).map_err(|error| self.failed("read", error))?;
+        Ok(value.map(|value| value.to_vec()))
+    }
+
+    fn scan(&self, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        for pair in self.database.range(from..) {
+            let (key, value) = pair.map_err(|error| self.failed("read", error))?;
+            if let ControlFlow::Break(()) = visit(&key, &value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens it; waits while threads of a database that this process has closed still hold the lock.
+fn open_unlocked(config: &sled::Config, path: &Path) -> Result<sled::Db, StoreError> {
+    let began = Instant::now();
+    loop {
+        let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+        return match opened {
+            Ok(Ok(database)) => Ok(database),
+            Ok(Err(error)) if is_locked(&error) && began.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(Duration::from_millis(5));
+                continue;
+            }
+            Ok(Err(error)) => Err(explain(&format!("{} can't be opened", path.display()), error)),
+            Err(_) => Err(StoreError::Damaged(format!(
+                "{} is damaged: its database panics when it is opened",
+                path.display()
+            ))),
+        };
+    }
+}
+
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error)
+        if error.raw_os_error().is_none() && error.to_string().contains("could not acquire lock"))
+}
+
+/// What the operating system says is the machine's; all else is the data's.
+fn explain(what: &str, error: sled::Error) -> StoreError {
+    match error {
+        sled::Error::Io(error) if error.raw_os_error().is_some() => {
+            StoreError::machine(what, error)
+        }
+        error if is_locked(&error) => StoreError::machine(what, io::Error::other(error)),
+        error => StoreError::Damaged(format!("{what}: {error}")),
+    }
+}
+
+fn check_blobs(path: &Path) -> Result<(), StoreError> {
+    let blobs = path.join("blobs");
+    let mut files = match fs::read_dir(&blobs) {
+        Ok(files) => files,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(refused("listed", &blobs, error)),
+    };
+    match files.next() {
+        None => Ok(()),
+        Some(_) => Err(StoreError::Damaged(format!(
+            "{} holds a file, which sled never syncs: the database is not to be trusted",
+            blobs.display()
+        ))),
+    }
+}
+
+/// Removes snapshots of the page table that a crash cut short.
+fn remove_unfinished(path: &Path) -> Result<(), StoreError> {
+    let files = match fs::read_dir(path) {
+        Ok(files) => files,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(refused("listed", path, error)),
+    };
+    for file in files {
+        let file = file.map_err(|error| refused("listed", path, error))?.path();
+        if file.extension().is_some_and(|extension| extension == "generating") {
+            fs::remove_file(&file).map_err(|error| refused("removed", &file, error))?;
+        }
+    }
+    Ok(())
+}
+
+fn refused(what: &str, path: &Path, error: io::Error) -> StoreError {
+    StoreError::machine(format!("{} can't be {what}", path.display()), error)
+}

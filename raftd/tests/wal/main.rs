@@ -1,0 +1,14 @@
+//! The store keeps what it has acknowledged, or says what is missing: crashes between any two
+//! operations, damaged bytes, lost records, directories in every state.
+
+mod child;
+mod chunks;
+mod crash;
+mod depth;
+mod directories;
+mod flips;
+mod kill;
+mod member;
+mod memory;
+mod model;
+mod space;

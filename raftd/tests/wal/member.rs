@@ -1,0 +1,140 @@
+//! A real store in a real directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use bytes::Bytes;
+use raft::{Entry, GroupTime, Index, NodeId, Payload, SnapshotWrite, Write, WriteId};
+use raftd::Founder;
+use raftd::store::{ExpectedIdentity, Start, Store, StoreError, StoreOptions, Written};
+
+use crate::model::Model;
+
+/// A deadline that only a hang reaches.
+const HANG: Duration = Duration::from_secs(60);
+
+pub(crate) fn expected() -> ExpectedIdentity {
+    ExpectedIdentity { cluster: "harbour".to_owned(), node: NodeId(1) }
+}
+
+/// An open store, what it began with, and what it was told since.
+pub(crate) struct Member {
+    pub(crate) store: Store,
+    pub(crate) start: Start,
+    pub(crate) model: Model,
+    written: Receiver<Written>,
+}
+
+impl Member {
+    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_with(path, 0)
+    }
+
+    pub(crate) fn open_with(path: &Path, free_bytes_min: u64) -> Result<Self, StoreError> {
+        let (written_out, written) = channel();
+        let options = StoreOptions {
+            free_bytes_min,
+            on_written: Box::new(move |written| {
+                // The test may have ended.
+                let _ = written_out.send(written);
+            }),
+            on_failed: Box::new(|error| panic!("the store has failed: {error}")),
+        };
+        let (store, start) = Store::open(path, options, &expected())?;
+        let model = Model::from_recovered(&start.recovered, 0);
+        Ok(Self { store, start, model, written })
+    }
+
+    /// Opens it and makes the group known.
+    pub(crate) fn open_born(path: &Path) -> Self {
+        let member = Self::open(path).unwrap();
+        member.bear();
+        member
+    }
+
+    pub(crate) fn bear(&self) {
+        let founder = Founder {
+            node: NodeId(1),
+            incarnation: self.start.state.incarnation,
+            peer_address: "127.0.0.1:7350".to_owned(),
+            client_address: "127.0.0.1:7300".to_owned(),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(self.store.bear([4; 32], vec![founder])).unwrap();
+    }
+
+    /// Submits a write and waits until it is durable.
+    pub(crate) fn write(&mut self, write: Write) -> Written {
+        self.model.apply(&write);
+        let id = write.id;
+        self.store.submit(write);
+        loop {
+            let written = self.written.recv_timeout(HANG).expect("the store answers");
+            if written.id == id {
+                return written;
+            }
+        }
+    }
+
+    pub(crate) fn append(&mut self, commands: &[Bytes]) -> Written {
+        let (last, term) = (self.model.last(), self.model.hard_state.term);
+        let entries = (1..).zip(commands).map(|(at, command)| Entry {
+            index: Index(last.index.0 + at),
+            term,
+            stamp: GroupTime(0),
+            payload: Payload::Command(command.clone()),
+        });
+        let entries = entries.collect();
+        let write = Write { id: self.next_id(), hard_state: None, entries, snapshot: None };
+        self.write(write)
+    }
+
+    /// Takes a snapshot of everything and keeps no log.
+    pub(crate) fn snapshot(&mut self, chunks: Vec<Bytes>) -> Written {
+        let position = self.model.last();
+        let snapshots = &self.start.snapshots;
+        let root = snapshots.store_chunks(position, GroupTime(1), chunks.into_iter()).unwrap();
+        let snapshot = SnapshotWrite { root, first: position.index.next(), reset: false };
+        let write = Write {
+            id: self.next_id(),
+            hard_state: None,
+            entries: vec![],
+            snapshot: Some(snapshot),
+        };
+        self.write(write)
+    }
+
+    pub(crate) fn next_id(&self) -> WriteId {
+        WriteId(self.model.writes + 1)
+    }
+}
+
+/// All files below a directory with what they hold.
+pub(crate) fn contents(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else {
+            found.push((path.clone(), std::fs::read(&path).unwrap()));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Copies a directory as it is, as a crash would leave it.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let copy_to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &copy_to);
+        } else {
+            std::fs::copy(&path, &copy_to).unwrap();
+        }
+    }
+}

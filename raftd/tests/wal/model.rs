@@ -1,0 +1,153 @@
+//! What a member has promised, and the writes by which it promises more.
+
+use raft::{
+    Digest, Entry, GroupTime, HardState, Index, NodeId, Payload, Position, Recovered, SnapshotRoot,
+    SnapshotWrite, Term, Write, WriteId,
+};
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+/// The state of a member, as its disk should hold it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Model {
+    pub(crate) hard_state: HardState,
+    pub(crate) snapshot: Option<SnapshotRoot>,
+    pub(crate) base: Position,
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) writes: u64,
+}
+
+impl Model {
+    pub(crate) fn from_recovered(recovered: &Recovered, writes: u64) -> Self {
+        Self {
+            hard_state: recovered.hard_state,
+            snapshot: recovered.snapshot,
+            base: recovered.base,
+            entries: recovered.entries.clone(),
+            writes,
+        }
+    }
+
+    /// Whether this is what was found.
+    pub(crate) fn is(&self, found: &Recovered) -> bool {
+        *self == Self::from_recovered(found, self.writes)
+    }
+
+    pub(crate) fn last(&self) -> Position {
+        self.entries.last().map_or(self.base, Entry::position)
+    }
+
+    fn position(&self, index: u64) -> Position {
+        match index.checked_sub(self.base.index.0 + 1) {
+            Some(at) => self.entries[at as usize].position(),
+            None => self.base,
+        }
+    }
+
+    fn reset(&mut self, base: Position) {
+        self.entries.clear();
+        self.base = base;
+    }
+
+    pub(crate) fn apply(&mut self, write: &Write) {
+        self.writes = write.id.0;
+        self.hard_state = write.hard_state.unwrap_or(self.hard_state);
+        if let Some(snapshot) = write.snapshot.filter(|snapshot| snapshot.reset) {
+            self.reset(snapshot.root.position);
+        }
+        if let Some(first) = write.entries.first() {
+            self.entries.truncate((first.index.0 - self.base.index.0 - 1) as usize);
+            self.entries.extend(write.entries.iter().cloned());
+        }
+        if let Some(snapshot) = write.snapshot {
+            self.snapshot = Some(snapshot.root);
+            let base = self.position(snapshot.first.0 - 1);
+            self.entries.drain(..(base.index.0 - self.base.index.0) as usize);
+            self.base = base;
+        }
+    }
+
+    /// Everything that a crash within `write` may leave.
+    pub(crate) fn between(&self, write: &Write) -> Vec<Self> {
+        let nothing =
+            Write { id: WriteId(self.writes), hard_state: None, entries: vec![], snapshot: None };
+        let mut parts = vec![nothing.clone()];
+        let promised = Write { hard_state: write.hard_state, ..nothing.clone() };
+        parts.push(promised.clone());
+        let reset = write.snapshot.filter(|snapshot| snapshot.reset);
+        for count in 0..=write.entries.len() {
+            let entries = write.entries[..count].to_vec();
+            parts.push(Write { entries, snapshot: reset, ..promised.clone() });
+        }
+        parts.push(Write { id: WriteId(self.writes), ..write.clone() });
+        let left = parts.iter().map(|part| {
+            let mut left = self.clone();
+            left.apply(part);
+            left
+        });
+        left.collect()
+    }
+
+    /// Some next write.
+    pub(crate) fn next(&self, rng: &mut StdRng) -> Write {
+        let id = WriteId(self.writes + 1);
+        let mut write = Write { id, hard_state: None, entries: vec![], snapshot: None };
+        let mut term = self.hard_state.term;
+        if term.0 == 0 || rng.random_range(0..6) == 0 {
+            term = term.next();
+            let vote = rng.random_bool(0.5).then_some(NodeId(rng.random_range(1..4)));
+            write.hard_state = Some(HardState { term, vote });
+        }
+        let last = self.last().index.0;
+        match rng.random_range(0..10) {
+            0 if !self.entries.is_empty() => {
+                let index = rng.random_range(self.base.index.0 + 1..=last);
+                let first = rng.random_range(self.base.index.0 + 1..=index + 1);
+                let root = root(self.position(index), id);
+                write.snapshot = Some(SnapshotWrite { root, first: Index(first), reset: false });
+            }
+            1 if self.writes > 20 => {
+                let position = Position { term, index: Index(last + rng.random_range(1..9)) };
+                let first = position.index.next();
+                write.snapshot = Some(SnapshotWrite { root: root(position, id), first, reset: true });
+            }
+            2 | 3 if !self.entries.is_empty() => {
+                // What conflicts is of an earlier term.
+                if write.hard_state.is_none() {
+                    term = term.next();
+                    write.hard_state = Some(HardState { term, vote: None });
+                }
+                let from = rng.random_range(last.saturating_sub(9).max(self.base.index.0 + 1)..=last);
+                write.entries = entries(rng, from, term);
+            }
+            _ => write.entries = entries(rng, last + 1, term),
+        }
+        write
+    }
+}
+
+fn entries(rng: &mut StdRng, from: u64, term: Term) -> Vec<Entry> {
+    let count = rng.random_range(1..12);
+    let entry = |index: u64| {
+        let len = match rng.random_range(0..200) {
+            0 => 1_200_000,
+            1..8 => 70_000,
+            8..40 => 9_000,
+            _ => rng.random_range(0..300),
+        };
+        let payload = match rng.random_range(0..12) {
+            0 => Payload::Noop,
+            1 => Payload::Tick,
+            _ => Payload::Command(vec![rng.random(); len].into()),
+        };
+        Entry { index: Index(index), term, stamp: GroupTime(index * 10), payload }
+    };
+    (from..from + count).map(entry).collect()
+}
+
+fn root(position: Position, id: WriteId) -> SnapshotRoot {
+    let mut digest = [7; 32];
+    digest[..8].copy_from_slice(&id.0.to_le_bytes());
+    let stamp = GroupTime(position.index.0 * 10);
+    SnapshotRoot { position, stamp, manifest: Digest(digest), chunks: 3, bytes: 99 }
+}
