@@ -1,0 +1,119 @@
+//! The client of the MapReduce coordinator.
+//!
+//! Every call is idempotent (a submission by its token), so each is repeated until the deadline,
+//! on whichever member leads.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::mapreduce::{
+    Job, JobRef, JobSpec, ListReply, ListRequest, SubmitReply, SubmitRequest, jobs_client,
+};
+use tokio::time::Instant;
+use tonic::transport::Channel;
+
+use crate::{
+    Error, InvalidEndpoint, MESSAGE_BYTES_MAX, Options,
+    calls::{self, Patience, idempotent, request},
+    members::Members,
+};
+
+/// How long a Get that waits for a change may take: the coordinator holds it for up to 10 s.
+const WATCH_ATTEMPT: Duration = Duration::from_secs(15);
+
+/// A client of one coordinator. Clones share connections.
+#[derive(Clone, Debug)]
+pub struct JobClient {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    members: Members,
+    options: Options,
+}
+
+impl JobClient {
+    /// A client of the coordinator whose members are, or are among, `endpoints` (`host:port`).
+    /// Connections are made when they are needed; must be called on a runtime.
+    ///
+    /// # Errors
+    /// [`InvalidEndpoint`].
+    #[expect(clippy::needless_pass_by_value, reason = "callers have just made the list")]
+    pub fn connect(endpoints: Vec<String>, options: Options) -> Result<Self, InvalidEndpoint> {
+        let members = Members::new(&endpoints, &options)?;
+        Ok(Self { inner: Arc::new(Inner { members, options }) })
+    }
+
+    /// A token for [`JobClient::submit`] that nobody else has.
+    pub fn token() -> String {
+        format!("{:032x}", rand::random::<u128>())
+    }
+
+    /// Submits a job. Repeating it with the same token answers with the same job.
+    ///
+    /// # Errors
+    /// [`Error`]; [`crate::Rejected::Exists`] when the token belongs to another spec. An unknown
+    /// outcome is settled by submitting again with the same token.
+    pub async fn submit(&self, spec: JobSpec, token: String) -> Result<SubmitReply, Error> {
+        let message = SubmitRequest { spec: Some(spec), client_token: token };
+        let outcome = calls::call(&self.inner.members, self.patience(), |channel, limit| {
+            let message = request(message.clone(), limit);
+            async move { stub(channel).submit(message).await }
+        });
+        outcome.await.into_result()
+    }
+
+    /// The state of a job; waits up to 10 s for one newer than `after_version`, 0: does not wait.
+    ///
+    /// # Errors
+    /// [`Error`]; [`crate::Rejected::NotFound`] when there is no such job.
+    pub async fn get(&self, job: &str, after_version: u64) -> Result<Job, Error> {
+        let message = JobRef { job: job.to_owned(), after_version };
+        let mut patience = self.patience();
+        if after_version > 0 {
+            patience.attempt = patience.attempt.max(WATCH_ATTEMPT);
+            patience.deadline += WATCH_ATTEMPT;
+        }
+        let outcome = calls::call(&self.inner.members, patience, |channel, limit| {
+            let message = request(message.clone(), limit);
+            async move { stub(channel).get(message).await }
+        });
+        idempotent(outcome.await)
+    }
+
+    /// All jobs, newest first, as the request limits them.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn list(&self, list: ListRequest) -> Result<ListReply, Error> {
+        let outcome = calls::call(&self.inner.members, self.patience(), |channel, limit| {
+            let message = request(list.clone(), limit);
+            async move { stub(channel).list(message).await }
+        });
+        idempotent(outcome.await)
+    }
+
+    /// Cancels a job; cancelling again changes nothing.
+    ///
+    /// # Errors
+    /// [`Error`]; [`crate::Rejected::Refused`] once its outputs are being published.
+    pub async fn cancel(&self, job: &str) -> Result<Job, Error> {
+        let message = JobRef { job: job.to_owned(), after_version: 0 };
+        let outcome = calls::call(&self.inner.members, self.patience(), |channel, limit| {
+            let message = request(message.clone(), limit);
+            async move { stub(channel).cancel(message).await }
+        });
+        outcome.await.into_result()
+    }
+
+    fn patience(&self) -> Patience {
+        let options = &self.inner.options;
+        Patience { deadline: Instant::now() + options.deadline, attempt: options.attempt }
+    }
+}
+
+fn stub(channel: Channel) -> jobs_client::JobsClient<Channel> {
+    jobs_client::JobsClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}

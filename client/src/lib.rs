@@ -1,0 +1,31 @@
+//! What users of Flotilla link: clients of the key/value store, of MapReduce jobs and of the
+//! operators' service.
+//!
+//! The crate decides how a request finds the member that can answer it, how long it is tried, and
+//! what its caller is told: done, rejected (it was not executed and will not be), or unknown. It
+//! knows the wire and nothing of Raft or stores.
+
+pub mod admin;
+pub mod jobs;
+pub mod metadata;
+
+mod calls;
+mod error;
+mod kv;
+mod members;
+mod options;
+mod sessions;
+
+pub use error::{Error, InvalidEndpoint, Outcome, Rejected, Unknown};
+pub use jobs::JobClient;
+pub use kv::{Appended, Condition, KvClient, Pair, PutIf, Removed, Written};
+pub use options::Options;
+
+/// The longest key of the store, in bytes.
+pub const KEY_BYTES_MAX: usize = 8 * 1024;
+
+/// The longest value of the store, in bytes.
+pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
+
+/// The longest message that is sent or read.
+pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;

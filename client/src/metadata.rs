@@ -1,0 +1,44 @@
+//! What travels beside a gRPC status or reply: whether a request may have been executed, and who
+//! leads. The contract of every service that a Raft group answers; servers use these names too.
+
+use std::error::Error;
+
+use tonic::{ConnectError, Status, metadata::MetadataMap};
+
+/// Says [`NEVER`] or [`MAYBE`] beside every status that is not OK.
+pub const EXECUTED: &str = "flotilla-executed";
+
+/// The leader's client address, `host:port`, as far as it is known. Also beside replies that
+/// another member than the leader passed on.
+pub const LEADER: &str = "flotilla-leader";
+
+/// The request was not executed and will not be.
+pub const NEVER: &str = "never";
+
+/// The request was executed, or not, or will be.
+pub const MAYBE: &str = "maybe";
+
+/// Whether it is certain that the request which got this status was not and will not be executed.
+/// A status from a connection that never came about counts; anything unclear does not.
+pub fn was_never_executed(status: &Status) -> bool {
+    match status.metadata().get(EXECUTED) {
+        Some(executed) => executed == NEVER,
+        None => never_sent(status),
+    }
+}
+
+/// The leader that is named, if one is.
+pub fn leader(metadata: &MetadataMap) -> Option<&str> {
+    metadata.get(LEADER)?.to_str().ok().filter(|address| !address.is_empty())
+}
+
+fn never_sent(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}

@@ -1,0 +1,31 @@
+//! How patient a client is.
+
+use std::time::Duration;
+
+/// The settings of a client; the default suits most.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How long a call is tried, over all members.
+    pub deadline: Duration,
+    /// How long one member is waited for before another is asked.
+    pub attempt: Duration,
+    /// How long a connection may take to come about.
+    pub connect: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(10),
+            attempt: Duration::from_millis(2_500),
+            connect: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Options {
+    /// The default with another deadline.
+    pub fn with_deadline(deadline: Duration) -> Self {
+        Self { deadline, ..Self::default() }
+    }
+}

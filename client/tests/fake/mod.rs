@@ -1,0 +1,256 @@
+//! A key/value server that misbehaves to order: it refuses, forgets to answer, executes and then
+//! breaks off. It counts what it executed by request id and keeps replies as a real one does.
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use flotilla_client::metadata::{EXECUTED, LEADER, MAYBE, NEVER};
+use proto::kv::{
+    AppendReply, AppendRequest, Appended, DeleteReply, DeleteRequest, GetReply, GetRequest, Pair,
+    PutReply, PutRequest, ReplyHeader, RequestId, TimeReply, TimeRequest, Written, append_reply,
+    kv_server::{Kv, KvServer},
+    put_reply,
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tonic::{
+    Code, Request, Response, Status,
+    transport::{Server, server::TcpIncoming},
+};
+
+/// What becomes of one request.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// A refusal before execution.
+    Refuse(Code, Option<String>),
+    /// A refusal of which nothing is said.
+    Unclear(Code),
+    /// Executed, then no answer in time.
+    ExecuteThenHang,
+    /// Executed, then a broken connection.
+    ExecuteThenBreak,
+    /// Not executed, no answer in time.
+    Hang,
+    /// Refused as expired.
+    Expired,
+}
+
+/// What the servers of a test share, as members share a log.
+#[derive(Debug, Default)]
+pub struct State {
+    pub acts: VecDeque<Act>,
+    pub executions: HashMap<(Bytes, u32, u64), u32>,
+    pub replies: HashMap<(Bytes, u32, u64), Written>,
+    pub ids: Vec<RequestId>,
+    pub values: HashMap<Bytes, (Bytes, u64)>,
+    pub revision: u64,
+    pub times_asked: u32,
+    pub leader_on_success: Option<String>,
+    pub open: u32,
+    pub open_max: u32,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Fake {
+    pub state: Arc<Mutex<State>>,
+    pub served: Arc<Mutex<u32>>,
+    pub pause: Option<Duration>,
+}
+
+pub const SHARDS: u32 = 8;
+
+impl Fake {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub fn plan(&self, acts: impl IntoIterator<Item = Act>) {
+        self.state().acts.extend(acts);
+    }
+
+    /// Another server with the same state.
+    pub fn sibling(&self) -> Self {
+        Self { state: self.state.clone(), served: Arc::default(), pause: self.pause }
+    }
+
+    pub async fn serve(&self) -> (String, JoinHandle<()>) {
+        self.serve_at("127.0.0.1:0".parse().unwrap()).await
+    }
+
+    pub async fn serve_at(&self, address: SocketAddr) -> (String, JoinHandle<()>) {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let server = KvServer::new(self.clone());
+        let task = tokio::spawn(async move {
+            Server::builder()
+                .max_concurrent_streams(1024)
+                .add_service(server)
+                .serve_with_incoming(incoming)
+                .await
+                .unwrap();
+        });
+        (address, task)
+    }
+
+    fn header(&self, key: &[u8]) -> ReplyHeader {
+        let revision = self.state().revision;
+        ReplyHeader {
+            shard: proto::shard_of(key, SHARDS),
+            shards: SHARDS,
+            revision,
+            shard_time_ms: 5_000,
+            ..ReplyHeader::default()
+        }
+    }
+
+    fn respond<T>(&self, reply: T) -> Response<T> {
+        *self.served.lock().unwrap() += 1;
+        let mut response = Response::new(reply);
+        if let Some(leader) = &self.state().leader_on_success {
+            response.metadata_mut().insert(LEADER, leader.parse().unwrap());
+        }
+        response
+    }
+
+    async fn mutate(
+        &self,
+        key: &Bytes,
+        id: Option<RequestId>,
+        change: impl Fn(&mut State) -> Written,
+    ) -> Result<(Written, bool), Status> {
+        let id = id.expect("the client names every mutation");
+        let shard = proto::shard_of(key, SHARDS);
+        let name = (id.client.clone(), shard, id.sequence);
+        assert!(id.sequence > id.acknowledged);
+        let act = {
+            let mut state = self.state();
+            state.ids.push(id);
+            state.acts.pop_front()
+        };
+        match act {
+            Some(Act::Refuse(code, leader)) => return Err(refusal(code, NEVER, leader)),
+            Some(Act::Unclear(code)) => return Err(Status::new(code, "something broke")),
+            Some(Act::Expired) => return Err(refusal(Code::Aborted, MAYBE, None)),
+            Some(Act::Hang) => std::future::pending().await,
+            Some(Act::ExecuteThenHang | Act::ExecuteThenBreak) | None => {}
+        }
+        let (written, duplicate) = {
+            let mut state = self.state();
+            match state.replies.get(&name) {
+                Some(written) => (*written, true),
+                None => {
+                    let written = change(&mut state);
+                    *state.executions.entry(name.clone()).or_default() += 1;
+                    state.replies.insert(name, written);
+                    (written, false)
+                }
+            }
+        };
+        if let Some(pause) = self.pause {
+            self.count(1);
+            tokio::time::sleep(pause).await;
+            self.count(-1);
+        }
+        match act {
+            Some(Act::ExecuteThenHang) => std::future::pending().await,
+            Some(Act::ExecuteThenBreak) => Err(Status::unknown("transport error")),
+            _ => Ok((written, duplicate)),
+        }
+    }
+
+    fn count(&self, change: i32) {
+        let mut state = self.state();
+        state.open = state.open.checked_add_signed(change).unwrap();
+        state.open_max = state.open_max.max(state.open);
+    }
+}
+
+fn refusal(code: Code, executed: &str, leader: Option<String>) -> Status {
+    let mut status = Status::new(code, format!("{code:?} to order"));
+    status.metadata_mut().insert(EXECUTED, executed.parse().unwrap());
+    if let Some(leader) = leader {
+        status.metadata_mut().insert(LEADER, leader.parse().unwrap());
+    }
+    status
+}
+
+fn write(state: &mut State, key: &Bytes, value: Bytes) -> Written {
+    state.revision += 1;
+    let mod_revision = state.revision;
+    let entry = state.values.entry(key.clone()).or_default();
+    *entry = (value, entry.1 + 1);
+    Written { version: entry.1, mod_revision }
+}
+
+#[tonic::async_trait]
+impl Kv for Fake {
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
+        let key = request.into_inner().key;
+        let act = self.state().acts.pop_front();
+        match act {
+            Some(Act::Refuse(code, leader)) => return Err(refusal(code, NEVER, leader)),
+            Some(Act::Unclear(code)) => return Err(Status::new(code, "something broke")),
+            Some(_) => std::future::pending().await,
+            None => {}
+        }
+        let pair = self.state().values.get(&key).map(|(value, version)| Pair {
+            value: value.clone(),
+            version: *version,
+            ..Pair::default()
+        });
+        Ok(self.respond(GetReply { header: Some(self.header(&key)), pair }))
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutReply>, Status> {
+        assert!(request.metadata().get("grpc-timeout").is_some());
+        let PutRequest { key, value, id, .. } = request.into_inner();
+        let change = |state: &mut State| write(state, &key, value.clone());
+        let (written, duplicate) = self.mutate(&key, id, change).await?;
+        let header = Some(ReplyHeader { duplicate, ..self.header(&key) });
+        Ok(self.respond(PutReply { header, outcome: Some(put_reply::Outcome::Written(written)) }))
+    }
+
+    async fn append(
+        &self,
+        request: Request<AppendRequest>,
+    ) -> Result<Response<AppendReply>, Status> {
+        let AppendRequest { key, value, id } = request.into_inner();
+        let change = |state: &mut State| {
+            let old = state.values.get(&key).map(|(value, _)| value.clone()).unwrap_or_default();
+            write(state, &key, [&old[..], &value[..]].concat().into())
+        };
+        let (written, duplicate) = self.mutate(&key, id, change).await?;
+        let header = Some(ReplyHeader { duplicate, ..self.header(&key) });
+        let appended = Appended { written: Some(written), old_value: Bytes::new() };
+        let outcome = Some(append_reply::Outcome::Appended(appended));
+        Ok(self.respond(AppendReply { header, outcome }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<DeleteRequest>,
+    ) -> Result<Response<DeleteReply>, Status> {
+        let DeleteRequest { key, id } = request.into_inner();
+        let change = |state: &mut State| {
+            state.revision += 1;
+            state.values.remove(&key);
+            Written { version: 0, mod_revision: state.revision }
+        };
+        let (written, _) = self.mutate(&key, id, change).await?;
+        let header = Some(self.header(&key));
+        let removed = Some(Pair::default());
+        Ok(self.respond(DeleteReply { header, removed, written: Some(written) }))
+    }
+
+    async fn time(&self, request: Request<TimeRequest>) -> Result<Response<TimeReply>, Status> {
+        self.state().times_asked += 1;
+        Ok(Response::new(TimeReply { header: Some(self.header(&request.into_inner().key)) }))
+    }
+}

@@ -1,0 +1,134 @@
+//! The job client and the question for a member's status, against servers that misbehave.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use flotilla_client::{Error, JobClient, Options, Rejected, admin, metadata};
+use proto::mapreduce::{
+    Job, JobRef, JobSpec, ListReply, ListRequest, SubmitReply, SubmitRequest,
+    jobs_server::{Jobs, JobsServer},
+};
+use tokio::net::TcpListener;
+use tonic::{
+    Code, Request, Response, Status,
+    transport::{Server, server::TcpIncoming},
+};
+
+#[derive(Clone, Default)]
+struct Coordinator {
+    /// What the next calls fail with.
+    failures: Arc<Mutex<VecDeque<Status>>>,
+    tokens: Arc<Mutex<Vec<String>>>,
+    served: Arc<Mutex<u32>>,
+}
+
+impl Coordinator {
+    async fn serve(&self) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = Server::builder().add_service(JobsServer::new(self.clone()));
+        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        address
+    }
+
+    fn fail(&self) -> Result<(), Status> {
+        match self.failures.lock().unwrap().pop_front() {
+            Some(status) => Err(status),
+            None => {
+                *self.served.lock().unwrap() += 1;
+                Ok(())
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Jobs for Coordinator {
+    async fn submit(
+        &self,
+        request: Request<SubmitRequest>,
+    ) -> Result<Response<SubmitReply>, Status> {
+        self.tokens.lock().unwrap().push(request.into_inner().client_token);
+        self.fail()?;
+        Ok(Response::new(SubmitReply::default()))
+    }
+
+    async fn get(&self, _: Request<JobRef>) -> Result<Response<Job>, Status> {
+        self.fail()?;
+        Ok(Response::new(Job::default()))
+    }
+
+    async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListReply>, Status> {
+        self.fail()?;
+        Ok(Response::new(ListReply::default()))
+    }
+
+    async fn cancel(&self, _: Request<JobRef>) -> Result<Response<Job>, Status> {
+        self.fail()?;
+        Ok(Response::new(Job::default()))
+    }
+}
+
+fn refusal(code: Code, leader: Option<&str>) -> Status {
+    let mut status = Status::new(code, "to order");
+    status.metadata_mut().insert(metadata::EXECUTED, metadata::NEVER.parse().unwrap());
+    if let Some(leader) = leader {
+        status.metadata_mut().insert(metadata::LEADER, leader.parse().unwrap());
+    }
+    status
+}
+
+#[tokio::test]
+async fn the_coordinator_that_leads_is_found() {
+    let (leader, other) = (Coordinator::default(), Coordinator::default());
+    let (leader_address, address) = (leader.serve().await, other.serve().await);
+    *other.failures.lock().unwrap() =
+        vec![refusal(Code::Unavailable, Some(&leader_address)); 5].into();
+    let client = JobClient::connect(vec![address], Options::default()).unwrap();
+    client.list(ListRequest::default()).await.unwrap();
+    client.get("job", 0).await.unwrap();
+    assert_eq!((*leader.served.lock().unwrap(), *other.served.lock().unwrap()), (2, 0));
+}
+
+#[tokio::test]
+async fn a_submission_is_repeated_under_its_token() {
+    let coordinator = Coordinator::default();
+    let client = JobClient::connect(vec![coordinator.serve().await], Options::default()).unwrap();
+    *coordinator.failures.lock().unwrap() =
+        vec![refusal(Code::Unavailable, None), Status::unknown("broke")].into();
+    let token = JobClient::token();
+    client.submit(JobSpec::default(), token.clone()).await.unwrap();
+    assert_eq!(*coordinator.tokens.lock().unwrap(), vec![token; 3]);
+}
+
+#[tokio::test]
+async fn refusals_are_typed_by_what_to_do() {
+    let coordinator = Coordinator::default();
+    let client = JobClient::connect(vec![coordinator.serve().await], Options::default()).unwrap();
+    let mut refused = Vec::new();
+    for code in
+        [Code::NotFound, Code::FailedPrecondition, Code::AlreadyExists, Code::InvalidArgument]
+    {
+        coordinator.failures.lock().unwrap().push_back(refusal(code, None));
+        refused.push(client.cancel("job").await.unwrap_err());
+    }
+    let expected = [Rejected::NotFound, Rejected::Refused, Rejected::Exists, Rejected::Invalid];
+    let expected = expected.map(|reason| Error::Rejected(reason("to order".to_owned())));
+    assert_eq!(refused, expected);
+}
+
+#[tokio::test]
+async fn a_member_that_is_not_there_has_no_status() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let refused = admin::status(&address, Duration::from_secs(2)).await;
+    assert!(matches!(refused, Err(Error::Rejected(Rejected::Unavailable(_)))), "{refused:?}");
+    let refused = admin::status("nowhere", Duration::from_secs(2)).await;
+    assert!(matches!(refused, Err(Error::Rejected(Rejected::Invalid(_)))), "{refused:?}");
+}

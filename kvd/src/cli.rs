@@ -1,0 +1,150 @@
+//! The command line of `kvd`, for its own binary and for `flotilla kvd`.
+
+use std::ffi::OsString;
+
+use daemon::{Code, flags, health, runtime, settings};
+use serde::Serialize;
+
+use crate::config::{Config, NAME};
+
+/// Serves a replicated key/value store
+///
+/// A kvd that is told nothing is a store of one member: it listens on 127.0.0.1:7300 and keeps its
+/// data in ./data. Settings come from a TOML file (--config), then from the environment
+/// (FLOTILLA_KVD__LISTEN, FLOTILLA_KVD__GROUP__DATA, ...), then from these flags.
+#[derive(clap::Parser, Debug)]
+#[command(name = NAME, version = daemon::version::VERSION, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(flatten)]
+    process: flags::Process,
+    #[command(flatten)]
+    network: flags::Network,
+    #[command(flatten)]
+    group: raftd::Flags,
+    #[command(flatten)]
+    own: Own,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// The flags that only kvd has. They set settings at the top level.
+#[derive(clap::Args, Clone, Debug, Default, Serialize)]
+struct Own {
+    /// Listen for peers on this address instead of the client port plus 50
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_listen: Option<String>,
+    /// Tell peers to reach this member at this address
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_advertise: Option<String>,
+    /// How many shards to create a new cluster with
+    #[arg(long, value_name = "COUNT")]
+    shards: Option<u32>,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// Asks the kvd with these settings whether it is ready, and exits with 0 if it is
+    Health,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  A store of one member, and a question to it:
+    kvd --data /var/lib/kvd
+    flotilla kv put greeting hello
+
+  The first of three members on one machine; the others have another --node, --listen, --data:
+    kvd --node 1 --listen 127.0.0.1:7300 --data data1 \\
+        --member 1=127.0.0.1:7300 --member 2=127.0.0.1:7301 --member 3=127.0.0.1:7302
+
+  Is it ready (for images and scripts)?
+    kvd --listen 127.0.0.1:7300 health
+";
+
+/// The whole program: reads the settings, runs the daemon, and answers with the exit code.
+pub fn main(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Code {
+    runtime::main(NAME, || {
+        let arguments: Arguments = flags::parse(arguments)?;
+        let Arguments { process, network, group, own, command } = &arguments;
+        let given = flags::given(&[process, network, group, own])?;
+        let file = process.config.as_deref();
+        let config = settings::load(NAME, &Config::default(), file, std::env::vars_os(), &given)?;
+        match command {
+            Some(Command::Health) => {
+                let admin = config.addresses()?.admin;
+                match health::run(NAME, admin) {
+                    Code::Done => Ok(()),
+                    code => Err(code.into()),
+                }
+            }
+            None => runtime::run(NAME, &config.process, &config, |shutdown| {
+                crate::run(&config, shutdown)
+            }),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    fn config(arguments: &[&str]) -> Result<Config, daemon::Failure> {
+        let parsed = Arguments::try_parse_from(arguments).unwrap();
+        let Arguments { process, network, group, own, .. } = &parsed;
+        let given = flags::given(&[process, network, group, own])?;
+        settings::load(NAME, &Config::default(), None, Vec::new(), &given)
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_that_are_not_given_change_nothing() {
+        assert_eq!(config(&["kvd"]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn every_flag_finds_its_setting() {
+        let config = config(&[
+            "kvd",
+            "--node",
+            "2",
+            "--cluster",
+            "c",
+            "--data",
+            "d",
+            "--listen",
+            "0.0.0.0:1",
+            "--advertise",
+            "a:1",
+            "--peer-listen",
+            "0.0.0.0:2",
+            "--peer-advertise",
+            "a:2",
+            "--admin",
+            "127.0.0.1:3",
+            "--member",
+            "1=b:1",
+            "--member",
+            "2=a:1,a:2",
+            "--shards",
+            "16",
+            "--insecure",
+            "--log-format",
+            "json",
+        ])
+        .unwrap();
+        assert_eq!((config.group.node, config.group.cluster.as_str()), (2, "c"));
+        assert_eq!(config.group.data.to_str(), Some("d"));
+        assert_eq!(config.group.members, ["1=b:1", "2=a:1,a:2"]);
+        assert_eq!((config.shards, config.insecure), (16, true));
+        let addresses = config.addresses().unwrap();
+        assert_eq!(addresses.peer.port(), 2);
+        assert_eq!(addresses.admin.port(), 3);
+        assert_eq!((&*addresses.advertise, &*addresses.advertise_peer), ("a:1", "a:2"));
+    }
+}

@@ -1,0 +1,182 @@
+//! The settings of kvd.
+
+use std::time::Duration;
+
+use daemon::{
+    Failure,
+    addresses::{Addresses, Network, check_exposed, resolve},
+    ports, runtime,
+};
+use proto::SHARDS_DEFAULT;
+use raft::NodeId;
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{KEY_BYTES_MAX, PairLimits, SHARDS_MAX, VALUE_BYTES_MAX};
+
+/// The daemon's name: of its binary, and in the environment (`FLOTILLA_KVD__...`).
+pub const NAME: &str = "kvd";
+
+/// The longest that any request may take, whatever its caller asks for.
+pub const DEADLINE_MAX: Duration = Duration::from_secs(60);
+
+/// Everything that can be set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where clients connect, `host:port`.
+    pub listen: String,
+    /// What clients are told instead, `host:port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
+    /// Where peers connect; the port of `listen` plus 50 if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_listen: Option<String>,
+    /// What peers are told instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_advertise: Option<String>,
+    /// Where metrics and health are served; the port of `listen` plus 1000 if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin: Option<String>,
+    /// Whether addresses other than loopback are accepted without TLS.
+    pub insecure: bool,
+    /// How many shards a new cluster gets; must be equal on all members, for ever.
+    pub shards: u32,
+    /// The longest key.
+    pub key_bytes_max: usize,
+    /// The longest value.
+    pub value_bytes_max: usize,
+    /// How long a request may take whose caller says nothing, in milliseconds.
+    pub deadline_ms: u64,
+    /// The process.
+    pub process: runtime::Process,
+    /// The group and this member of it.
+    pub group: raftd::Settings,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: format!("127.0.0.1:{}", ports::KVD),
+            advertise: None,
+            peer_listen: None,
+            peer_advertise: None,
+            admin: None,
+            insecure: false,
+            shards: SHARDS_DEFAULT,
+            key_bytes_max: KEY_BYTES_MAX,
+            value_bytes_max: VALUE_BYTES_MAX,
+            deadline_ms: 10_000,
+            process: runtime::Process::default(),
+            group: raftd::Settings::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Checks what the types cannot.
+    ///
+    /// # Errors
+    /// Configuration, naming the setting.
+    pub fn check(&self) -> Result<(), Failure> {
+        let range = |name: &str, value: u64, limit: u64| {
+            if (1..=limit).contains(&value) {
+                return Ok(());
+            }
+            Err(Failure::configuration(format!("{name} is {value}, but must be 1 to {limit}")))
+        };
+        range("shards", self.shards.into(), SHARDS_MAX.into())?;
+        range("key_bytes_max", self.key_bytes_max as u64, KEY_BYTES_MAX as u64)?;
+        range("value_bytes_max", self.value_bytes_max as u64, VALUE_BYTES_MAX as u64)?;
+        let longest = u64::try_from(DEADLINE_MAX.as_millis()).unwrap_or(u64::MAX);
+        range("deadline_ms", self.deadline_ms, longest)
+    }
+
+    /// The limits on keys and values.
+    pub fn pair_limits(&self) -> PairLimits {
+        let Self { key_bytes_max, value_bytes_max, .. } = *self;
+        PairLimits { key_bytes_max, value_bytes_max }
+    }
+
+    /// Where to listen and what to tell others. What the list of members says of this member
+    /// stands in for what is not set.
+    ///
+    /// # Errors
+    /// Configuration, when an address is malformed or exposed, or contradicts the list of members;
+    /// machine, when a host name has no address.
+    pub fn addresses(&self) -> Result<Addresses, Failure> {
+        let listed = if self.group.members.is_empty() {
+            None
+        } else {
+            let node = NodeId(self.group.node);
+            self.group.members("", "")?.into_iter().find(|member| member.node == node)
+        };
+        let listed_client = listed.as_ref().map(|member| member.client_address.as_str());
+        let listed_peer = listed.as_ref().map(|member| member.peer_address.as_str());
+        agree("advertise", self.advertise.as_deref(), listed_client)?;
+        agree("peer_advertise", self.peer_advertise.as_deref(), listed_peer)?;
+        let mut addresses = Addresses::resolve(Network {
+            listen: &self.listen,
+            advertise: self.advertise.as_deref().or(listed_client),
+            admin: self.admin.as_deref(),
+            insecure: self.insecure,
+        })?;
+        if let Some(text) = &self.peer_listen {
+            addresses.peer = resolve("peer_listen", text)?;
+            check_exposed(addresses.peer, self.insecure)?;
+        }
+        if let Some(text) = self.peer_advertise.as_deref().or(listed_peer) {
+            text.clone_into(&mut addresses.advertise_peer);
+        }
+        Ok(addresses)
+    }
+}
+
+fn agree(setting: &str, given: Option<&str>, listed: Option<&str>) -> Result<(), Failure> {
+    match (given, listed) {
+        (Some(given), Some(listed)) if given != listed => Err(Failure::configuration(format!(
+            "{setting} is {given}, but group.members says {listed} of this member"
+        ))),
+        (Some(_) | None, Some(_) | None) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_is_told_its_addresses_by_the_list_of_members() {
+        let mut config = Config { listen: "0.0.0.0:7300".to_owned(), ..Config::default() };
+        config.insecure = true;
+        assert!(config.addresses().unwrap_err().to_string().contains("advertise"));
+        config.group.members = vec!["1=kv1:7300,kv1:9".to_owned(), "2=kv2:7300".to_owned()];
+        let addresses = config.addresses().unwrap();
+        assert_eq!((&*addresses.advertise, &*addresses.advertise_peer), ("kv1:7300", "kv1:9"));
+        config.advertise = Some("other:1".to_owned());
+        let refused = config.addresses().unwrap_err().to_string();
+        assert!(refused.contains("group.members says kv1:7300"), "{refused}");
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        Config::default().check().unwrap();
+        for (config, name) in [
+            (Config { shards: 0, ..Config::default() }, "shards is 0"),
+            (Config { shards: SHARDS_MAX + 1, ..Config::default() }, "shards is 16385"),
+            (Config { key_bytes_max: 8193, ..Config::default() }, "key_bytes_max is 8193"),
+            (Config { value_bytes_max: 0, ..Config::default() }, "value_bytes_max is 0"),
+            (Config { deadline_ms: 60_001, ..Config::default() }, "deadline_ms is 60001"),
+        ] {
+            let refused = config.check().unwrap_err().to_string();
+            assert!(refused.contains(name), "{refused}");
+        }
+    }
+
+    #[test]
+    fn an_exposed_peer_port_needs_the_operators_word() {
+        let peer_listen = Some("0.0.0.0:7350".to_owned());
+        let config = Config { peer_listen, ..Config::default() };
+        assert!(config.addresses().is_err());
+        assert!(Config { insecure: true, ..config }.addresses().is_ok());
+    }
+}

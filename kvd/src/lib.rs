@@ -1,0 +1,45 @@
+//! The key/value replica daemon.
+//!
+//! Two halves. The pure one, from [`command`] to [`machine`], is a deterministic state machine and
+//! knows neither clocks nor sockets; the simulator links it. The thin one serves it: settings, the
+//! gRPC services, passing requests on to the leader, and [`run`].
+
+// clippy.toml names what the pure half must not use; the thin half may.
+#![allow(clippy::disallowed_types, clippy::disallowed_methods)]
+
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod command;
+pub mod config;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod limits;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod machine;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod outcome;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod session;
+
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod capture;
+mod cli;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod codec;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod digest;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod reply;
+mod requests;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod restore;
+mod run;
+mod service;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod shard;
+mod wire;
+
+pub use capture::KvCapture;
+pub use cli::main;
+pub use codec::Malformed;
+pub use config::Config;
+pub use machine::KvMachine;
+pub use run::run;
