@@ -1,0 +1,139 @@
+//! The command line of `mr-coordinator`, for its own binary and for `flotilla mr-coordinator`.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use daemon::{Code, flags, health, runtime, settings};
+use serde::Serialize;
+
+use crate::config::{Config, NAME};
+
+/// Schedules MapReduce jobs over a directory that workers share with it
+///
+/// A coordinator that is told nothing is alone: it listens on 127.0.0.1:7400, keeps its data in
+/// ./mr-coordinator-data and takes the current directory for the shared root. Settings come from a
+/// TOML file (--config), then from the environment (FLOTILLA_MR_COORDINATOR__ROOT, ...), then from
+/// these flags.
+#[derive(clap::Parser, Debug)]
+#[command(name = NAME, version = daemon::version::VERSION, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(flatten)]
+    process: flags::Process,
+    #[command(flatten)]
+    network: flags::Network,
+    #[command(flatten)]
+    group: raftd::Flags,
+    #[command(flatten)]
+    own: Own,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// The flags that only the coordinator has. They set settings at the top level.
+#[derive(clap::Args, Clone, Debug, Default, Serialize)]
+struct Own {
+    /// Listen for peers on this address instead of the client port plus 50
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_listen: Option<String>,
+    /// Tell peers to reach this member at this address
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_advertise: Option<String>,
+    /// The directory that coordinators and workers share
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Count a worker as lost after so much silence
+    #[arg(long, value_name = "MILLISECONDS")]
+    lease_ms: Option<u64>,
+    /// Fail a started job after so long without any worker for it; 0: never
+    #[arg(long, value_name = "MILLISECONDS")]
+    no_workers_grace_ms: Option<u64>,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// Asks the coordinator with these settings whether it is ready, and exits with 0 if it is
+    Health,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  A coordinator and a worker on one machine, and a job:
+    mr-coordinator --root /srv/shared --data /var/lib/mr-coordinator
+    mr-worker --root /srv/shared --coordinator 127.0.0.1:7400
+    flotilla mr submit --app wc --input 'texts/*.txt' --output counts --wait
+
+  Is it ready (for images and scripts)?
+    mr-coordinator --listen 127.0.0.1:7400 health
+";
+
+/// The whole program: reads the settings, runs the daemon, and answers with the exit code.
+pub fn main(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Code {
+    runtime::main(NAME, || {
+        let arguments: Arguments = flags::parse(arguments)?;
+        let Arguments { process, network, group, own, command } = &arguments;
+        let given = flags::given(&[process, network, group, own])?;
+        let file = process.config.as_deref();
+        let config = settings::load(NAME, &Config::default(), file, std::env::vars_os(), &given)?;
+        match command {
+            Some(Command::Health) => {
+                let admin = config.addresses()?.admin;
+                match health::run(NAME, admin) {
+                    Code::Done => Ok(()),
+                    code => Err(code.into()),
+                }
+            }
+            None => runtime::run(NAME, &config.process, &config, |shutdown| {
+                crate::run(&config, shutdown)
+            }),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    fn config(arguments: &[&str]) -> Result<Config, daemon::Failure> {
+        let parsed = Arguments::try_parse_from(arguments).unwrap();
+        let Arguments { process, network, group, own, .. } = &parsed;
+        let given = flags::given(&[process, network, group, own])?;
+        settings::load(NAME, &Config::default(), None, Vec::new(), &given)
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_that_are_not_given_change_nothing() {
+        assert_eq!(config(&["mr-coordinator"]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn every_flag_finds_its_setting() {
+        let config = config(&[
+            "mr-coordinator",
+            "--node=2",
+            "--cluster=c",
+            "--data=d",
+            "--root=r",
+            "--listen=0.0.0.0:1",
+            "--peer-listen=0.0.0.0:2",
+            "--admin=127.0.0.1:3",
+            "--member=1=b:1",
+            "--member=2=a:1,a:2",
+            "--lease-ms=2000",
+            "--no-workers-grace-ms=0",
+            "--insecure",
+        ])
+        .unwrap();
+        assert_eq!((config.group.node, config.group.cluster.as_str()), (2, "c"));
+        assert_eq!((config.root.to_str(), config.group.data.to_str()), (Some("r"), Some("d")));
+        assert_eq!((config.lease_ms, config.no_workers_grace_ms), (2_000, 0));
+        let addresses = config.addresses().unwrap();
+        assert_eq!((addresses.peer.port(), addresses.admin.port()), (2, 3));
+        assert_eq!((&*addresses.advertise, &*addresses.advertise_peer), ("a:1", "a:2"));
+    }
+}

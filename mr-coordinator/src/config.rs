@@ -1,0 +1,174 @@
+//! The settings of the coordinator.
+
+use std::path::PathBuf;
+
+use daemon::{
+    Failure,
+    addresses::{Addresses, Network, check_exposed, resolve},
+    ports, runtime,
+};
+use raft::NodeId;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    limits::{JOBS_ACTIVE_MAX, JOBS_RUNNING_MAX, LEASE_MS_DEFAULT, LEASE_MS_MAX, LEASE_MS_MIN},
+    schedule,
+};
+
+/// The daemon's name: of its binary, and in the environment (`FLOTILLA_MR_COORDINATOR__...`).
+pub(crate) const NAME: &str = "mr-coordinator";
+
+/// How many heartbeats fit into a lease: one that is lost costs nothing.
+const HEARTBEATS_PER_LEASE: u64 = 20;
+/// The shortest and the longest pause between heartbeats.
+const HEARTBEAT_MS: (u64, u64) = (100, 500);
+
+/// Everything that can be set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where clients and workers connect, `host:port`.
+    pub listen: String,
+    /// What they are told instead, `host:port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
+    /// Where peers connect; the port of `listen` plus 50 if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_listen: Option<String>,
+    /// What peers are told instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_advertise: Option<String>,
+    /// Where metrics and health are served; the port of `listen` plus 1000 if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin: Option<String>,
+    /// Whether addresses other than loopback are accepted without TLS.
+    pub insecure: bool,
+    /// The directory that coordinators and workers share; paths of jobs are below it.
+    pub root: PathBuf,
+    /// After how much silence a worker counts as lost, in milliseconds.
+    pub lease_ms: u64,
+    /// How long a started job may be without any worker for it, in milliseconds; 0: for ever.
+    pub no_workers_grace_ms: u64,
+    /// How many jobs are planned and run at a time.
+    pub jobs_running_max: usize,
+    /// The process.
+    pub process: runtime::Process,
+    /// The group and this member of it.
+    pub group: raftd::Settings,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let group = raftd::Settings::default();
+        Self {
+            listen: format!("127.0.0.1:{}", ports::MR_COORDINATOR),
+            advertise: None,
+            peer_listen: None,
+            peer_advertise: None,
+            admin: None,
+            insecure: false,
+            root: PathBuf::from("."),
+            lease_ms: LEASE_MS_DEFAULT,
+            no_workers_grace_ms: 60_000,
+            jobs_running_max: JOBS_RUNNING_MAX,
+            process: runtime::Process::default(),
+            group: raftd::Settings { data: PathBuf::from("mr-coordinator-data"), ..group },
+        }
+    }
+}
+
+impl Config {
+    /// What the scheduler works by.
+    ///
+    /// # Errors
+    /// Configuration, naming the setting that is out of range.
+    pub fn scheduling(&self) -> Result<schedule::Settings, Failure> {
+        let range = |name: &str, value: u64, min: u64, max: u64| {
+            if (min..=max).contains(&value) {
+                return Ok(());
+            }
+            let message = format!("{name} is {value}, but must be {min} to {max}");
+            Err(Failure::configuration(message))
+        };
+        range("lease_ms", self.lease_ms, LEASE_MS_MIN, LEASE_MS_MAX)?;
+        range("jobs_running_max", self.jobs_running_max as u64, 1, JOBS_ACTIVE_MAX as u64)?;
+        let (least, most) = HEARTBEAT_MS;
+        Ok(schedule::Settings {
+            lease_ms: self.lease_ms,
+            heartbeat_ms: (self.lease_ms / HEARTBEATS_PER_LEASE).clamp(least, most),
+            no_workers_grace_ms: Some(self.no_workers_grace_ms).filter(|grace| *grace > 0),
+            jobs_running_max: self.jobs_running_max,
+        })
+    }
+
+    /// Where to listen and what to tell others. What the list of members says of this member
+    /// stands in for what is not set.
+    ///
+    /// # Errors
+    /// Configuration, when an address is malformed or exposed, or contradicts the list of members;
+    /// machine, when a host name has no address.
+    pub fn addresses(&self) -> Result<Addresses, Failure> {
+        let listed = if self.group.members.is_empty() {
+            None
+        } else {
+            let node = NodeId(self.group.node);
+            self.group.members("", "")?.into_iter().find(|member| member.node == node)
+        };
+        let listed_client = listed.as_ref().map(|member| member.client_address.as_str());
+        let listed_peer = listed.as_ref().map(|member| member.peer_address.as_str());
+        agree("advertise", self.advertise.as_deref(), listed_client)?;
+        agree("peer_advertise", self.peer_advertise.as_deref(), listed_peer)?;
+        let mut addresses = Addresses::resolve(Network {
+            listen: &self.listen,
+            advertise: self.advertise.as_deref().or(listed_client),
+            admin: self.admin.as_deref(),
+            insecure: self.insecure,
+        })?;
+        if let Some(text) = &self.peer_listen {
+            addresses.peer = resolve("peer_listen", text)?;
+            check_exposed(addresses.peer, self.insecure)?;
+        }
+        if let Some(text) = self.peer_advertise.as_deref().or(listed_peer) {
+            text.clone_into(&mut addresses.advertise_peer);
+        }
+        Ok(addresses)
+    }
+}
+
+fn agree(setting: &str, given: Option<&str>, listed: Option<&str>) -> Result<(), Failure> {
+    match (given, listed) {
+        (Some(given), Some(listed)) if given != listed => Err(Failure::configuration(format!(
+            "{setting} is {given}, but group.members says {listed} of this member"
+        ))),
+        (Some(_) | None, Some(_) | None) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_heartbeats_fit_into_every_lease() {
+        for lease_ms in [LEASE_MS_MIN, 2_000, LEASE_MS_DEFAULT, LEASE_MS_MAX] {
+            let settings = Config { lease_ms, ..Config::default() }.scheduling().unwrap();
+            assert!(settings.heartbeat_ms * 5 <= lease_ms, "{settings:?}");
+        }
+        // A job may ask for the shortest lease whatever the coordinator's is.
+        let settings = Config::default().scheduling().unwrap();
+        assert!(settings.heartbeat_ms * 2 <= LEASE_MS_MIN);
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        for (config, name) in [
+            (Config { lease_ms: 1, ..Config::default() }, "lease_ms is 1"),
+            (Config { jobs_running_max: 0, ..Config::default() }, "jobs_running_max is 0"),
+        ] {
+            let refused = config.scheduling().unwrap_err().to_string();
+            assert!(refused.contains(name), "{refused}");
+        }
+        let forever = Config { no_workers_grace_ms: 0, ..Config::default() };
+        assert_eq!(forever.scheduling().unwrap().no_workers_grace_ms, None);
+    }
+}

@@ -1,0 +1,43 @@
+//! The MapReduce coordinator: jobs, leases, commits and publication, replicated by the Raft host.
+//!
+//! The pure half decides: `machine` and `job` are the replicated state, `leases` and `schedule`
+//! what only the leader knows, each a function of its inputs. The thin half acts: `plan`,
+//! `publish`, `output` and `cleanup` on the shared filesystem, `driver` and `service` between the
+//! network, the log and the scheduler.
+//!
+//! Not here yet: speculative attempts, priorities and fair shares, streaming and its blobs, logs
+//! of tasks, sampling for a total order.
+
+// The thin half may; the pure modules deny it for themselves.
+#![allow(clippy::disallowed_types)]
+
+pub mod codec;
+pub mod command;
+pub mod failure;
+pub mod ids;
+pub mod job;
+pub mod leases;
+pub mod limits;
+pub mod machine;
+pub mod schedule;
+pub mod snapshot;
+pub mod spec;
+
+pub mod cleanup;
+pub mod glob;
+pub mod output;
+pub mod plan;
+pub mod publish;
+pub mod root;
+
+mod cli;
+mod config;
+pub mod driver;
+pub mod lanes;
+mod run;
+pub mod service;
+pub mod wire;
+
+pub use cli::main;
+pub use config::Config;
+pub use run::run;

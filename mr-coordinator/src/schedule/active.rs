@@ -1,0 +1,348 @@
+//! One job that has not ended, with everything that only the leader knows of it.
+//!
+//! Decides which of its tasks may be given out, to whom and when. The replicated part is the job
+//! as last observed; tasks are pending when they are neither committed nor under way.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{VERSION_BITS, messages::Run, visible_version};
+use crate::{
+    failure::Failure,
+    ids::{AttemptId, AttemptNumber, TaskId, TaskKind, WorkerId},
+    job::{Job, JobState, Verdict},
+    leases::{AttemptEnd, Lease, Leases, Millis},
+    spec::Plan,
+};
+
+/// How long a failed task is kept from the worker that failed it while there are others.
+const AVOID_MS: u64 = 2_000;
+/// The pauses before the retries of a task, by counted failures.
+const RETRY_AFTER_MS: [u64; 3] = [0, 1_000, 5_000];
+/// The pause before a task is run again once the outputs are being published.
+const RETRY_COMMITTING_MS: u64 = 5_000;
+
+/// What a job waits for, besides its tasks: one thing at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Idle,
+    Planning,
+    Loading,
+    CheckingOutput,
+    Publishing,
+    Cleaning,
+    Proposed,
+}
+
+/// A reduce attempt that reported a map's output lost, while that is being looked into.
+#[derive(Clone, Debug)]
+pub(super) struct Suspicion {
+    pub(super) reduce: AttemptId,
+    pub(super) worker: WorkerId,
+    pub(super) failure: Failure,
+}
+
+pub(super) struct Active {
+    pub(super) job: Arc<Job>,
+    pub(super) plan: Option<Arc<Plan>>,
+    pub(super) step: Step,
+    /// The next step waits until then.
+    pub(super) not_before: Millis,
+    /// How often the step was tried in vain.
+    pub(super) tries: u32,
+    pub(super) leases: Leases,
+    ready: BTreeSet<TaskId>,
+    delayed: BTreeSet<(Millis, TaskId)>,
+    /// Reduces that wait until a suspicion is settled.
+    held: BTreeSet<TaskId>,
+    avoid: BTreeMap<TaskId, (WorkerId, Millis)>,
+    /// How many reduce attempts said that a map attempt's output is lost.
+    pub(super) accusations: BTreeMap<AttemptNumber, u32>,
+    pub(super) suspicions: BTreeMap<AttemptId, Vec<Suspicion>>,
+    /// Map outputs that are being taken back: no reduce is given out that would need them.
+    pub(super) invalidating: u32,
+    runs: Option<Arc<Vec<Run>>>,
+    /// Since when it is being given up.
+    pub(super) ending_since: Option<Millis>,
+    /// Since when this leader knows that it needs workers.
+    pub(super) needed_since: Millis,
+    pub(super) unrecorded_retries: [u32; 2],
+    pub(super) version: u64,
+}
+
+impl Active {
+    pub(super) fn new(job: &Arc<Job>, now: Millis, version_floor: u64) -> Self {
+        let mut active = Self {
+            job: job.clone(),
+            plan: None,
+            step: Step::Idle,
+            not_before: now,
+            tries: 0,
+            leases: Leases::default(),
+            ready: BTreeSet::new(),
+            delayed: BTreeSet::new(),
+            held: BTreeSet::new(),
+            avoid: BTreeMap::new(),
+            accusations: BTreeMap::new(),
+            suspicions: BTreeMap::new(),
+            invalidating: 0,
+            runs: None,
+            ending_since: None,
+            needed_since: now,
+            unrecorded_retries: [0, 0],
+            version: version_floor.max(visible_version(job.version)),
+        };
+        active.enter(now);
+        active
+    }
+
+    /// Takes in a newer state of the job.
+    pub(super) fn observe(&mut self, job: &Arc<Job>, now: Millis) {
+        if job.version <= self.job.version {
+            return;
+        }
+        let old = std::mem::replace(&mut self.job, job.clone());
+        if old.state == JobState::Queued {
+            self.needed_since = now;
+        }
+        self.version = (self.version + 1).max(visible_version(job.version));
+        let (committed, before) = (job.committed, old.committed);
+        if committed[0] != before[0] || job.retries[0] != old.retries[0] {
+            self.runs = None;
+        }
+        for (number, lease) in self.settled_leases() {
+            let accepted = job.result(lease).is_some_and(|result| result.attempt == number);
+            let end = if accepted { AttemptEnd::Accepted } else { AttemptEnd::LostRace };
+            self.leases.end(number, end);
+            let slot = lease.kind.slot();
+            self.unrecorded_retries[slot] += u32::from(!accepted);
+        }
+        let taken_back = committed[0] < before[0] || committed[1] < before[1];
+        let mapped = job.all_committed(TaskKind::Map) && !old.all_committed(TaskKind::Map);
+        if job.state != old.state || taken_back || mapped {
+            self.enter(now);
+        }
+    }
+
+    fn settled_leases(&self) -> Vec<(AttemptNumber, TaskId)> {
+        let settled = self.leases.iter().filter(|(_, lease)| self.job.result(lease.task).is_some());
+        settled.map(|(number, lease)| (number, lease.task)).collect()
+    }
+
+    /// Enters the job's state: its pending tasks are offered, or none any more.
+    fn enter(&mut self, now: Millis) {
+        match self.job.state {
+            JobState::Mapping | JobState::Reducing | JobState::Committing => self.refill(now),
+            JobState::Failing | JobState::Cancelling => {
+                self.ready.clear();
+                self.delayed.clear();
+                self.held.clear();
+                self.ending_since.get_or_insert(now);
+            }
+            JobState::Queued | JobState::Succeeded | JobState::Failed | JobState::Cancelled => {}
+        }
+    }
+
+    pub(super) fn planning(&self) -> bool {
+        self.step == Step::Planning
+    }
+
+    /// Whether it has left the queue, as far as this leader is concerned.
+    pub(super) fn started(&self) -> bool {
+        self.job.state != JobState::Queued || self.step != Step::Idle
+    }
+
+    /// Which kind of task can be given out now.
+    pub(super) fn phase(&self) -> TaskKind {
+        if self.job.all_committed(TaskKind::Map) { TaskKind::Reduce } else { TaskKind::Map }
+    }
+
+    fn refill(&mut self, now: Millis) {
+        let kind = self.phase();
+        for number in 0..self.job.total(kind) {
+            self.offer(TaskId { kind, number }, now, now);
+        }
+    }
+
+    /// Makes a task pending from `at` on, unless it is committed or under way.
+    pub(super) fn offer(&mut self, task: TaskId, at: Millis, now: Millis) {
+        let waits = self.ready.contains(&task) || self.held.contains(&task);
+        let delayed = self.delayed.iter().any(|(_, other)| *other == task);
+        let settled = self.job.result(task).is_some() || self.leases.has_live(task);
+        if waits || delayed || settled || !self.job.state.runs_tasks() {
+            return;
+        }
+        if at <= now {
+            self.ready.insert(task);
+        } else {
+            self.delayed.insert((at, task));
+        }
+    }
+
+    /// Keeps a task from being given out until [`Active::release`].
+    pub(super) fn hold(&mut self, task: TaskId) {
+        self.withdraw(task);
+        self.held.insert(task);
+    }
+
+    pub(super) fn release(&mut self, task: TaskId) {
+        self.held.remove(&task);
+    }
+
+    fn withdraw(&mut self, task: TaskId) {
+        self.ready.remove(&task);
+        self.delayed.retain(|(_, other)| *other != task);
+    }
+
+    /// When a task that failed may run again.
+    pub(super) fn retry_at(&self, task: TaskId, now: Millis) -> Millis {
+        if self.job.state == JobState::Committing {
+            return now.plus(RETRY_COMMITTING_MS);
+        }
+        let failures = self.job.task(task).map_or(0, |task| task.failed.len());
+        let place = failures.saturating_sub(1).min(RETRY_AFTER_MS.len() - 1);
+        now.plus(RETRY_AFTER_MS[place])
+    }
+
+    /// Prefers other workers for a task for a while.
+    pub(super) fn avoid(&mut self, task: TaskId, worker: WorkerId, from: Millis) {
+        self.avoid.insert(task, (worker, from.plus(AVOID_MS)));
+    }
+
+    /// The worker that a task is kept from, if there is one.
+    pub(super) fn avoided(&self, task: TaskId) -> Option<WorkerId> {
+        self.avoid.get(&task).map(|(worker, _)| *worker)
+    }
+
+    /// How many tasks wait to be given out now.
+    pub(super) fn waiting(&mut self, now: Millis) -> usize {
+        if !self.job.state.runs_tasks() {
+            return 0;
+        }
+        while let Some((at, task)) = self.delayed.first().copied()
+            && at <= now
+        {
+            self.delayed.pop_first();
+            self.ready.insert(task);
+        }
+        match self.phase() {
+            TaskKind::Map if self.plan.is_none() => 0,
+            TaskKind::Reduce if self.invalidating > 0 => 0,
+            kind @ (TaskKind::Map | TaskKind::Reduce) => self.ready_of(kind).count(),
+        }
+    }
+
+    fn ready_of(&self, kind: TaskKind) -> impl Iterator<Item = TaskId> + '_ {
+        let all = TaskId { kind, number: 0 }..=TaskId { kind, number: u32::MAX };
+        self.ready.range(all).copied()
+    }
+
+    /// Takes a pending task for a worker; `others`: whether another worker could run it.
+    pub(super) fn take(&mut self, worker: WorkerId, others: bool, now: Millis) -> Option<TaskId> {
+        let kind = self.phase();
+        let committed: Vec<TaskId> =
+            self.ready_of(kind).take_while(|task| self.job.result(*task).is_some()).collect();
+        for task in committed {
+            self.ready.remove(&task);
+        }
+        let avoided = |task: &TaskId| {
+            let avoid = self.avoid.get(task);
+            others && avoid.is_some_and(|(whom, until)| *whom == worker && now < *until)
+        };
+        let fits = |task: &TaskId| !avoided(task) && self.job.result(*task).is_none();
+        let task = self.ready_of(kind).find(fits)?;
+        self.ready.remove(&task);
+        Some(task)
+    }
+
+    /// Begins an attempt.
+    pub(super) fn begin(&mut self, number: AttemptNumber, task: TaskId, to: WorkerId, now: Millis) {
+        self.lease(number, task, to, now, false);
+    }
+
+    /// Takes over an attempt that a worker says it is running.
+    pub(super) fn adopt(&mut self, number: AttemptNumber, task: TaskId, by: WorkerId, now: Millis) {
+        self.withdraw(task);
+        self.lease(number, task, by, now, true);
+    }
+
+    fn lease(
+        &mut self,
+        number: AttemptNumber,
+        task: TaskId,
+        worker: WorkerId,
+        now: Millis,
+        running: bool,
+    ) {
+        let until = now.plus(self.job.spec.lease_ms);
+        let lease = Lease {
+            task,
+            worker,
+            granted: now,
+            until,
+            renewed: now,
+            running,
+            progress: (0, 0),
+            progressed: now,
+        };
+        self.leases.grant(number, lease);
+        self.touch();
+    }
+
+    /// Ends an attempt that leaves no record, and offers its task again.
+    pub(super) fn give_back(&mut self, number: AttemptNumber, end: AttemptEnd, now: Millis) {
+        let Some(lease) = self.leases.end(number, end) else { return };
+        self.unrecorded_retries[lease.task.kind.slot()] += 1;
+        self.offer(lease.task, now, now);
+        self.touch();
+    }
+
+    /// The committed runs of all maps, in order; empty until all are committed.
+    pub(super) fn runs(&mut self) -> Arc<Vec<Run>> {
+        if let Some(runs) = &self.runs {
+            return runs.clone();
+        }
+        let maps = (0..self.job.total(TaskKind::Map)).map(TaskId::map);
+        let runs = maps.filter_map(|task| {
+            let result = self.job.result(task)?;
+            let attempt = AttemptId { job: self.job.id, task, number: result.attempt };
+            Some(Run { attempt, bytes: result.bytes, footer_crc: result.crc })
+        });
+        let runs: Arc<Vec<Run>> = Arc::new(runs.collect());
+        self.runs = Some(runs.clone());
+        runs
+    }
+
+    /// Whether a result of this attempt could still be accepted, by all that the leader knows.
+    pub(super) fn acceptable(&self, attempt: &AttemptId, epoch: u64) -> Result<(), Verdict> {
+        self.job.acceptable(attempt.task, attempt.number)?;
+        let number = attempt.number;
+        if number.epoch == epoch && !self.leases.knows(number, attempt.task) {
+            return Err(Verdict::Stale);
+        }
+        match self.leases.ended(number) {
+            Some(AttemptEnd::Failed | AttemptEnd::Aborted | AttemptEnd::Abandoned) => {
+                Err(Verdict::Stale)
+            }
+            Some(AttemptEnd::Accepted | AttemptEnd::LostRace | AttemptEnd::Expired) | None => {
+                Ok(())
+            }
+        }
+    }
+
+    /// Something that leaves no record changed.
+    pub(super) fn touch(&mut self) {
+        // Stays below the version that the next record brings.
+        let room = (1 << VERSION_BITS) - 1;
+        if self.version & room < room {
+            self.version += 1;
+        }
+    }
+
+    pub(super) fn shift(&mut self, gap_ms: u64) {
+        self.leases.shift(gap_ms);
+        self.needed_since = self.needed_since.plus(gap_ms);
+    }
+}

@@ -1,0 +1,170 @@
+//! The service `Workers`.
+
+use std::time::Duration;
+
+use proto::mapreduce as pb;
+use tonic::{Code, Request, Response, Status};
+
+use super::{Desk, invalid, misfit, refuse};
+use crate::{
+    driver::{self, Told},
+    ids::{AttemptId, WorkerId},
+    limits::POLL_WAIT_MS,
+    schedule::Reply,
+    wire::{self, BadMessage},
+};
+
+/// How much longer than the scheduler a poll waits for its answer.
+const POLL_MARGIN: Duration = Duration::from_secs(3);
+
+/// What workers call.
+#[derive(Clone)]
+pub struct WorkersService {
+    desk: Desk,
+}
+
+impl WorkersService {
+    pub(super) fn new(desk: Desk) -> Self {
+        Self { desk }
+    }
+
+    async fn ask(&self, request: driver::Request) -> Result<Reply, Status> {
+        match self.desk.ask(request).await? {
+            Told::Reply(reply) => Ok(reply),
+            Told::View(..) | Told::Changed | Told::NotLeader | Told::TooMany(_) => Err(misfit()),
+        }
+    }
+}
+
+fn attempts(wire: Vec<pb::AttemptId>) -> Result<Vec<AttemptId>, BadMessage> {
+    wire.into_iter().map(|attempt| wire::attempt(Some(attempt))).collect()
+}
+
+#[tonic::async_trait]
+impl pb::workers_server::Workers for WorkersService {
+    async fn register(
+        &self,
+        request: Request<pb::RegisterRequest>,
+    ) -> Result<Response<pb::RegisterReply>, Status> {
+        let message = request.into_inner();
+        let incarnation = wire::check_registration(&message)
+            .and_then(|()| wire::incarnation(&message.incarnation))
+            .map_err(|error| invalid(&error))?;
+        if message.root_token.trim() != self.desk.root.token() {
+            tracing::warn!(worker = message.name, "a worker that sees another root is refused");
+            return Err(refuse(
+                Code::FailedPrecondition,
+                "shared root mismatch: this worker does not see the directory that the \
+                 coordinator calls its root; mount the same filesystem, or set root",
+            ));
+        }
+        let running = attempts(message.running).map_err(|error| invalid(&error))?;
+        let (name, slots, apps) = (message.name, message.slots, message.apps);
+        let shown = name.clone();
+        let asked = driver::Request::Register { name, incarnation, slots, apps, running };
+        match self.ask(asked).await? {
+            Reply::Registered { worker, epoch, heartbeat_ms, orders } => {
+                tracing::info!(%worker, name = shown, slots, "worker registered");
+                let orders = wire::orders(&orders);
+                Ok(Response::new(pb::RegisterReply {
+                    worker: worker.0,
+                    epoch,
+                    heartbeat_ms,
+                    orders,
+                }))
+            }
+            Reply::TooManyWorkers => {
+                let message = "there are too many workers (limit workers_max)";
+                Err(refuse(Code::ResourceExhausted, message))
+            }
+            _ => Err(misfit()),
+        }
+    }
+
+    async fn poll(
+        &self,
+        request: Request<pb::PollRequest>,
+    ) -> Result<Response<pb::PollReply>, Status> {
+        use pb::poll_reply::Kind;
+        let message = request.into_inner();
+        let incarnation =
+            wire::incarnation(&message.incarnation).map_err(|error| invalid(&error))?;
+        let (worker, free_slots) = (WorkerId(message.worker), message.free_slots);
+        let asked = driver::Request::Poll { worker, incarnation, free_slots };
+        let limit = Duration::from_millis(POLL_WAIT_MS) + POLL_MARGIN;
+        let kind = match self.desk.ask_within(asked, limit).await? {
+            Told::Reply(Reply::Assigned(assignments)) => {
+                let assignments = assignments.iter().map(wire::assignment).collect();
+                Kind::Assignments(pb::Assignments { assignments })
+            }
+            Told::Reply(Reply::Idle) => Kind::Idle(pb::Idle {}),
+            Told::Reply(Reply::Reregister) => Kind::Reregister(pb::Reregister {}),
+            _ => return Err(misfit()),
+        };
+        Ok(Response::new(pb::PollReply { kind: Some(kind) }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<pb::HeartbeatRequest>,
+    ) -> Result<Response<pb::HeartbeatReply>, Status> {
+        let message = request.into_inner();
+        wire::check_running(message.running.len()).map_err(|error| invalid(&error))?;
+        let incarnation =
+            wire::incarnation(&message.incarnation).map_err(|error| invalid(&error))?;
+        let running = message
+            .running
+            .into_iter()
+            .map(|progress| {
+                Ok((wire::attempt(progress.attempt)?, progress.records, progress.bytes))
+            })
+            .collect::<Result<Vec<_>, BadMessage>>()
+            .map_err(|error| invalid(&error))?;
+        let worker = WorkerId(message.worker);
+        match self.ask(driver::Request::Heartbeat { worker, incarnation, running }).await? {
+            Reply::Heartbeat { orders, reregister } => {
+                let orders = wire::orders(&orders);
+                Ok(Response::new(pb::HeartbeatReply { orders, reregister }))
+            }
+            _ => Err(misfit()),
+        }
+    }
+
+    async fn report(
+        &self,
+        request: Request<pb::ReportRequest>,
+    ) -> Result<Response<pb::ReportReply>, Status> {
+        let message = request.into_inner();
+        wire::incarnation(&message.incarnation).map_err(|error| invalid(&error))?;
+        let attempt = wire::attempt(message.attempt).map_err(|error| invalid(&error))?;
+        let end = wire::report_end(message.end, &attempt).map_err(|error| invalid(&error))?;
+        let worker = WorkerId(message.worker);
+        match self.ask(driver::Request::Report { worker, attempt, end }).await? {
+            Reply::Report(answer) => {
+                tracing::debug!(%attempt, ?answer, "report answered");
+                let verdict = wire::verdict(answer);
+                let word = verdict.as_str_name();
+                metrics::counter!("flotilla_mr_reports_total", "verdict" => word).increment(1);
+                Ok(Response::new(pb::ReportReply { verdict: verdict.into() }))
+            }
+            _ => Err(misfit()),
+        }
+    }
+
+    async fn deregister(
+        &self,
+        request: Request<pb::DeregisterRequest>,
+    ) -> Result<Response<pb::DeregisterReply>, Status> {
+        let message = request.into_inner();
+        let incarnation =
+            wire::incarnation(&message.incarnation).map_err(|error| invalid(&error))?;
+        let worker = WorkerId(message.worker);
+        match self.ask(driver::Request::Deregister { worker, incarnation }).await? {
+            Reply::Deregistered => {
+                tracing::info!(%worker, "worker left");
+                Ok(Response::new(pb::DeregisterReply {}))
+            }
+            _ => Err(misfit()),
+        }
+    }
+}

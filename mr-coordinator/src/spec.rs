@@ -1,0 +1,301 @@
+//! What a job is to do, and the plan that its inputs make.
+//!
+//! Decides which specs make sense by themselves; whether their files exist is `plan.rs`'s matter.
+
+#![deny(clippy::disallowed_types)]
+
+use crate::{
+    codec::{BadBytes, Decoder, Encoder},
+    limits::*,
+};
+
+/// How inputs become records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputFormat {
+    /// A record is a line.
+    Text,
+    /// A record is a file.
+    Whole,
+}
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputFormat {
+    /// part-00000 ...: key, TAB, value, LF.
+    Text,
+    /// mr-out-0 ...: key, space, value, LF.
+    Lab,
+}
+
+impl OutputFormat {
+    /// The name of a partition's file.
+    #[must_use]
+    pub fn part_name(self, partition: u32) -> String {
+        match self {
+            Self::Text => format!("part-{partition:05}"),
+            Self::Lab => format!("mr-out-{partition}"),
+        }
+    }
+}
+
+/// What a job is to do. Every number has its final value: defaults are filled in before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// The name of an app that workers have.
+    pub app: String,
+    /// Input patterns, as the user named them.
+    pub inputs: Vec<String>,
+    /// The directory of the results, as the user named it.
+    pub output: String,
+    /// Reduce partitions.
+    pub reduces: u32,
+    /// How inputs become records.
+    pub input_format: InputFormat,
+    /// How results are written.
+    pub output_format: OutputFormat,
+    /// The largest split in bytes; 0: chosen when it is planned.
+    pub split_bytes: u64,
+    /// How long an attempt may be without a heartbeat.
+    pub lease_ms: u64,
+    /// How long it may make no progress.
+    pub task_timeout_ms: u64,
+    /// How many counted failures a task may have.
+    pub max_attempts: u32,
+    /// A name for people.
+    pub name: String,
+    /// For tests: how long each attempt waits before it reports.
+    pub slow_ms: u64,
+    /// Replace an existing output.
+    pub overwrite: bool,
+}
+
+/// A spec that makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct BadSpec {
+    /// Which field of the wire's `JobSpec`.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl BadSpec {
+    pub(crate) fn new(field: &'static str, problem: impl Into<String>) -> Self {
+        Self { field, problem: problem.into() }
+    }
+}
+
+impl Spec {
+    /// Checks what can be checked without looking at any file.
+    ///
+    /// # Errors
+    /// [`BadSpec`] naming the first field that is wrong.
+    pub fn check(&self) -> Result<(), BadSpec> {
+        check_name("app", &self.app, true)?;
+        check_name("name", &self.name, false)?;
+        if self.inputs.is_empty() {
+            return Err(BadSpec::new("inputs", "there is none"));
+        }
+        if self.inputs.len() > INPUTS_MAX {
+            let problem = format!("{} patterns; at most {INPUTS_MAX}", self.inputs.len());
+            return Err(BadSpec::new("inputs", problem));
+        }
+        for input in &self.inputs {
+            check_path("inputs", input)?;
+        }
+        let bytes: usize = self.inputs.iter().map(String::len).sum();
+        if bytes > INPUT_PATTERN_BYTES_MAX {
+            let problem = format!("{bytes} bytes of patterns; at most {INPUT_PATTERN_BYTES_MAX}");
+            return Err(BadSpec::new("inputs", problem));
+        }
+        check_path("output", &self.output)?;
+        check_range("reduces", self.reduces.into(), 1, REDUCES_MAX.into())?;
+        if self.split_bytes != 0 {
+            check_range("split_bytes", self.split_bytes, SPLIT_BYTES_MIN, u64::MAX)?;
+        }
+        check_range("lease_ms", self.lease_ms, LEASE_MS_MIN, LEASE_MS_MAX)?;
+        let timeout = self.task_timeout_ms;
+        check_range("task_timeout_ms", timeout, TASK_TIMEOUT_MS_MIN, TASK_TIMEOUT_MS_MAX)?;
+        check_range("max_attempts", self.max_attempts.into(), 1, ATTEMPTS_MAX.into())?;
+        check_range("slow_ms", self.slow_ms, 0, SLOW_MS_MAX)
+    }
+
+    /// A digest that two specs share only when they are the same.
+    #[must_use]
+    pub fn digest(&self) -> u128 {
+        let mut out = Encoder::new();
+        put_spec(&mut out, self);
+        xxhash_rust::xxh3::xxh3_128(&out.finish())
+    }
+}
+
+fn check_name(field: &'static str, name: &str, required: bool) -> Result<(), BadSpec> {
+    if required && name.is_empty() {
+        return Err(BadSpec::new(field, "it is empty"));
+    }
+    if name.len() > NAME_BYTES_MAX {
+        let problem = format!("{} bytes; at most {NAME_BYTES_MAX}", name.len());
+        return Err(BadSpec::new(field, problem));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(BadSpec::new(field, "it has control characters"));
+    }
+    Ok(())
+}
+
+fn check_path(field: &'static str, path: &str) -> Result<(), BadSpec> {
+    if path.is_empty() {
+        return Err(BadSpec::new(field, "a path is empty"));
+    }
+    if path.len() > PATH_BYTES_MAX {
+        let problem = format!("a path of {} bytes; at most {PATH_BYTES_MAX}", path.len());
+        return Err(BadSpec::new(field, problem));
+    }
+    if path.contains('\0') {
+        return Err(BadSpec::new(field, "a path has a NUL"));
+    }
+    Ok(())
+}
+
+fn check_range(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), BadSpec> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(BadSpec::new(field, format!("{value} is not within {min} and {max}")))
+}
+
+/// A piece of an input file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// The path as the user named it.
+    pub path: String,
+    /// The first byte.
+    pub start: u64,
+    /// How many bytes.
+    pub bytes: u64,
+    /// The file's size when it was planned.
+    pub file_bytes: u64,
+    /// Its modification time when it was planned, in nanoseconds since 1970.
+    pub modified_ns: u64,
+}
+
+/// What each map task reads: fixed once and never made anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The pieces of each map task, in order.
+    pub maps: Vec<Vec<Split>>,
+}
+
+/// What the log holds of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanRoot {
+    /// The BLAKE3 digest of the plan file.
+    pub digest: [u8; 32],
+    /// How many map tasks it has.
+    pub maps: u32,
+    /// How many input bytes.
+    pub bytes: u64,
+}
+
+impl Plan {
+    /// How many bytes a map task reads; 0 for a task that is not there.
+    #[must_use]
+    pub fn map_bytes(&self, task: u32) -> u64 {
+        let splits = self.maps.get(task as usize);
+        splits.map_or(0, |splits| splits.iter().map(|split| split.bytes).sum())
+    }
+
+    /// How many bytes all map tasks read.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.maps.iter().flatten().map(|split| split.bytes).sum()
+    }
+}
+
+pub(crate) fn put_spec(out: &mut Encoder, spec: &Spec) {
+    out.text(&spec.app);
+    out.count(spec.inputs.len());
+    for input in &spec.inputs {
+        out.text(input);
+    }
+    out.text(&spec.output);
+    out.u32(spec.reduces);
+    out.u8(match spec.input_format {
+        InputFormat::Text => 1,
+        InputFormat::Whole => 2,
+    });
+    out.u8(match spec.output_format {
+        OutputFormat::Text => 1,
+        OutputFormat::Lab => 2,
+    });
+    out.u64(spec.split_bytes);
+    out.u64(spec.lease_ms);
+    out.u64(spec.task_timeout_ms);
+    out.u32(spec.max_attempts);
+    out.text(&spec.name);
+    out.u64(spec.slow_ms);
+    out.u8(u8::from(spec.overwrite));
+}
+
+pub(crate) fn take_spec(from: &mut Decoder<'_>) -> Result<Spec, BadBytes> {
+    Ok(Spec {
+        app: from.text()?,
+        inputs: (0..from.count()?).map(|_| from.text()).collect::<Result<_, _>>()?,
+        output: from.text()?,
+        reduces: from.u32()?,
+        input_format: match from.u8()? {
+            1 => InputFormat::Text,
+            2 => InputFormat::Whole,
+            other => return Err(BadBytes::tag("input format", other)),
+        },
+        output_format: match from.u8()? {
+            1 => OutputFormat::Text,
+            2 => OutputFormat::Lab,
+            other => return Err(BadBytes::tag("output format", other)),
+        },
+        split_bytes: from.u64()?,
+        lease_ms: from.u64()?,
+        task_timeout_ms: from.u64()?,
+        max_attempts: from.u32()?,
+        name: from.text()?,
+        slow_ms: from.u64()?,
+        overwrite: from.u8()? != 0,
+    })
+}
+
+/// Writes a plan.
+pub fn put_plan(out: &mut Encoder, plan: &Plan) {
+    out.count(plan.maps.len());
+    for splits in &plan.maps {
+        out.count(splits.len());
+        for split in splits {
+            out.text(&split.path);
+            out.u64(split.start);
+            out.u64(split.bytes);
+            out.u64(split.file_bytes);
+            out.u64(split.modified_ns);
+        }
+    }
+}
+
+/// Reads a plan.
+///
+/// # Errors
+/// When the bytes are none.
+pub fn take_plan(from: &mut Decoder<'_>) -> Result<Plan, BadBytes> {
+    let mut plan = Plan::default();
+    for _ in 0..from.count()? {
+        let mut splits = Vec::new();
+        for _ in 0..from.count()? {
+            splits.push(Split {
+                path: from.text()?,
+                start: from.u64()?,
+                bytes: from.u64()?,
+                file_bytes: from.u64()?,
+                modified_ns: from.u64()?,
+            });
+        }
+        plan.maps.push(splits);
+    }
+    Ok(plan)
+}

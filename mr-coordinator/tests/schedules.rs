@@ -1,0 +1,212 @@
+//! The scheduler in its world: random schedules from seeds, and the cases of mapreduce.md 6.6 that
+//! need no process.
+
+mod world;
+
+use mr_coordinator::{failure::CauseKind, ids::TaskKind, job::JobState, schedule::ReportAnswer};
+use world::{CALM, STORM, Weather, World};
+
+/// How many seeds a test of many runs.
+fn seeds() -> u64 {
+    match std::env::var("FLOTILLA_TEST_DEPTH").as_deref() {
+        Ok("deep") => 2_000,
+        Ok(_) | Err(_) => 100,
+    }
+}
+
+const MINUTE: u64 = 60_000;
+
+#[test]
+fn calm_world_runs_each_task_once() {
+    for workers in 1..=4 {
+        let mut world = World::new(workers as u64, CALM, workers);
+        let job = world.submit(1, 8, 10, "wc");
+        assert!(world.run(5 * MINUTE, |world| world.state(job) == Some(JobState::Succeeded)));
+        assert_eq!(world.executions, 18);
+        assert_eq!(world.job(job).unwrap().retries, [0, 0]);
+    }
+}
+
+#[test]
+fn every_job_ends_in_any_weather() {
+    for seed in 0..seeds() {
+        let mut world = World::new(seed, STORM, 3);
+        for number in 0..4 {
+            world.submit(number + 1, (seed % 7) as u32, 1 + (seed % 5) as u32, "wc");
+            world.run(world.now + 2_000, |_| false);
+        }
+        if seed % 3 == 0 {
+            world.cancel(mr_coordinator::ids::JobId(2));
+        }
+        let ended = world.run(400 * MINUTE, World::all_ended);
+        assert!(ended, "seed {seed}: {:?}", states(&world));
+    }
+}
+
+#[test]
+fn bad_messages_and_lost_workers_alone_never_fail_a_job() {
+    let weather = Weather {
+        attempt_fails: 0,
+        attempt_kills: 0,
+        worker_killed: 0,
+        intermediate_lost: 0,
+        output_lost: 0,
+        worker_paused: 1,
+        ..STORM
+    };
+    for seed in 0..seeds() {
+        let mut world = World::new(seed, weather, 3);
+        let job = world.submit(1, 5, 3, "wc");
+        assert!(world.run(400 * MINUTE, World::all_ended), "seed {seed}: {:?}", states(&world));
+        let poisoned = world.job(job).is_some_and(|job| {
+            job.cause.as_ref().is_some_and(|cause| cause.kind == CauseKind::PoisonTask)
+        });
+        let submitted = world.state(job).is_some();
+        let succeeded = world.state(job) == Some(JobState::Succeeded);
+        assert!(succeeded || poisoned || !submitted, "seed {seed}: {:?}", states(&world));
+    }
+}
+
+fn states(world: &World) -> Vec<(JobState, [u32; 2], Option<String>)> {
+    let cause = |job: &mr_coordinator::job::Job| job.cause.as_ref().map(|c| c.message.clone());
+    world.machine.jobs().map(|job| (job.state, job.committed, cause(job))).collect()
+}
+
+#[test]
+fn killed_worker_s_tasks_run_elsewhere() {
+    let mut world = World::new(1, CALM, 2);
+    world.workers_come_back = false;
+    let job = world.submit(1, 6, 2, "wc");
+    assert!(world.run(MINUTE, |world| world.running(0).is_some()));
+    world.kill(0);
+    assert!(world.run(5 * MINUTE, |world| world.state(job) == Some(JobState::Succeeded)));
+    assert!(world.job(job).unwrap().retries[0] > 0, "the loss left a record");
+}
+
+#[test]
+fn late_report_of_a_paused_worker_loses_the_race() {
+    let mut world = World::new(1, CALM, 2);
+    let job = world.submit(1, 1, 1, "wc");
+    assert!(world.run(MINUTE, |world| (0..2).any(|worker| world.running(worker).is_some())));
+    let slow = (0..2).find(|worker| world.running(*worker).is_some()).unwrap();
+    let attempt = world.running(slow).unwrap();
+    world.pause(slow, 10 * MINUTE);
+    assert!(world.run(5 * MINUTE, |world| world.state(job) == Some(JobState::Succeeded)));
+    assert!(world.run(20 * MINUTE, |world| world.running(slow).is_none()), "it is told to stop");
+    let accepted = |answer: &ReportAnswer| matches!(answer, ReportAnswer::Accepted);
+    assert!(!world.verdicts.iter().any(|(id, answer)| *id == attempt && accepted(answer)));
+}
+
+#[test]
+fn late_report_wins_while_nobody_else_committed() {
+    let mut world = World::new(3, CALM, 1);
+    let job = world.submit(1, 1, 1, "wc");
+    assert!(world.run(MINUTE, |world| world.running(0).is_some()));
+    let attempt = world.running(0).unwrap();
+    // Longer than the lease of the attempt and of the worker; there is nobody else to run it.
+    world.pause(0, 15_000);
+    assert!(world.run(5 * MINUTE, |world| world.state(job) == Some(JobState::Succeeded)));
+    assert!(world.verdicts.contains(&(attempt, ReportAnswer::Accepted)));
+    assert_eq!(world.executions, 2);
+}
+
+#[test]
+fn running_attempts_survive_a_change_of_leader() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, CALM, 3);
+        let job = world.submit(1, 8, 10, "wc");
+        for _ in 0..5 {
+            world.run(world.now + 700, |_| false);
+            world.change_leader();
+        }
+        assert!(world.run(5 * MINUTE, |world| world.state(job) == Some(JobState::Succeeded)));
+        assert_eq!(world.executions, 18, "seed {seed}: a task ran twice");
+    }
+}
+
+#[test]
+fn job_without_workers_fails_after_the_grace_and_queued_ones_stay() {
+    let mut world = World::new(1, CALM, 2);
+    world.workers_come_back = false;
+    let started = world.submit(1, 50, 2, "wc");
+    assert!(world.run(MINUTE, |world| world.running(0).is_some()));
+    world.kill(0);
+    world.kill(1);
+    let killed = world.now;
+    world.run(killed + 20_000, |_| false);
+    let queued = world.submit(2, 3, 2, "wc");
+    assert!(
+        world.run(killed + 10 * MINUTE, |world| world.state(started) == Some(JobState::Failed))
+    );
+    let took = world.now - killed;
+    assert!((59_000..=62_500).contains(&took), "failed after {took} ms");
+    let cause = world.job(started).unwrap().cause.clone().unwrap();
+    assert_eq!(cause.kind, CauseKind::NoWorkers);
+    world.run(world.now + 10 * MINUTE, |_| false);
+    assert_eq!(world.state(queued), Some(JobState::Queued));
+}
+
+#[test]
+fn task_that_kills_its_workers_is_poison() {
+    let weather = Weather { attempt_kills: 1_000, ..CALM };
+    let mut world = World::new(1, weather, 5);
+    let job = world.submit(1, 1, 1, "wc");
+    assert!(world.run(20 * MINUTE, |world| world.state(job) == Some(JobState::Failed)));
+    assert_eq!(world.job(job).unwrap().cause.as_ref().unwrap().kind, CauseKind::PoisonTask);
+}
+
+#[test]
+fn task_that_always_fails_runs_four_times() {
+    let weather = Weather { attempt_fails: 1_000, ..CALM };
+    let mut world = World::new(1, weather, 2);
+    let job = world.submit(1, 1, 1, "wc");
+    assert!(world.run(5 * MINUTE, |world| world.state(job) == Some(JobState::Failed)));
+    assert_eq!(world.executions, 4);
+    assert_eq!(world.job(job).unwrap().cause.as_ref().unwrap().kind, CauseKind::TaskFailed);
+}
+
+#[test]
+fn cancelled_job_ends_soon_and_its_attempts_are_stopped() {
+    let mut world = World::new(1, CALM, 2);
+    let job = world.submit(1, 50, 2, "wc");
+    assert!(world.run(MINUTE, |world| world.running(0).is_some() && world.running(1).is_some()));
+    world.cancel(job);
+    let deadline = world.now + 3_000;
+    assert!(world.run(deadline, |world| world.state(job) == Some(JobState::Cancelled)));
+    assert!(world.run(world.now + 2_000, |world| {
+        world.running(0).is_none() && world.running(1).is_none()
+    }));
+}
+
+#[test]
+fn app_that_no_worker_has_is_refused_while_workers_are_there() {
+    let mut world = World::new(1, CALM, 1);
+    world.run(2_000, |_| false);
+    let job = world.submit(1, 1, 1, "no such app");
+    world.run(world.now + 2_000, |_| false);
+    assert_eq!(world.unknown_apps, 1);
+    assert!(world.job(job).is_none());
+}
+
+#[test]
+fn job_whose_inputs_cannot_be_planned_fails_with_the_reason() {
+    let mut world = World::new(1, CALM, 1);
+    let job = world.submit(1, 9_999, 1, "wc");
+    assert!(world.run(MINUTE, |world| world.state(job) == Some(JobState::Failed)));
+    let cause = world.job(job).unwrap().cause.clone().unwrap();
+    assert_eq!((cause.kind, cause.message.as_str()), (CauseKind::Planning, "no such input"));
+}
+
+#[test]
+fn stalled_leader_takes_nobody_for_lost() {
+    let mut world = World::new(5, CALM, 2);
+    let job = world.submit(1, 8, 4, "wc");
+    assert!(world.run(MINUTE, |world| world.running(0).is_some()));
+    // The coordinator is stopped for a minute; workers work on, and their calls wait.
+    world.now += MINUTE;
+    assert!(
+        world.run(world.now + 5 * MINUTE, |world| world.state(job) == Some(JobState::Succeeded))
+    );
+    assert_eq!(world.job(job).unwrap().retries, [0, 0]);
+    assert_eq!(world.job(job).unwrap().committed[TaskKind::Map.slot()], 8);
+}

@@ -1,0 +1,137 @@
+//! The command line of a worker: the daemon, its health check, and, hidden, a slot.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use daemon::{
+    Code, Failure, addresses, flags, health,
+    runtime::{self, Ending},
+    settings,
+};
+use serde::Serialize;
+
+use crate::{
+    app::Program,
+    config::Config,
+    paths::Root,
+    slot::{self, SlotCommand},
+    task::Bench,
+    worker,
+};
+
+/// The name under which settings are found.
+const NAME: &str = "mr-worker";
+
+/// Runs map and reduce tasks for a coordinator with which it shares a filesystem
+#[derive(clap::Parser, Debug)]
+#[command(name = NAME, version = daemon::version::VERSION)]
+struct Arguments {
+    #[command(flatten)]
+    process: flags::Process,
+    #[command(flatten)]
+    own: Flags,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// The settings of a worker that can be given as flags.
+#[derive(clap::Args, Clone, Debug, Default, Serialize)]
+struct Flags {
+    /// Find coordinators here; several with commas
+    #[arg(long, value_name = "HOST:PORT")]
+    coordinator: Option<String>,
+    /// The directory that coordinator and workers share
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// A name that no other worker has, instead of host name and admin port
+    #[arg(long)]
+    name: Option<String>,
+    /// Run this many tasks at a time; 0: as many as there are processors
+    #[arg(long, value_name = "COUNT")]
+    slots: Option<u32>,
+    /// The memory of one map's table
+    #[arg(long, value_name = "BYTES")]
+    memory_bytes: Option<u64>,
+    /// How long tasks may go on after the wish to stop
+    #[arg(long, value_name = "MILLISECONDS")]
+    drain_grace_ms: Option<u64>,
+    /// After how long without any coordinator to give up
+    #[arg(long, value_name = "MILLISECONDS")]
+    coordinator_lost_timeout_ms: Option<u64>,
+    /// Serve metrics and health over HTTP on this address
+    #[arg(long, value_name = "HOST:PORT")]
+    admin: Option<String>,
+    /// Accept an admin address that other machines can reach
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    insecure: Option<bool>,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// Ask the worker whether it is ready
+    Health,
+    /// Run tasks for the worker that started this process
+    #[command(hide = true)]
+    Slot(SlotArguments),
+}
+
+#[derive(clap::Args, Debug)]
+struct SlotArguments {
+    #[arg(long)]
+    root: PathBuf,
+    #[arg(long)]
+    memory_bytes: usize,
+}
+
+/// The body of a worker's `main`, with the apps that it has. `slot_prefix` is what must stand before
+/// the subcommand `slot` when this very program is started again.
+pub fn main(
+    arguments: impl IntoIterator<Item = OsString>,
+    slot_prefix: &[&str],
+    programs: &'static [&'static dyn Program],
+) -> Code {
+    runtime::main(NAME, || {
+        let arguments: Arguments = flags::parse(arguments)?;
+        if let Some(Command::Slot(slot)) = &arguments.command {
+            return Ok(serve_slot(slot, programs)?);
+        }
+        let given = flags::given(&[&arguments.process, &arguments.own])?;
+        let file = arguments.process.config.as_deref();
+        let config: Config =
+            settings::load(NAME, &Config::default(), file, env::vars_os(), &given)?;
+        match arguments.command {
+            Some(Command::Health) => {
+                let admin = addresses::resolve("admin", &config.admin)?;
+                match health::run(NAME, admin) {
+                    Code::Done => Ok(()),
+                    code => Err(Ending::Told(code)),
+                }
+            }
+            Some(Command::Slot(_)) | None => {
+                let slot = this_program(slot_prefix);
+                runtime::run(NAME, &config.process, &config, |shutdown| {
+                    worker::run(&config, programs, slot, shutdown)
+                })
+            }
+        }
+    })
+}
+
+fn serve_slot(slot: &SlotArguments, programs: &[&'static dyn Program]) -> Result<(), Failure> {
+    let root = Root::open(&slot.root).map_err(|error| {
+        Failure::configuration("a slot cannot open the shared root").because(error)
+    })?;
+    slot::serve(&Bench { programs, root: &root, memory_bytes: slot.memory_bytes })
+}
+
+/// How to start this program again as a slot. Its file may have been replaced since; what runs is
+/// then still found through /proc.
+fn this_program(slot_prefix: &[&str]) -> SlotCommand {
+    let found = env::current_exe().ok().filter(|path| path.is_file());
+    let program = found.unwrap_or_else(|| Path::new("/proc/self/exe").to_owned());
+    let arguments = slot_prefix.iter().chain(&["slot"]).map(OsString::from).collect();
+    SlotCommand { program, arguments }
+}

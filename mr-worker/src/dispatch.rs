@@ -1,0 +1,461 @@
+//! The one owner of what this worker is doing: which slots are free, which attempts run, which are
+//! being reported.
+//!
+//! Every wait is a task of [`Dispatch::tasks`] that ends with an event; the loop takes one event at
+//! a time and never waits for anything else, so heartbeats go out whatever users' code and the file
+//! system do. Attempts go on while the coordinator is away.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use daemon::{Failure, Readiness, Shutdown};
+use proto::mapreduce::{
+    Assignment, AttemptId, AttemptOrder, AttemptProgress, HeartbeatReply, HeartbeatRequest,
+    PollReply, RegisterReply, Verdict, poll_reply,
+};
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, JoinError, JoinSet},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::{
+    calls::{self, Ending, Identity, REFUSED_PAUSE},
+    paths::Root,
+    session::{Coordinators, Lane},
+    slot::{Counts, End, Slot},
+};
+
+/// The bounds of what a coordinator may choose as the time between heartbeats.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(20);
+const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
+
+/// Until the coordinator says more, how often to look whether there is one.
+const HEARTBEAT_FIRST: Duration = Duration::from_secs(1);
+
+/// How long the last reports may take when the grace is over.
+const LAST_REPORTS: Duration = Duration::from_secs(3);
+
+/// What a worker is and may do.
+pub(crate) struct Setup {
+    pub(crate) identity: Identity,
+    pub(crate) root: Arc<Root>,
+    pub(crate) coordinators: Arc<Coordinators>,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) drain_grace: Duration,
+    pub(crate) lost_timeout: Duration,
+    pub(crate) readiness: Readiness,
+}
+
+/// What this worker is doing.
+pub(crate) struct Dispatch {
+    identity: Arc<Identity>,
+    root: Arc<Root>,
+    coordinators: Arc<Coordinators>,
+    drain_grace: Duration,
+    lost_timeout: Duration,
+    readiness: Readiness,
+    /// Polls and reports; heartbeats have a connection of their own.
+    work: Lane,
+    pulse: Lane,
+    /// This worker's number, once registered.
+    registered: watch::Sender<Option<u64>>,
+    attempts: HashMap<AttemptId, Attempt>,
+    /// Slots without an attempt. Every other one is in the task of its attempt.
+    idle: Vec<Slot>,
+    tasks: JoinSet<Event>,
+    registering: bool,
+    beating: bool,
+    polling: Option<AbortHandle>,
+    heartbeat: Interval,
+    draining: Draining,
+}
+
+/// An attempt that the coordinator has not yet judged.
+struct Attempt {
+    dir: String,
+    counts: Arc<Counts>,
+    abort: CancellationToken,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Running,
+    /// It is being stopped, to be given back.
+    GivenUp,
+    Reporting,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Draining {
+    No,
+    /// Attempts may go on until then.
+    Grace(Instant),
+    /// All are stopped; reports may be tried until then.
+    Last(Instant),
+    /// Nothing is waited for any more.
+    Over,
+}
+
+enum Event {
+    Registered(Result<RegisterReply, Failure>, Vec<AttemptId>),
+    Beaten(Result<HeartbeatReply, Status>, Vec<AttemptId>),
+    Polled(Result<PollReply, Status>),
+    Ended(AttemptId, Slot, End),
+    Judged(AttemptId, Option<Verdict>),
+    Removed,
+}
+
+impl Dispatch {
+    /// A worker that has not said anything yet.
+    pub(crate) fn new(setup: Setup) -> Self {
+        Self {
+            identity: Arc::new(setup.identity),
+            root: setup.root,
+            work: setup.coordinators.lane(),
+            pulse: setup.coordinators.lane(),
+            coordinators: setup.coordinators,
+            drain_grace: setup.drain_grace,
+            lost_timeout: setup.lost_timeout,
+            readiness: setup.readiness,
+            registered: watch::Sender::new(None),
+            attempts: HashMap::new(),
+            idle: setup.slots,
+            tasks: JoinSet::new(),
+            registering: false,
+            beating: false,
+            polling: None,
+            heartbeat: heartbeats(HEARTBEAT_FIRST),
+            draining: Draining::No,
+        }
+    }
+
+    /// Works until shutdown, then drains.
+    ///
+    /// # Errors
+    /// Configuration, when the coordinator refuses this worker; machine, when none was heard of for
+    /// too long.
+    pub(crate) async fn run(mut self, shutdown: Shutdown) -> Result<(), Failure> {
+        self.register();
+        while !self.drained() {
+            let working = self.draining == Draining::No;
+            let deadline = self.deadline();
+            tokio::select! {
+                biased;
+                () = shutdown.requested(), if working => self.drain(),
+                () = sleep_until(deadline), if !working => self.hurry(deadline),
+                _ = self.heartbeat.tick() => self.beat()?,
+                Some(done) = self.tasks.join_next() => self.take(done)?,
+            }
+        }
+        let worker = *self.registered.borrow();
+        if let Some(worker) = worker {
+            calls::deregister(&self.pulse, &self.identity, worker).await;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, done: Result<Event, JoinError>) -> Result<(), Failure> {
+        match done {
+            Ok(event) => self.on(event)?,
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => {
+                return Err(Failure::new(daemon::Code::Panic, "a task ended").because(error));
+            }
+        }
+        self.poll();
+        Ok(())
+    }
+
+    fn on(&mut self, event: Event) -> Result<(), Failure> {
+        match event {
+            Event::Registered(reply, asked) => self.on_registered(reply?, &asked),
+            Event::Beaten(reply, asked) => self.on_beaten(reply, &asked),
+            Event::Polled(reply) => self.on_polled(reply),
+            Event::Ended(attempt, slot, end) => self.on_ended(attempt, slot, end),
+            Event::Judged(attempt, verdict) => self.on_judged(&attempt, verdict),
+            Event::Removed => {}
+        }
+        Ok(())
+    }
+
+    // Registration.
+
+    fn register(&mut self) {
+        self.registered.send_replace(None);
+        self.readiness.not_ready("not registered with a coordinator");
+        if self.registering {
+            return;
+        }
+        self.registering = true;
+        let running: Vec<AttemptId> = self.attempts.keys().cloned().collect();
+        let (lane, identity) = (self.pulse.clone(), Arc::clone(&self.identity));
+        let root = Arc::clone(&self.root);
+        self.tasks.spawn(async move {
+            let reply = calls::register(&lane, &identity, &root, &running).await;
+            Event::Registered(reply, running)
+        });
+    }
+
+    fn on_registered(&mut self, reply: RegisterReply, asked: &[AttemptId]) {
+        self.registering = false;
+        tracing::info!(worker = reply.worker, epoch = reply.epoch, "registered");
+        self.registered.send_replace(Some(reply.worker));
+        self.readiness.ready();
+        let period = Duration::from_millis(reply.heartbeat_ms);
+        self.heartbeat = heartbeats(period.clamp(HEARTBEAT_MIN, HEARTBEAT_MAX));
+        self.obey(reply.orders, asked);
+    }
+
+    // Heartbeats.
+
+    fn beat(&mut self) -> Result<(), Failure> {
+        let silence = self.coordinators.silence();
+        if silence > self.lost_timeout {
+            let seconds = silence.as_secs();
+            return Err(Failure::machine(format!("no coordinator answered for {seconds} s")));
+        }
+        let worker = *self.registered.borrow();
+        let (Some(worker), false) = (worker, self.beating) else { return Ok(()) };
+        self.beating = true;
+        let asked: Vec<AttemptId> = self.attempts.keys().cloned().collect();
+        let running = self.attempts.iter().map(|(id, attempt)| {
+            let (records, bytes) = attempt.counts.get();
+            AttemptProgress { attempt: Some(id.clone()), records, bytes }
+        });
+        let request = HeartbeatRequest {
+            worker,
+            incarnation: self.identity.incarnation.clone().into(),
+            running: running.collect(),
+        };
+        let lane = self.pulse.clone();
+        self.tasks.spawn(async move {
+            let reply = calls::heartbeat(&lane, request).await;
+            if reply.is_err() {
+                sleep(REFUSED_PAUSE).await;
+            }
+            Event::Beaten(reply, asked)
+        });
+        Ok(())
+    }
+
+    fn on_beaten(&mut self, reply: Result<HeartbeatReply, Status>, asked: &[AttemptId]) {
+        self.beating = false;
+        match reply {
+            Ok(reply) if reply.reregister => self.register(),
+            Ok(reply) => self.obey(reply.orders, asked),
+            Err(error) => {
+                tracing::warn!(%error, "the coordinator refuses a heartbeat");
+                self.register();
+            }
+        }
+    }
+
+    /// Orders come in the order of the attempts that were asked about.
+    fn obey(&mut self, orders: Vec<AttemptOrder>, asked: &[AttemptId]) {
+        for (order, asked) in orders.into_iter().zip(asked) {
+            if order.go_on || order.attempt.is_some_and(|named| named != *asked) {
+                continue;
+            }
+            // One that is being reported gets its verdict anyway.
+            if let Some(attempt) = self.attempts.get(asked)
+                && attempt.stage != Stage::Reporting
+            {
+                tracing::info!(attempt = %name(asked), reason = order.reason, "stopping an attempt");
+                attempt.abort.cancel();
+            }
+        }
+    }
+
+    // Work.
+
+    fn poll(&mut self) {
+        let worker = *self.registered.borrow();
+        let Some(worker) = worker else { return };
+        if self.polling.is_some() || self.idle.is_empty() || self.draining != Draining::No {
+            return;
+        }
+        let free = self.idle.len() as u32;
+        let (lane, identity) = (self.work.clone(), Arc::clone(&self.identity));
+        self.polling = Some(self.tasks.spawn(async move {
+            let reply = calls::poll(&lane, &identity, worker, free).await;
+            if reply.is_err() {
+                sleep(REFUSED_PAUSE).await;
+            }
+            Event::Polled(reply)
+        }));
+    }
+
+    fn on_polled(&mut self, reply: Result<PollReply, Status>) {
+        self.polling = None;
+        match reply.map(|reply| reply.kind) {
+            Ok(Some(poll_reply::Kind::Assignments(work))) => {
+                for assignment in work.assignments {
+                    self.start(assignment);
+                }
+            }
+            Ok(Some(poll_reply::Kind::Idle(_))) => {}
+            Ok(Some(poll_reply::Kind::Reregister(_)) | None) => self.register(),
+            Err(error) => {
+                tracing::warn!(%error, "the coordinator refuses a poll");
+                self.register();
+            }
+        }
+    }
+
+    fn start(&mut self, assignment: Assignment) {
+        let Some(id) = assignment.attempt.clone() else {
+            tracing::warn!("an assignment without an attempt is ignored");
+            return;
+        };
+        if self.attempts.contains_key(&id) {
+            tracing::warn!(attempt = %name(&id), "an assignment came twice");
+            return;
+        }
+        let attempt = Attempt {
+            dir: assignment.attempt_dir.clone(),
+            counts: Arc::default(),
+            abort: CancellationToken::new(),
+            stage: Stage::Running,
+        };
+        let (counts, abort) = (Arc::clone(&attempt.counts), attempt.abort.clone());
+        self.attempts.insert(id.clone(), attempt);
+        let slot = if self.draining == Draining::No { self.idle.pop() } else { None };
+        let Some(mut slot) = slot else {
+            tracing::warn!(attempt = %name(&id), "an assignment without a slot is given back");
+            self.report(id, Ending::Abandoned);
+            return;
+        };
+        tracing::debug!(attempt = %name(&id), "an attempt starts");
+        self.tasks.spawn(async move {
+            let end = slot.run(&assignment, &counts, &abort).await;
+            Event::Ended(id, slot, end)
+        });
+    }
+
+    fn on_ended(&mut self, id: AttemptId, slot: Slot, end: End) {
+        self.idle.push(slot);
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        let outcome = match &end {
+            End::Success(_) => "success",
+            End::Failure(_) => "failure",
+            End::Aborted => "aborted",
+        };
+        metrics::counter!("flotilla_mr_attempts_total", "outcome" => outcome).increment(1);
+        match (end, attempt.stage) {
+            (End::Success(success), _) => self.report(id, Ending::Success(success)),
+            (End::Failure(reason), _) => {
+                tracing::warn!(attempt = %name(&id), ?reason, "an attempt failed");
+                self.report(id, Ending::Failure(reason));
+            }
+            (End::Aborted, Stage::GivenUp) => self.report(id, Ending::Abandoned),
+            (End::Aborted, Stage::Running | Stage::Reporting) => self.forget(&id),
+        }
+    }
+
+    fn report(&mut self, id: AttemptId, ending: Ending) {
+        if let Some(attempt) = self.attempts.get_mut(&id) {
+            attempt.stage = Stage::Reporting;
+        }
+        let (lane, identity) = (self.work.clone(), Arc::clone(&self.identity));
+        let registered = self.registered.subscribe();
+        self.tasks.spawn(async move {
+            let verdict = calls::report(&lane, &identity, registered, &id, &ending).await;
+            Event::Judged(id, verdict)
+        });
+    }
+
+    fn on_judged(&mut self, id: &AttemptId, verdict: Option<Verdict>) {
+        tracing::debug!(attempt = %name(id), ?verdict, "judged");
+        match verdict {
+            // The directory is the coordinator's now. An unknown verdict may mean that.
+            Some(Verdict::Accepted | Verdict::AlreadyAccepted | Verdict::Unspecified) => {
+                self.attempts.remove(id);
+            }
+            Some(Verdict::LostRace | Verdict::Stale | Verdict::JobGone | Verdict::Noted) | None => {
+                self.forget(id);
+            }
+        }
+    }
+
+    /// Drops an attempt and its directory.
+    fn forget(&mut self, id: &AttemptId) {
+        let Some(attempt) = self.attempts.remove(id) else { return };
+        let root = Arc::clone(&self.root);
+        self.tasks.spawn_blocking(move || {
+            if let Err(error) = root.remove_attempt_dir(&attempt.dir) {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "an attempt's directory stays"
+                );
+            }
+            Event::Removed
+        });
+    }
+
+    // The end.
+
+    fn drain(&mut self) {
+        tracing::info!(attempts = self.attempts.len(), "draining");
+        self.readiness.not_ready("draining");
+        self.draining = Draining::Grace(Instant::now() + self.drain_grace);
+        if let Some(poll) = self.polling.take() {
+            poll.abort();
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        match self.draining {
+            Draining::No | Draining::Over => Instant::now(),
+            Draining::Grace(deadline) | Draining::Last(deadline) => deadline,
+        }
+    }
+
+    /// A deadline of draining has come.
+    fn hurry(&mut self, deadline: Instant) {
+        match self.draining {
+            Draining::No | Draining::Over => {}
+            Draining::Grace(_) => {
+                self.draining = Draining::Last(deadline + LAST_REPORTS);
+                for attempt in self.attempts.values_mut() {
+                    if attempt.stage == Stage::Running {
+                        attempt.stage = Stage::GivenUp;
+                        attempt.abort.cancel();
+                    }
+                }
+            }
+            Draining::Last(_) => {
+                tracing::warn!(attempts = self.attempts.len(), "leaving without verdicts");
+                self.draining = Draining::Over;
+            }
+        }
+    }
+
+    /// Whether all that may be waited for has happened: no attempt is open, no directory is being
+    /// removed.
+    fn drained(&self) -> bool {
+        match self.draining {
+            Draining::No => false,
+            Draining::Over => true,
+            Draining::Grace(_) | Draining::Last(_) => {
+                let calls = [self.registering, self.beating, self.polling.is_some()];
+                let calls = calls.into_iter().filter(|&waits| waits).count();
+                self.attempts.is_empty() && self.tasks.len() <= calls
+            }
+        }
+    }
+}
+
+fn heartbeats(period: Duration) -> Interval {
+    let mut heartbeats = interval(period);
+    heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    heartbeats
+}
+
+/// An attempt's name for people.
+fn name(id: &AttemptId) -> String {
+    let AttemptId { job, task, epoch, sequence, .. } = id;
+    format!("{job} {} {task} {epoch}-{sequence}", id.kind().as_str_name())
+}

@@ -1,0 +1,285 @@
+//! How the values of one key become fewer before they leave a map: the combiner.
+//!
+//! A fold works twice: in the table, on values as the mapper emits them, and when spilled pieces
+//! meet again, on values as they were written. Both must have the same effect, so that a run does
+//! not depend on how much memory its map had.
+
+use crate::failure::Failure;
+
+/// The longest value, in bytes.
+pub const VALUE_BYTES_MAX: usize = 8 << 20;
+
+/// A combiner. `State` is what the table keeps for each key; a new key begins with the default.
+pub trait Fold: Default + Send + 'static {
+    /// What a mapper emits beside a key.
+    type Input<'a>: Copy;
+    /// What the table keeps.
+    type State: Copy + Default + Send;
+
+    /// Takes one more value of a key.
+    fn fold(
+        &self,
+        state: &mut Self::State,
+        input: Self::Input<'_>,
+        arena: &mut Arena,
+    ) -> Result<(), FoldError>;
+
+    /// Hands out the values of a key as they are to be written, in the order of their emission.
+    fn values(
+        &self,
+        state: &Self::State,
+        arena: &Arena,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure>;
+
+    /// Joins a written value to the one before it, of the same key, if they fold into one.
+    fn join(&self, before: &mut Vec<u8>, value: &[u8]) -> Result<bool, Failure>;
+}
+
+/// Why a value could not be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FoldError {
+    /// A sum left the range of its type.
+    #[error("a sum exceeds 64 bits")]
+    Overflow,
+    /// A key exceeds its limit.
+    #[error("a key is longer than {} bytes", crate::combine::KEY_BYTES_MAX)]
+    KeyTooLong,
+    /// A value exceeds its limit.
+    #[error("a value is longer than {VALUE_BYTES_MAX} bytes")]
+    ValueTooLong,
+}
+
+/// The memory of a table: keys and values, one behind the other, addressed by [`Slice`]s.
+#[derive(Debug, Default)]
+pub struct Arena {
+    bytes: Vec<u8>,
+    links: Vec<Link>,
+    /// The value stored last; documents repeat, and so it is stored once.
+    latest: Slice,
+}
+
+/// A piece of an [`Arena`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Slice {
+    pub(crate) offset: u32,
+    pub(crate) length: u32,
+}
+
+/// A value in a key's list.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    value: Slice,
+    /// The place of the next link plus one; 0 at the end.
+    next: u32,
+}
+
+impl Arena {
+    /// Keeps a copy of `bytes`.
+    pub(crate) fn store(&mut self, bytes: &[u8]) -> Slice {
+        let offset = u32::try_from(self.bytes.len()).expect("the memory budget is below 4 GiB");
+        let length = u32::try_from(bytes.len()).expect("keys and values have limits below 4 GiB");
+        self.bytes.extend_from_slice(bytes);
+        Slice { offset, length }
+    }
+
+    /// The bytes of a slice.
+    pub(crate) fn get(&self, slice: Slice) -> &[u8] {
+        &self.bytes[slice.offset as usize..][..slice.length as usize]
+    }
+
+    /// How much memory is in use, in bytes.
+    pub(crate) fn used(&self) -> usize {
+        self.bytes.len() + self.links.len() * size_of::<Link>()
+    }
+
+    /// Forgets everything and keeps the memory.
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        self.links.clear();
+        self.latest = Slice::default();
+    }
+
+    /// Keeps a copy of `value`, or finds the one that was stored just before.
+    fn intern(&mut self, value: &[u8]) -> Slice {
+        if self.get(self.latest) != value {
+            self.latest = self.store(value);
+        }
+        self.latest
+    }
+}
+
+/// Adds numbers; a written value is a LEB128 varint.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sum;
+
+impl Fold for Sum {
+    type Input<'a> = u64;
+    type State = u64;
+
+    #[inline]
+    fn fold(&self, state: &mut u64, input: u64, _arena: &mut Arena) -> Result<(), FoldError> {
+        *state = state.checked_add(input).ok_or(FoldError::Overflow)?;
+        Ok(())
+    }
+
+    fn values(
+        &self,
+        state: &u64,
+        _arena: &Arena,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut encoded = Vec::with_capacity(VARINT_BYTES_MAX);
+        put_varint(&mut encoded, *state);
+        each(&encoded)
+    }
+
+    fn join(&self, before: &mut Vec<u8>, value: &[u8]) -> Result<bool, Failure> {
+        let overflow = || Failure::user(FoldError::Overflow.to_string());
+        let sum = number(before)?.checked_add(number(value)?).ok_or_else(overflow)?;
+        before.clear();
+        put_varint(before, sum);
+        Ok(true)
+    }
+}
+
+/// Keeps values, dropping one that equals the key's last: documents come one after the other, so
+/// each is kept once.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Distinct;
+
+/// A key's list of values, as places of links plus one; 0 for none.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct List {
+    first: u32,
+    last: u32,
+}
+
+impl Fold for Distinct {
+    type Input<'a> = &'a [u8];
+    type State = List;
+
+    #[inline]
+    fn fold(&self, state: &mut List, input: &[u8], arena: &mut Arena) -> Result<(), FoldError> {
+        if input.len() > VALUE_BYTES_MAX {
+            return Err(FoldError::ValueTooLong);
+        }
+        let last = (state.last as usize).checked_sub(1);
+        if last.is_some_and(|last| arena.get(arena.links[last].value) == input) {
+            return Ok(());
+        }
+        let value = arena.intern(input);
+        arena.links.push(Link { value, next: 0 });
+        let place = u32::try_from(arena.links.len()).expect("the memory budget is below 4 GiB");
+        match last {
+            Some(last) => arena.links[last].next = place,
+            None => state.first = place,
+        }
+        state.last = place;
+        Ok(())
+    }
+
+    fn values(
+        &self,
+        state: &List,
+        arena: &Arena,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut place = state.first;
+        while place != 0 {
+            let link = arena.links[place as usize - 1];
+            each(arena.get(link.value))?;
+            place = link.next;
+        }
+        Ok(())
+    }
+
+    fn join(&self, before: &mut Vec<u8>, value: &[u8]) -> Result<bool, Failure> {
+        Ok(before == value)
+    }
+}
+
+/// The longest varint of 64 bits, in bytes.
+pub(crate) const VARINT_BYTES_MAX: usize = 10;
+
+/// Appends `number` as a LEB128 varint.
+#[inline]
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+/// Takes a varint from the front of `bytes`: the number and its length, unless it is cut off or
+/// exceeds 64 bits.
+#[inline]
+pub(crate) fn get_varint(bytes: &[u8]) -> Option<(u64, usize)> {
+    let mut number = 0;
+    for (place, &byte) in bytes.iter().take(VARINT_BYTES_MAX).enumerate() {
+        if place == VARINT_BYTES_MAX - 1 && byte > 1 {
+            return None;
+        }
+        number |= u64::from(byte & 0x7f) << (7 * place);
+        if byte < 0x80 {
+            return Some((number, place + 1));
+        }
+    }
+    None
+}
+
+/// The number that a value of [`Sum`] stands for.
+pub fn number(value: &[u8]) -> Result<u64, Failure> {
+    match get_varint(value) {
+        Some((number, length)) if length == value.len() => Ok(number),
+        Some(_) | None => Err(Failure::user("a value is not a number")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn varints_of_every_length_come_back() {
+        for shift in 0..64 {
+            for near in [0, 1] {
+                let expected = (1_u64 << shift) - near;
+                let mut encoded = Vec::new();
+                put_varint(&mut encoded, expected);
+                assert_eq!(get_varint(&encoded), Some((expected, encoded.len())));
+                assert_eq!(get_varint(&encoded[..encoded.len() - 1]), None);
+            }
+        }
+        assert_eq!(get_varint(&[0xff; 11]), None);
+        assert!(number(&[1, 1]).is_err());
+    }
+
+    #[test]
+    fn a_sum_that_overflows_is_refused() {
+        let (mut state, mut arena) = (u64::MAX, Arena::default());
+        assert_eq!(Sum.fold(&mut state, 1, &mut arena), Err(FoldError::Overflow));
+        let mut before = Vec::new();
+        put_varint(&mut before, u64::MAX);
+        assert!(Sum.join(&mut before, &[1]).is_err());
+    }
+
+    #[test]
+    fn distinct_keeps_one_of_equal_neighbours() {
+        let (mut state, mut other, mut arena) =
+            (List::default(), List::default(), Arena::default());
+        for value in [b"a", b"a", b"b", b"b", b"a"] {
+            Distinct.fold(&mut state, value, &mut arena).unwrap();
+            Distinct.fold(&mut other, b"c", &mut arena).unwrap();
+        }
+        let mut values = Vec::new();
+        let mut keep = |value: &[u8]| {
+            values.push(value.to_vec());
+            Ok(())
+        };
+        Distinct.values(&state, &arena, &mut keep).unwrap();
+        Distinct.values(&other, &arena, &mut keep).unwrap();
+        assert_eq!(values, [b"a", b"b", b"a", b"c"]);
+    }
+}

@@ -1,0 +1,7 @@
+//! The worker with the built-in apps.
+
+use daemon::Code;
+
+fn main() -> Code {
+    mr_worker::cli::main(std::env::args_os(), &[], mr_worker::apps::BUILT_IN)
+}

@@ -1,0 +1,79 @@
+//! The daemon: puts slots, dispatch and the admin port together.
+
+use std::{ffi::OsString, path::PathBuf, sync::Arc};
+
+use daemon::{Failure, Readiness, Shutdown, addresses, admin::Admin, metrics::Metrics};
+use rand::RngExt;
+
+use crate::{
+    app::Program,
+    calls::Identity,
+    config::Config,
+    dispatch::{Dispatch, Setup},
+    paths::Root,
+    session::Coordinators,
+    slot::{Slot, SlotCommand},
+};
+
+/// Works for a coordinator until shutdown.
+///
+/// `slot` starts a slot of this program, without the arguments that this function adds.
+///
+/// # Errors
+/// Configuration, when settings or the shared root are wrong; machine, when the admin port is busy
+/// or no coordinator is heard of for too long.
+pub async fn run(
+    config: &Config,
+    programs: &[&'static dyn Program],
+    slot: SlotCommand,
+    shutdown: Shutdown,
+) -> Result<(), Failure> {
+    let coordinators = Coordinators::new(config.coordinators()?);
+    let root = Root::open(&config.root).map_err(|error| {
+        let root = config.root.display();
+        Failure::configuration(format!("the shared root {root} is no directory")).because(error)
+    })?;
+    let slots = config.slot_count()?;
+    let slot = Arc::new(with_arguments(slot, &root, config.table_bytes()?));
+    let admin = addresses::resolve("admin", &config.admin)?;
+    addresses::check_exposed(admin, config.insecure)?;
+    let listener = addresses::listen(admin)?;
+    let port = listener.local_addr().map_or(admin.port(), |address| address.port());
+    let identity = Identity {
+        name: config.worker_name(port)?,
+        incarnation: rand::rng().random::<[u8; 16]>().to_vec(),
+        slots,
+        apps: programs.iter().map(|program| program.name().to_owned()).collect(),
+    };
+    tracing::info!(name = identity.name, slots, admin_port = port, "worker set up");
+    let readiness = Readiness::waiting("not registered with a coordinator");
+    let admin = Admin::new(readiness.clone(), Metrics::install("mr-worker")?);
+    let end = Shutdown::new();
+    let dispatch = Dispatch::new(Setup {
+        identity,
+        root: Arc::new(root),
+        coordinators,
+        slots: (0..slots).map(|_| Slot::new(Arc::clone(&slot))).collect(),
+        drain_grace: config.drain_grace(),
+        lost_timeout: config.coordinator_lost_timeout(),
+        readiness,
+    });
+    // The admin port outlives the wish to stop: draining can be watched.
+    let served = admin.serve(listener, end.clone());
+    tokio::select! {
+        biased;
+        ended = dispatch.run(shutdown) => ended,
+        served = served => served,
+    }
+}
+
+/// What a slot must know is given to it as arguments.
+fn with_arguments(mut slot: SlotCommand, root: &Root, memory_bytes: usize) -> SlotCommand {
+    slot.arguments.extend([
+        OsString::from("--root"),
+        PathBuf::from(root.path()).into_os_string(),
+        OsString::from("--memory-bytes"),
+        OsString::from(memory_bytes.to_string()),
+    ]);
+    slot
+}
