@@ -30,6 +30,7 @@ const SERVICES: &[&str] =
 pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
     let scheduling = config.scheduling()?;
     let addresses = config.addresses()?;
+    config.group.check(&addresses.advertise, &addresses.advertise_peer)?;
     let client_port = listen(addresses.listen)?;
     let peer_port = listen(addresses.peer)?;
     let admin_port = listen(addresses.admin)?;

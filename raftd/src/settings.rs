@@ -127,11 +127,11 @@ impl Settings {
             });
         }
         members.sort_by_key(|member| member.node);
-        self.check(&members)?;
+        self.check_members(&members)?;
         Ok(members)
     }
 
-    fn check(&self, members: &[Member]) -> Result<(), Failure> {
+    fn check_members(&self, members: &[Member]) -> Result<(), Failure> {
         if members.len() > MEMBERS_MAX {
             return Err(Failure::configuration(format!(
                 "group.members names {} members, but a group has at most {MEMBERS_MAX}",
@@ -152,6 +152,15 @@ impl Settings {
             )));
         }
         Ok(())
+    }
+
+    /// Checks all that can be checked before anything is touched.
+    ///
+    /// # Errors
+    /// Configuration, naming the setting and what is wrong with it.
+    pub fn check(&self, advertise: &str, advertise_peer: &str) -> Result<(), Failure> {
+        self.members(advertise, advertise_peer)?;
+        self.core().map(drop)
     }
 
     /// The settings of the core.

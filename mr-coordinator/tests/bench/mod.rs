@@ -21,8 +21,12 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 static NEXT: AtomicU16 = AtomicU16::new(1);
 
+/// Coordinators that start at the same time in one process share its recorder of metrics.
+static METRICS: std::sync::Once = std::sync::Once::new();
+
 /// An address of this test alone: of its process, and of its place in it.
 pub(crate) fn address() -> SocketAddr {
+    METRICS.call_once(|| drop(daemon::metrics::Metrics::install("mr-coordinator").unwrap()));
     let process = std::process::id();
     let place = NEXT.fetch_add(1, Ordering::Relaxed);
     let [high, low] = (process as u16).to_be_bytes();

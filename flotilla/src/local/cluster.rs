@@ -1,0 +1,521 @@
+//! A whole local cluster, and the directory that it lives in.
+//!
+//! The directory holds a description of the cluster (`cluster.json`), a lock that its owner holds,
+//! the members' data, their logs, and the shared root of MapReduce unless that lies elsewhere.
+//! A second start in the same directory goes on with the same data, so what the data depends on
+//! (addresses, number of members) is read from the description and cannot be changed by it.
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use daemon::{Code, Failure, ports};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
+use super::http;
+use super::place::{self, Claim, KVD_MAX, Place, WORKERS_MAX};
+use super::process::{Ended, Instance, Launch, Process};
+
+/// The version of `cluster.json`.
+const FORMAT: u32 = 1;
+
+/// The name of the description in the directory.
+const DESCRIPTION: &str = "cluster.json";
+
+/// The longest description that is read.
+const DESCRIPTION_BYTES_MAX: u64 = 64 * 1024;
+
+/// How often a condition is looked at while it is waited for.
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long processes may take to stop before they are killed.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is to be started.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The binary that is every daemon by its name.
+    pub program: PathBuf,
+    /// The directory of the cluster; made if it is absent.
+    pub dir: PathBuf,
+    /// How many key/value members, 0 to 7.
+    pub kv: u16,
+    /// How many MapReduce workers; with any there is one coordinator.
+    pub workers: u16,
+    /// Where to listen; none: wherever it was, or an address of its own.
+    pub place: Option<Place>,
+    /// The directory that coordinator and workers share; none: in the cluster's directory.
+    pub root: Option<PathBuf>,
+    /// How many tasks a worker runs at a time; none: its default.
+    pub slots: Option<u32>,
+    /// Whether addresses that other machines can reach are accepted without encryption.
+    pub insecure: bool,
+    /// Further arguments for all processes of a kind, for tests.
+    pub further: Further,
+}
+
+/// Further arguments, by kind of process.
+#[derive(Clone, Debug, Default)]
+pub struct Further {
+    /// For key/value members.
+    pub kvd: Vec<String>,
+    /// For the coordinator.
+    pub coordinator: Vec<String>,
+    /// For workers.
+    pub worker: Vec<String>,
+}
+
+impl Plan {
+    /// A cluster of `kv` members and `workers` workers in `dir`, at an address of its own.
+    pub fn new(
+        program: impl Into<PathBuf>,
+        dir: impl Into<PathBuf>,
+        kv: u16,
+        workers: u16,
+    ) -> Self {
+        Self {
+            program: program.into(),
+            dir: dir.into(),
+            kv,
+            workers,
+            place: None,
+            root: None,
+            slots: None,
+            insecure: false,
+            further: Further::default(),
+        }
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        let refuse = |message: String| Err(Failure::new(Code::WrongCall, message));
+        if self.kv > KVD_MAX {
+            return refuse(format!("{} key/value members; at most {KVD_MAX}", self.kv));
+        }
+        if self.workers > WORKERS_MAX {
+            return refuse(format!("{} workers; at most {WORKERS_MAX}", self.workers));
+        }
+        if self.kv == 0 && self.workers == 0 {
+            return refuse("a cluster of no members and no workers".to_owned());
+        }
+        self.place.map_or(Ok(()), Place::check)
+    }
+}
+
+/// What a directory says about the cluster in it: enough to reach it and to start it again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    format: u32,
+    /// Where it listens.
+    pub place: Place,
+    /// How many key/value members it has.
+    pub kv: u16,
+    /// How many workers it was last started with.
+    pub workers: u16,
+    /// The shared root of MapReduce, absolute.
+    pub root: PathBuf,
+}
+
+impl Description {
+    /// What the directory says, if it is a cluster's.
+    ///
+    /// # Errors
+    /// Configuration, when the description is damaged or of a newer version; machine, when it
+    /// cannot be read.
+    pub fn read(dir: &Path) -> Result<Option<Self>, Failure> {
+        let path = dir.join(DESCRIPTION);
+        let refuse = |error: io::Error| {
+            Failure::machine(format!("{} cannot be read", path.display())).because(error)
+        };
+        let bytes = match File::open(&path) {
+            Ok(file) => {
+                let mut bytes = Vec::new();
+                let mut limited = io::Read::take(file, DESCRIPTION_BYTES_MAX);
+                io::Read::read_to_end(&mut limited, &mut bytes).map_err(refuse)?;
+                bytes
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(refuse(error)),
+        };
+        let damaged = || Failure::configuration(format!("{} is no description", path.display()));
+        let value: serde_json::Value =
+            serde_json::from_slice(&bytes).map_err(|error| damaged().because(error))?;
+        match value.get("format").and_then(serde_json::Value::as_u64) {
+            Some(format) if format > u64::from(FORMAT) => Err(Failure::configuration(format!(
+                "{} has format {format}, but this version knows only {FORMAT}",
+                path.display()
+            ))),
+            Some(_) | None => {
+                serde_json::from_value(value).map(Some).map_err(|error| damaged().because(error))
+            }
+        }
+    }
+
+    /// What the directory says, if a cluster is running in it now.
+    ///
+    /// # Errors
+    /// As [`Description::read`].
+    pub fn of_running(dir: &Path) -> Result<Option<Self>, Failure> {
+        let running = File::open(dir.join("lock"))
+            .is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)));
+        if running { Self::read(dir) } else { Ok(None) }
+    }
+
+    /// Where clients reach the key/value members.
+    pub fn kv_endpoints(&self) -> Vec<String> {
+        (1..=self.kv).map(|number| self.place.kvd(number).to_string()).collect()
+    }
+
+    /// Where clients reach the coordinator, if there is one.
+    pub fn coordinator(&self) -> Option<String> {
+        (self.workers > 0).then(|| self.place.coordinator().to_string())
+    }
+
+    fn write(&self, dir: &Path) -> io::Result<()> {
+        let path = dir.join(DESCRIPTION);
+        let new = dir.join("cluster.json.new");
+        let mut file = File::create(&new)?;
+        serde_json::to_writer_pretty(&mut file, self)?;
+        file.write_all(b"\n")?;
+        file.sync_all()?;
+        std::fs::rename(&new, &path)?;
+        File::open(dir)?.sync_all()
+    }
+}
+
+/// A local cluster. Dropping it kills all its processes; [`Cluster::stop`] asks them first.
+#[derive(Debug)]
+pub struct Cluster {
+    dir: PathBuf,
+    description: Description,
+    processes: BTreeMap<Instance, Process>,
+    /// Held for as long as the cluster lives.
+    _lock: File,
+    _claim: Option<Claim>,
+}
+
+impl Cluster {
+    /// Prepares the directory and starts all processes; whether they are ready is another
+    /// question, [`Cluster::ready`].
+    ///
+    /// # Errors
+    /// Wrong call, when the plan has no sense or contradicts the directory; machine, when the
+    /// directory, an address or a process is not to be had.
+    pub fn start(plan: &Plan) -> Result<Self, Failure> {
+        plan.check()?;
+        let refuse = |error: io::Error| {
+            Failure::machine(format!("the directory {} cannot be used", plan.dir.display()))
+                .because(error)
+        };
+        std::fs::create_dir_all(plan.dir.join("logs")).map_err(refuse)?;
+        let dir = plan.dir.canonicalize().map_err(refuse)?;
+        let lock = lock(&dir)?;
+        let (description, claim) = describe(plan, &dir)?;
+        let processes = processes(plan, &dir, &description);
+        let mut cluster = Self { dir, description, processes, _lock: lock, _claim: claim };
+        Place::check_free(&cluster.addresses())?;
+        if plan.workers > 0 {
+            std::fs::create_dir_all(&cluster.description.root).map_err(|error| {
+                let root = cluster.description.root.display();
+                Failure::machine(format!("the shared root {root} cannot be made")).because(error)
+            })?;
+        }
+        cluster.description.write(&cluster.dir).map_err(refuse)?;
+        cluster.processes.values_mut().try_for_each(Process::start)?;
+        Ok(cluster)
+    }
+
+    /// What the cluster is.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// Its directory, absolute.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// All its processes.
+    pub fn instances(&self) -> Vec<Instance> {
+        self.processes.keys().copied().collect()
+    }
+
+    /// One of its processes.
+    ///
+    /// # Errors
+    /// Failed, when there is no such process.
+    pub fn process(&mut self, instance: Instance) -> Result<&mut Process, Failure> {
+        self.processes
+            .get_mut(&instance)
+            .ok_or_else(|| Failure::new(Code::Failed, format!("the cluster has no {instance}")))
+    }
+
+    /// Kills a process with SIGKILL and waits for its end.
+    ///
+    /// # Errors
+    /// As [`Cluster::process`].
+    pub fn kill(&mut self, instance: Instance) -> Result<(), Failure> {
+        self.process(instance)?.kill();
+        Ok(())
+    }
+
+    /// Starts a process that does not run, with the data that it had.
+    ///
+    /// # Errors
+    /// As [`Process::start`] and [`Cluster::process`].
+    pub fn restart(&mut self, instance: Instance) -> Result<(), Failure> {
+        self.process(instance)?.start()
+    }
+
+    /// Stops a process from running (SIGSTOP) without ending it.
+    ///
+    /// # Errors
+    /// As [`Cluster::process`].
+    pub fn pause(&mut self, instance: Instance) -> Result<(), Failure> {
+        self.process(instance)?.signal(Signal::STOP);
+        Ok(())
+    }
+
+    /// Lets a paused process run again.
+    ///
+    /// # Errors
+    /// As [`Cluster::process`].
+    pub fn resume(&mut self, instance: Instance) -> Result<(), Failure> {
+        self.process(instance)?.signal(Signal::CONT);
+        Ok(())
+    }
+
+    /// Asks a process to end (SIGTERM) and waits until it has.
+    ///
+    /// # Errors
+    /// As [`Cluster::process`]; failed, when it has not ended in time and was killed.
+    pub async fn terminate(&mut self, instance: Instance) -> Result<Ended, Failure> {
+        let process = self.process(instance)?;
+        process.signal(Signal::TERM);
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        loop {
+            if let Some(ended) = process.take_end() {
+                return Ok(ended);
+            }
+            if Instant::now() >= deadline {
+                process.kill();
+                let message = format!("{instance} did not end within {STOP_TIMEOUT:?}");
+                return Err(Failure::new(Code::Failed, message));
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Processes that ended though nobody asked them to; each is told once.
+    pub fn take_ended(&mut self) -> Vec<Ended> {
+        self.processes.values_mut().filter_map(Process::take_end).collect()
+    }
+
+    /// Waits until every process that was started says that it is ready.
+    ///
+    /// # Errors
+    /// Failed, when a process ends meanwhile or is not ready in time, with its last words.
+    pub async fn ready(&mut self, timeout: Duration) -> Result<(), Failure> {
+        let deadline = Instant::now() + timeout;
+        for instance in self.instances() {
+            self.ready_one(instance, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until one process says that it is ready.
+    ///
+    /// # Errors
+    /// As [`Cluster::ready`].
+    pub async fn ready_one(
+        &mut self,
+        instance: Instance,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        loop {
+            if let Some(ended) = self.take_ended().into_iter().next() {
+                return Err(Failure::new(Code::Failed, ended.to_string()));
+            }
+            let process = self.process(instance)?;
+            if process.pid().is_none() {
+                return Ok(());
+            }
+            let answer = match http::get(process.admin(), "/readyz").await {
+                Ok((200, _)) => return Ok(()),
+                Ok((_, reason)) => reason.trim().to_owned(),
+                Err(error) => error.to_string(),
+            };
+            if Instant::now() >= deadline {
+                let log = process.log().display();
+                let message = format!("{instance} is not ready in time: {answer} (its log: {log})");
+                return Err(Failure::new(Code::Failed, message));
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// The value of a metric of one process; none, when it has no such metric or gives no answer.
+    pub async fn metric(&mut self, instance: Instance, name: &str) -> Option<f64> {
+        let admin = self.process(instance).ok()?.admin();
+        let (status, text) = http::get(admin, "/metrics").await.ok()?;
+        if status == 200 { http::metric(&text, name) } else { None }
+    }
+
+    /// Asks all processes to end, users of others first, and kills what does not.
+    pub async fn stop(mut self) {
+        let workers = |instance: &Instance| matches!(instance, Instance::Worker(_));
+        let (first, then): (Vec<_>, Vec<_>) = self.instances().into_iter().partition(workers);
+        for wave in [first, then] {
+            for instance in &wave {
+                if let Some(process) = self.processes.get(instance) {
+                    process.signal(Signal::CONT);
+                    process.signal(Signal::TERM);
+                }
+            }
+            let deadline = Instant::now() + STOP_TIMEOUT;
+            let running = |cluster: &mut Self| {
+                cluster.take_ended();
+                wave.iter().any(|instance| {
+                    cluster.processes.get(instance).is_some_and(|process| process.pid().is_some())
+                })
+            };
+            while running(&mut self) && Instant::now() < deadline {
+                sleep(LOOK_INTERVAL).await;
+            }
+        }
+    }
+
+    /// Every address that the cluster listens on.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let place = self.description.place;
+        let mut servers: Vec<_> = (1..=self.description.kv).map(|node| place.kvd(node)).collect();
+        if self.description.workers > 0 {
+            servers.push(place.coordinator());
+        }
+        let mut all: Vec<_> = servers
+            .into_iter()
+            .flat_map(|client| {
+                let [peer, admin] = place::beside(client);
+                [client, peer, admin]
+            })
+            .collect();
+        all.extend((1..=self.description.workers).map(|number| place.worker_admin(number)));
+        all
+    }
+}
+
+/// Takes the directory for this process.
+fn lock(dir: &Path) -> Result<File, Failure> {
+    let path = dir.join("lock");
+    let refuse = |error: io::Error| {
+        Failure::machine(format!("{} cannot be locked", path.display())).because(error)
+    };
+    let file = File::options().create(true).append(true).open(&path).map_err(refuse)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Failure::new(
+            Code::Exists,
+            format!("a cluster is running in {} already", dir.display()),
+        )),
+        Err(TryLockError::Error(error)) => Err(refuse(error)),
+    }
+}
+
+/// What the cluster is: what the directory says, as far as that binds, else what is planned.
+fn describe(plan: &Plan, dir: &Path) -> Result<(Description, Option<Claim>), Failure> {
+    let before = Description::read(dir)?;
+    if let Some(before) = &before {
+        let refuse = |what: &str, was: String, wish: String| {
+            let message = format!(
+                "the cluster in {} has {what} {was}, which cannot become {wish}: \
+                 leave that away, or take another directory",
+                dir.display()
+            );
+            Err(Failure::new(Code::WrongCall, message))
+        };
+        if before.kv != plan.kv {
+            return refuse("--kv", before.kv.to_string(), plan.kv.to_string());
+        }
+        if let Some(place) = plan.place.filter(|place| *place != before.place) {
+            let text = |place: Place| format!("{}:{}", place.ip, place.base_port);
+            return refuse("its first member at", text(before.place), text(place));
+        }
+    }
+    let (place, claim) = match (&before, plan.place) {
+        (Some(before), _) => (before.place, None),
+        (None, Some(place)) => (place, None),
+        (None, None) => Place::draw().map(|(place, claim)| (place, Some(claim)))?,
+    };
+    let root = match (&plan.root, before) {
+        (Some(root), _) => std::path::absolute(root).map_err(|error| {
+            Failure::machine(format!("{} is no path", root.display())).because(error)
+        })?,
+        (None, Some(before)) => before.root,
+        (None, None) => dir.join("shared"),
+    };
+    let description =
+        Description { format: FORMAT, place, kv: plan.kv, workers: plan.workers, root };
+    Ok((description, claim))
+}
+
+fn processes(plan: &Plan, dir: &Path, description: &Description) -> BTreeMap<Instance, Process> {
+    let place = description.place;
+    let root = description.root.display().to_string();
+    let mut all = BTreeMap::new();
+    let mut add = |instance: Instance, admin: SocketAddr, arguments: Vec<String>| {
+        let log = dir.join("logs").join(format!("{instance}.log"));
+        let launch = Launch { program: plan.program.clone(), arguments, log, admin };
+        all.insert(instance, Process::new(instance, launch));
+    };
+    let data = |instance: Instance| dir.join(instance.to_string()).display().to_string();
+    let admin =
+        |client: SocketAddr| SocketAddr::new(client.ip(), client.port() + ports::ADMIN_OFFSET);
+    let insecure = plan.insecure.then_some("--insecure");
+    let members: Vec<String> =
+        (1..=plan.kv).map(|number| format!("--member={number}={}", place.kvd(number))).collect();
+    for number in 1..=plan.kv {
+        let (instance, listen) = (Instance::Kvd(number), place.kvd(number));
+        let mut arguments = vec!["kvd".to_owned()];
+        arguments.extend([
+            format!("--listen={listen}"),
+            format!("--node={number}"),
+            format!("--data={}", data(instance)),
+        ]);
+        arguments.extend(members.iter().cloned());
+        arguments.extend(insecure.map(str::to_owned));
+        arguments.extend(plan.further.kvd.iter().cloned());
+        add(instance, admin(listen), arguments);
+    }
+    if plan.workers > 0 {
+        let (instance, listen) = (Instance::Coordinator, place.coordinator());
+        let mut arguments = vec!["mr-coordinator".to_owned()];
+        arguments.extend([
+            format!("--listen={listen}"),
+            format!("--data={}", data(instance)),
+            format!("--root={root}"),
+        ]);
+        arguments.extend(insecure.map(str::to_owned));
+        arguments.extend(plan.further.coordinator.iter().cloned());
+        add(instance, admin(listen), arguments);
+    }
+    for number in 1..=plan.workers {
+        let (instance, listen) = (Instance::Worker(number), place.worker_admin(number));
+        let mut arguments = vec!["mr-worker".to_owned()];
+        arguments.extend([
+            format!("--admin={listen}"),
+            format!("--coordinator={}", place.coordinator()),
+            format!("--root={root}"),
+            format!("--name={instance}"),
+        ]);
+        arguments.extend(plan.slots.map(|slots| format!("--slots={slots}")));
+        arguments.extend(insecure.map(str::to_owned));
+        arguments.extend(plan.further.worker.iter().cloned());
+        add(instance, listen, arguments);
+    }
+    all
+}

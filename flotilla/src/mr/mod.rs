@@ -1,0 +1,151 @@
+//! `flotilla mr`: submits, watches, lists and cancels MapReduce jobs, and shows their results.
+//!
+//! [`submit`] turns flags into a job, [`watch`] follows one to its end, [`show`] says how a job is.
+
+mod show;
+mod submit;
+mod watch;
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use client::{JobClient, Options};
+use daemon::{Code, Failure};
+use proto::mapreduce::{JobState, ListRequest};
+use serde_json::{Value, json};
+
+use crate::output::{Output, malformed, refused, unwritable};
+use crate::units;
+use crate::whereabouts::{self, Coordinator};
+
+pub(crate) use show::{explain, state_name};
+pub(crate) use watch::has_ended;
+
+pub(crate) const HELP: &str = "\
+Examples:
+  flotilla mr submit --app wc --input 'books/*.txt' --output counts --wait
+  flotilla mr submit --app indexer --input 'books/*.txt' --output index --reduces 4
+  flotilla mr list
+  flotilla mr get JOB
+  flotilla mr cat JOB | sort -k2 -nr | head
+  flotilla mr cancel JOB
+
+Paths are below the root that coordinator and workers share.";
+
+/// The most jobs of one page.
+const PAGE_JOBS: u32 = 100;
+
+/// The arguments of `flotilla mr`.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    coordinator: Coordinator,
+    /// How long to try
+    #[arg(long, value_name = "DURATION", value_parser = units::milliseconds, default_value = "10s",
+          global = true)]
+    timeout: u64,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand, Clone, Debug)]
+enum Command {
+    /// Submit a job; prints its id, or with --wait how it ended
+    Submit(Box<submit::Arguments>),
+    /// List jobs, newest first
+    List {
+        /// At most so many
+        #[arg(long, value_name = "COUNT", default_value_t = 20)]
+        limit: u32,
+    },
+    /// Show a job
+    Get {
+        /// Its id
+        job: String,
+        /// Wait for its end
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Cancel a job; cancelling again changes nothing
+    Cancel {
+        /// Its id
+        job: String,
+    },
+    /// Print the results of a job, partition after partition
+    Cat {
+        /// Its id
+        job: String,
+        /// The root that coordinator and workers share [default: that of the running `flotilla
+        /// up`, or the working directory]
+        #[arg(long, value_name = "DIR", env = "FLOTILLA_ROOT")]
+        root: Option<PathBuf>,
+    },
+}
+
+/// Executes one command.
+pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
+    let options = Options::with_deadline(Duration::from_millis(arguments.timeout));
+    let jobs = JobClient::connect(arguments.coordinator.resolve()?, options).map_err(malformed)?;
+    match arguments.command {
+        Command::Submit(submit) => submit::run(&jobs, *submit, output).await,
+        Command::List { limit } => list(&jobs, limit, output).await,
+        Command::Get { job, wait } => {
+            let found = jobs.get(&job, 0).await.map_err(refused)?;
+            if wait {
+                return watch::to_the_end(&jobs, found, output).await;
+            }
+            output.result(&show::job(&found), &show::value(&found))
+        }
+        Command::Cancel { job } => {
+            let found = jobs.cancel(&job).await.map_err(refused)?;
+            let text = format!("{} is {}", found.id, state_name(found.state()));
+            output.result(&text, &show::value(&found))
+        }
+        Command::Cat { job, root } => cat(&jobs, &job, root).await,
+    }
+}
+
+async fn list(jobs: &JobClient, limit: u32, output: Output) -> Result<(), Failure> {
+    let mut found = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let left = limit.saturating_sub(u32::try_from(found.len()).unwrap_or(u32::MAX));
+        if left == 0 {
+            break;
+        }
+        let request = ListRequest { limit: left.min(PAGE_JOBS), page_token };
+        let reply = jobs.list(request).await.map_err(refused)?;
+        found.extend(reply.jobs);
+        page_token = reply.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    let values: Vec<Value> = found.iter().map(show::value).collect();
+    output.result(&show::table(&found), &json!({ "jobs": values }))
+}
+
+async fn cat(jobs: &JobClient, id: &str, root: Option<PathBuf>) -> Result<(), Failure> {
+    let job = jobs.get(id, 0).await.map_err(refused)?;
+    if job.state() != JobState::Succeeded {
+        let message = format!("{id} has no results: it is {}", state_name(job.state()));
+        return Err(Failure::new(Code::Failed, message));
+    }
+    let root = whereabouts::root(root.as_deref())?;
+    let mut out = io::stdout().lock();
+    for name in &job.outputs {
+        let path = root.join(name);
+        let mut file = File::open(&path).map_err(|error| {
+            let message = format!(
+                "the result {} cannot be read; --root names the directory that coordinator and \
+                 workers share",
+                path.display()
+            );
+            Failure::new(Code::Failed, message).because(error)
+        })?;
+        io::copy(&mut file, &mut out).map_err(unwritable)?;
+    }
+    io::Write::flush(&mut out).map_err(unwritable)
+}

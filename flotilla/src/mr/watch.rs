@@ -1,0 +1,193 @@
+//! Follows a job to its end: a line that is drawn again and again on a terminal, elsewhere a line
+//! every five seconds and at each change of state.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use client::JobClient;
+use daemon::{Code, Failure};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use proto::mapreduce::{Job, JobState, TaskProgress};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, interval};
+
+use super::show::{self, state_name};
+use crate::output::{Output, refused};
+use crate::units;
+
+/// How often the line on a terminal is drawn.
+const DRAW_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How often a line is printed elsewhere, when the state stays.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Waits for the job's end, showing its progress on stderr, and tells the result on stdout.
+///
+/// # Errors
+/// Failed or cancelled, as the job was; interrupted, when the user did not want to wait for it.
+pub(super) async fn to_the_end(jobs: &JobClient, job: Job, output: Output) -> Result<(), Failure> {
+    let mut interrupts = signal(SignalKind::interrupt())
+        .map_err(|error| Failure::new(Code::Failed, "no signals are received").because(error))?;
+    let mut progress = Progress::new(&job);
+    let id = job.id.clone();
+    let ended = follow(jobs, job, &mut interrupts, &mut progress).await;
+    progress.finish();
+    let Some(job) = ended? else {
+        return Err(Failure::new(
+            Code::Interrupted,
+            format!(
+                "the job {id} goes on; see how it does with: flotilla mr get {id}, or stop it \
+                 with: flotilla mr cancel {id}"
+            ),
+        ));
+    };
+    conclude(&job, output)
+}
+
+/// The job when it has ended; none when the user did not want to wait.
+async fn follow(
+    jobs: &JobClient,
+    mut job: Job,
+    interrupts: &mut Signal,
+    progress: &mut Progress,
+) -> Result<Option<Job>, Failure> {
+    let mut draws = interval(DRAW_INTERVAL);
+    while !has_ended(job.state()) {
+        let id = job.id.clone();
+        // 0 would mean not to wait.
+        let newer = jobs.get(&id, job.version.max(1));
+        tokio::pin!(newer);
+        job = loop {
+            tokio::select! {
+                biased;
+                _ = interrupts.recv() => return Ok(None),
+                found = &mut newer => break found.map_err(refused)?,
+                _ = draws.tick() => progress.draw(&job),
+            }
+        };
+        progress.draw(&job);
+    }
+    Ok(Some(job))
+}
+
+pub(crate) fn has_ended(state: JobState) -> bool {
+    match state {
+        JobState::Succeeded | JobState::Failed | JobState::Cancelled => true,
+        JobState::Unspecified
+        | JobState::Queued
+        | JobState::Planning
+        | JobState::Mapping
+        | JobState::Reducing
+        | JobState::Committing
+        | JobState::Failing
+        | JobState::Cancelling => false,
+    }
+}
+
+/// Tells how the job ended.
+fn conclude(job: &Job, output: Output) -> Result<(), Failure> {
+    let state = state_name(job.state());
+    let took = show::took(job)
+        .map_or_else(String::new, |took| format!(" after {}", units::duration(took)));
+    let mut text = format!("{} {state}{took}", job.id);
+    if job.state() == JobState::Succeeded {
+        text.push_str(&format!("; {} files of results:", job.outputs.len()));
+        text.extend(job.outputs.iter().map(|name| format!("\n  {name}")));
+    }
+    output.result(&text, &show::value(job))?;
+    match job.state() {
+        JobState::Failed => {
+            let why = job.failure.as_ref().map_or_else(|| "failed".to_owned(), show::explain);
+            Err(Failure::new(Code::Failed, format!("the job {} {why}", job.id)))
+        }
+        JobState::Cancelled => {
+            Err(Failure::new(Code::Cancelled, format!("the job {} was cancelled", job.id)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where progress is shown.
+struct Progress {
+    bar: Option<ProgressBar>,
+    began: Instant,
+    printed: Option<(JobState, Instant)>,
+}
+
+impl Progress {
+    fn new(job: &Job) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+            let style = ProgressStyle::with_template("{bar:24} {msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        let mut progress = Self { bar, began: Instant::now(), printed: None };
+        progress.draw(job);
+        progress
+    }
+
+    fn draw(&mut self, job: &Job) {
+        let (maps, reduces) = (tasks(job.maps), tasks(job.reduces));
+        let text = line(job, &maps, &reduces, self.began.elapsed());
+        if let Some(bar) = &self.bar {
+            bar.set_length((maps.total + reduces.total).into());
+            bar.set_position((maps.committed + reduces.committed).into());
+            bar.set_message(text);
+            return;
+        }
+        let now = Instant::now();
+        let due = self.printed.is_none_or(|(state, at)| {
+            state != job.state() || now.duration_since(at) >= LINE_INTERVAL
+        });
+        if due {
+            self.printed = Some((job.state(), now));
+            eprintln!("{text}");
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn tasks(progress: Option<TaskProgress>) -> TaskProgress {
+    progress.unwrap_or_default()
+}
+
+fn line(job: &Job, maps: &TaskProgress, reduces: &TaskProgress, elapsed: Duration) -> String {
+    let app = job.spec.as_ref().map_or("", |spec| spec.app.as_str());
+    let seconds = elapsed.as_secs();
+    format!(
+        "{} {app} {} | map {}/{} | reduce {}/{} | retries {} | workers {} | {:02}:{:02}",
+        job.id,
+        state_name(job.state()),
+        maps.committed,
+        maps.total,
+        reduces.committed,
+        reduces.total,
+        maps.retries + reduces.retries,
+        job.workers,
+        seconds / 60,
+        seconds % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_ends_with_the_exit_code_of_its_state() {
+        let output = Output::new(true);
+        let ended = |state: JobState| {
+            let job = Job { state: state.into(), ..Job::default() };
+            conclude(&job, output).map_err(|failure| failure.code())
+        };
+        assert_eq!(ended(JobState::Succeeded), Ok(()));
+        assert_eq!(ended(JobState::Failed), Err(Code::Failed));
+        assert_eq!(ended(JobState::Cancelled), Err(Code::Cancelled));
+    }
+}
