@@ -115,7 +115,7 @@ pub enum BadCommand {
     Malformed(#[from] Malformed),
 }
 
-/// Whether this build may apply the command: the check of the host before `apply`. Only a newer
+/// Whether this build may apply the command: asked before `apply`. Only a newer
 /// version is an error; a malformed command is applied, to a response that says so, since every
 /// build agrees on that.
 ///

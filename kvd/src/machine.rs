@@ -10,7 +10,7 @@ use raft::{Applied, BadSnapshot, GroupTime, StateMachine};
 
 use crate::{
     capture::KvCapture,
-    command::Command,
+    command::{Command, check_version},
     digest,
     limits::SHARDS_MAX,
     outcome::{Answer, Header, Query, Refusal, Response},
@@ -128,6 +128,10 @@ impl StateMachine for KvMachine {
     type Answer = Answer;
     type Response = Response;
     type Capture = KvCapture;
+
+    fn understands(&self, command: &Bytes) -> bool {
+        check_version(command).is_ok()
+    }
 
     fn apply(&mut self, at: Applied, command: &Bytes) -> Response {
         self.advance(at);

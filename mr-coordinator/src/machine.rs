@@ -13,7 +13,7 @@ use imbl::OrdMap;
 use raft::{Applied, BadSnapshot, StateMachine};
 
 use crate::{
-    command::Command,
+    command::{COMMAND_VERSION, Command},
     ids::{AttemptNumber, JobId, WorkerId},
     job::{Counters, Job, JobState, Step, Verdict},
     limits::{JOBS_ACTIVE_MAX, JOBS_ENDED_MAX, WORKERS_MAX},
@@ -316,6 +316,10 @@ impl StateMachine for Machine {
     type Answer = Answer;
     type Response = Response;
     type Capture = Frozen;
+
+    fn understands(&self, command: &Bytes) -> bool {
+        command.first().is_none_or(|&version| version <= COMMAND_VERSION)
+    }
 
     fn apply(&mut self, at: Applied, command: &Bytes) -> Response {
         match Command::decode(command) {

@@ -245,6 +245,8 @@ fn invalidated_map_with_the_same_content_leaves_reduces_committed() {
     assert_eq!(log.verdict(&committed(attempt(job, TaskId::map(0), 3), 5)), Verdict::Stale);
     assert_eq!(log.verdict(&committed(attempt(job, TaskId::map(0), 4), 5)), Verdict::Accepted);
     assert_eq!(log.machine.job(job).unwrap().committed, [1, 1]);
+    // Each attempt of these tests tells 50 input bytes: no sum counts the lost one.
+    assert_eq!(log.machine.job(job).unwrap().bytes_committed, 100);
     assert_eq!(log.machine.job(job).unwrap().counter_sums()["RECORDS"], 2 + 4);
 }
 

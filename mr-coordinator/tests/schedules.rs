@@ -147,6 +147,18 @@ fn job_without_workers_fails_after_the_grace_and_queued_ones_stay() {
 }
 
 #[test]
+fn busy_worker_that_only_sends_heartbeats_is_not_lost() {
+    for seed in 0..10 {
+        let mut world = World::new(seed, CALM, 2);
+        world.task_ms = 55_000..59_000;
+        let job = world.submit(1, 6, 4, "wc");
+        assert!(world.run(60 * MINUTE, |world| world.state(job) == Some(JobState::Succeeded)));
+        assert_eq!(world.executions, 10, "seed {seed}");
+        assert_eq!(world.job(job).unwrap().retries, [0, 0], "seed {seed}");
+    }
+}
+
+#[test]
 fn task_that_kills_its_workers_is_poison() {
     let weather = Weather { attempt_kills: 1_000, ..CALM };
     let mut world = World::new(1, weather, 5);

@@ -20,6 +20,11 @@ pub trait StateMachine: Send + 'static {
     /// memory with the live state.
     type Capture: Capture;
 
+    /// Whether this build can execute the command. One that it can't is of a newer version, which
+    /// a newer member proposed: to go on would be to end with another state than the others, so the
+    /// process ends before it applies one.
+    fn understands(&self, command: &Bytes) -> bool;
+
     /// Executes a command. Total: a command that makes no sense gets a response that says so.
     /// What it keeps of the command it copies, since the bytes may pin a receive buffer.
     fn apply(&mut self, at: Applied, command: &Bytes) -> Self::Response;

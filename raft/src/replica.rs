@@ -262,7 +262,14 @@ impl<S: StateMachine> Replica<S> {
         self.applied = Applied { index: entry.index, term: entry.term, time: entry.stamp };
         self.bytes_since_capture += entry.size();
         let mut response = match &entry.payload {
-            Payload::Command(command) => Some(self.machine.apply(self.applied, command)),
+            Payload::Command(command) => {
+                assert!(
+                    self.machine.understands(command),
+                    "entry {} is a command of a newer version: run this member with a newer build",
+                    entry.index
+                );
+                Some(self.machine.apply(self.applied, command))
+            }
             Payload::Noop | Payload::Tick => {
                 self.machine.pass(self.applied);
                 None

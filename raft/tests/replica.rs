@@ -33,6 +33,10 @@ impl StateMachine for Journal {
     type Response = usize;
     type Capture = JournalCapture;
 
+    fn understands(&self, _: &Bytes) -> bool {
+        true
+    }
+
     fn apply(&mut self, _at: Applied, command: &Bytes) -> usize {
         self.commands.push(command.clone());
         self.commands.len()

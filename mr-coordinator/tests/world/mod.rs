@@ -107,6 +107,8 @@ pub(crate) struct World {
     pub(crate) executions: u32,
     pub(crate) verdicts: Vec<(AttemptId, ReportAnswer)>,
     pub(crate) unknown_apps: u32,
+    /// How long tasks take.
+    pub(crate) task_ms: std::ops::Range<u64>,
 }
 
 pub(crate) const SETTINGS: Settings = Settings {
@@ -142,6 +144,7 @@ impl World {
             executions: 0,
             verdicts: Vec::new(),
             unknown_apps: 0,
+            task_ms: 100..4_000,
         };
         for number in 0..workers {
             let worker = world.process(&format!("worker {number}"));

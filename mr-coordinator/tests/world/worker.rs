@@ -244,7 +244,7 @@ impl World {
             Reply::Assigned(assignments) => {
                 worker.poll_until = 0;
                 for assignment in assignments {
-                    let ends = now + self.rng.random_range(100..4_000);
+                    let ends = now + self.rng.random_range(self.task_ms.clone());
                     let attempt = assignment.attempt;
                     let running = Running { attempt, ends, bytes: 0, report: None, next_report: 0 };
                     self.workers[asker.worker].running.push(running);

@@ -17,6 +17,9 @@ use crate::store::records::Records;
 use crate::store::replay::Claims;
 use crate::store::slots::Slots;
 
+/// For how many removed records space is given back at once.
+const RECLAIMED_AT_ONCE: usize = 32;
+
 /// What the disk has answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Written {
@@ -33,6 +36,8 @@ pub struct Engine<R, S> {
     floor: Floor<S>,
     log: Option<Log>,
     write_sequence: u64,
+    /// How many removed records the database has not given back the space of.
+    unreclaimed: usize,
 }
 
 impl<R: Records, S: Slots> Engine<R, S> {
@@ -64,7 +69,7 @@ impl<R: Records, S: Slots> Engine<R, S> {
         }
         recovered.hard_state = hard_state;
         floor.start(highest, reach)?;
-        Ok((Self { records, floor, log, write_sequence: highest }, recovered))
+        Ok((Self { records, floor, log, write_sequence: highest, unreclaimed: 0 }, recovered))
     }
 
     /// What the floor holds.
@@ -139,27 +144,32 @@ impl<R: Records, S: Slots> Engine<R, S> {
         self.floor.sync()
     }
 
-    /// Removes some of what counts no more. Another step is due if it answers true.
+    /// Removes some of what counts no more, or gives back some of the space that it took, if there
+    /// is any such thing to do.
     ///
     /// # Errors
     /// The machine refuses.
-    pub fn sweep(&mut self) -> Result<bool, StoreError> {
-        let Some(log) = self.log.as_mut().filter(|log| log.has_leftovers()) else {
-            return Ok(false);
-        };
-        log.sweep(&self.records)?;
-        Ok(log.has_leftovers())
+    pub fn sweep(&mut self) -> Result<(), StoreError> {
+        if let Some(log) = self.log.as_mut().filter(|log| log.has_leftovers()) {
+            self.unreclaimed += log.sweep(&self.records)?;
+        } else if self.unreclaimed > 0 {
+            let step = self.unreclaimed.min(RECLAIMED_AT_ONCE);
+            self.records.reclaim(step)?;
+            self.unreclaimed -= step;
+        }
+        Ok(())
     }
 
-    /// Whether the log wants to be swept.
+    /// Whether [`Engine::sweep`] has something to do.
     pub fn has_leftovers(&self) -> bool {
-        self.log.as_ref().is_some_and(Log::has_leftovers)
+        self.unreclaimed > 0 || self.log.as_ref().is_some_and(Log::has_leftovers)
     }
 
     /// Whether there is something to do while nobody writes.
     pub fn is_untidy(&self) -> bool {
-        self.log.as_ref().is_some_and(|log| log.has_leftovers() || log.is_fragmented())
+        self.has_leftovers()
             || !self.floor.is_settled()
+            || self.log.as_ref().is_some_and(Log::is_fragmented)
     }
 
     /// One step of what there is to do while nobody writes: removing, settling the floor,
@@ -177,7 +187,7 @@ impl<R: Records, S: Slots> Engine<R, S> {
         }
         match self.log.as_mut().filter(|log| log.is_fragmented()) {
             Some(log) => {
-                log.repack(&self.records)?;
+                self.unreclaimed += log.repack(&self.records)?;
                 self.records.sync()
             }
             None => Ok(()),

@@ -20,7 +20,7 @@ use crate::store::replay::{self, Appended, Claims, Scanned};
 pub(super) const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// How many records are removed between two appends.
-pub(super) const REMOVALS_MAX: usize = 256;
+pub(super) const REMOVALS_MAX: usize = 64;
 
 /// Records below this size are worth repacking.
 const SMALL_BYTES: usize = 8 << 10;
@@ -168,12 +168,13 @@ impl Log {
         self.leftovers
     }
 
-    /// Removes at most [`REMOVALS_MAX`] records that count no more. The next sync is early enough.
+    /// Removes at most [`REMOVALS_MAX`] records that count no more, and tells how many. The next
+    /// sync is early enough.
     ///
     /// # Errors
     /// Fatal: what is stored is unknown.
-    pub(super) fn sweep<R: Records>(&mut self, records: &R) -> Result<(), StoreError> {
-        let Some(root) = self.root.filter(|_| self.leftovers) else { return Ok(()) };
+    pub(super) fn sweep<R: Records>(&mut self, records: &R) -> Result<usize, StoreError> {
+        let Some(root) = self.root.filter(|_| self.leftovers) else { return Ok(0) };
         let mut keys = Vec::new();
         let mut damaged = None;
         let begin = replay::root_key(0).encode(self.prefix);
@@ -198,8 +199,12 @@ impl Log {
         if let Some(key) = damaged {
             return Err(damaged_record(&key));
         }
-        self.leftovers = keys.len() == REMOVALS_MAX;
-        if keys.is_empty() { Ok(()) } else { records.apply(keys) }
+        let removed = keys.len();
+        self.leftovers = removed == REMOVALS_MAX;
+        if removed > 0 {
+            records.apply(keys)?;
+        }
+        Ok(removed)
     }
 
     /// Whether [`Log::repack`] may find something.
@@ -207,12 +212,12 @@ impl Log {
         self.appended >= APPENDED_MIN
     }
 
-    /// Puts a run of small records into one. Only for a floor that is settled: the new record has
+    /// Puts a run of small records into one, and tells how many there were. Only for a floor that is settled: the new record has
     /// the highest sequence of its parts, which the floor must have reached.
     ///
     /// # Errors
     /// Fatal: what is stored is unknown.
-    pub(super) fn repack<R: Records>(&mut self, records: &R) -> Result<(), StoreError> {
+    pub(super) fn repack<R: Records>(&mut self, records: &R) -> Result<usize, StoreError> {
         let first = self.root.map_or(Index(1), |root| root.first);
         let from = self.packed_to.max(first);
         let begin = Key { kind: Kind::Entries, first: from, sequence: 0, fragment: 0 };
@@ -243,7 +248,11 @@ impl Log {
             run.first().unwrap_or(from)
         });
         let changes = run.pack(self.prefix);
-        if changes.is_empty() { Ok(()) } else { records.apply(changes) }
+        if changes.is_empty() {
+            return Ok(0);
+        }
+        records.apply(changes)?;
+        Ok(run.keys.len())
     }
 }
 

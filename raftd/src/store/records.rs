@@ -32,6 +32,13 @@ pub trait Records: Send + Sync {
     /// Fatal: what is durable is unknown, and asking again would not tell.
     fn sync(&self) -> Result<(), StoreError>;
 
+    /// Does some of the work by which the database gives back what removed keys took, in
+    /// proportion to `removed` keys. What it changes is durable when it returns.
+    ///
+    /// # Errors
+    /// Fatal: what is stored is unknown.
+    fn reclaim(&self, removed: usize) -> Result<(), StoreError>;
+
     /// The value of a key.
     ///
     /// # Errors
@@ -55,6 +62,10 @@ impl<R: Records + ?Sized> Records for std::sync::Arc<R> {
 
     fn sync(&self) -> Result<(), StoreError> {
         (**self).sync()
+    }
+
+    fn reclaim(&self, removed: usize) -> Result<(), StoreError> {
+        (**self).reclaim(removed)
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {

@@ -6,7 +6,11 @@
 //! pages below that (a leaf splits at 17 records), and a file there is an error. A snapshot of its
 //! page table that a crash cut short carries another name but is read all the same; it is removed
 //! before opening. When the write of a buffer fails on one of its threads, `flush` may wait for
-//! ever; [`SledRecords::failure`] tells whoever watches. What it takes for a torn tail, or for an
+//! ever; [`SledRecords::failure`] tells whoever watches. The file shrinks only when its last
+//! segments hold nothing, not even the few bytes that say that a page is free, and such bytes are
+//! moved only when some page is replaced: one for each. [`Records::reclaim`] replaces a page that
+//! is good for nothing else. Segments are used again before a sync only if more than one of them
+//! was written since, so no more than a few megabytes are. What it takes for a torn tail, or for an
 //! empty database, it drops silently; that is what the floor is for.
 
 use std::fs::{self, File};
@@ -26,6 +30,19 @@ const SEGMENT_BYTES: usize = 8 << 20;
 /// What sled may keep in memory. The log is read once, at open; its tail is what is written to.
 const CACHE_BYTES: u64 = 8 << 20;
 
+/// A page is replaced after so many changes to it.
+const CHANGES_A_REPLACEMENT: usize = 11;
+
+/// How many changes move what one removed key leaves behind, in the long run: one in eight keys
+/// frees a page, which is moved a few times.
+const CHANGES_A_REMOVAL: usize = 6;
+
+/// How many pages are replaced before what that wrote is looked at.
+const REPLACEMENTS_AT_ONCE: usize = 4;
+
+/// How much is written between two syncs while space is reclaimed.
+const RECLAIM_SYNC_BYTES: usize = 1 << 20;
+
 /// How long a database that this process has just closed may stay locked by its threads.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
@@ -33,6 +50,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct SledRecords {
     database: sled::Db,
+    /// Holds one key, whose changes drive the cleaning of segments.
+    cleaner: sled::Tree,
     config: sled::Config,
     file: File,
     path: PathBuf,
@@ -53,10 +72,10 @@ impl SledRecords {
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(None)
             .use_compression(false);
-        let database = open_unlocked(&config, path)?;
+        let (database, cleaner) = open_unlocked(&config, path)?;
         let file = File::open(path.join("db"))
             .map_err(|error| refused("opened", path, error))?;
-        let records = Self { database, config, file, path: path.to_owned() };
+        let records = Self { database, cleaner, config, file, path: path.to_owned() };
         records.sync()?;
         let conf = path.join("conf");
         File::open(&conf)
@@ -116,6 +135,26 @@ impl Records for SledRecords {
         Ok(())
     }
 
+    fn reclaim(&self, removed: usize) -> Result<(), StoreError> {
+        let mut left = removed * CHANGES_A_REMOVAL;
+        let mut written = 0;
+        while left > 0 {
+            let changes = left.min(CHANGES_A_REPLACEMENT * REPLACEMENTS_AT_ONCE);
+            for change in 0..changes {
+                self.cleaner
+                    .insert(b"", &[change as u8])
+                    .map_err(|error| self.failed("written", error))?;
+            }
+            left -= changes;
+            written += self.database.flush().map_err(|error| self.failed("flushed", error))?;
+            if written >= RECLAIM_SYNC_BYTES {
+                self.sync()?;
+                written = 0;
+            }
+        }
+        self.sync()
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let value = self.database.get(key).map_err(|error| self.failed("read", error))?;
         Ok(value.map(|value| value.to_vec()))
@@ -133,12 +172,19 @@ impl Records for SledRecords {
 }
 
 /// Opens it; waits while threads of a database that this process has closed still hold the lock.
-fn open_unlocked(config: &sled::Config, path: &Path) -> Result<sled::Db, StoreError> {
+fn open_unlocked(
+    config: &sled::Config,
+    path: &Path,
+) -> Result<(sled::Db, sled::Tree), StoreError> {
     let began = Instant::now();
     loop {
-        let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let database = config.open()?;
+            let cleaner = database.open_tree("cleaner")?;
+            Ok((database, cleaner))
+        }));
         return match opened {
-            Ok(Ok(database)) => Ok(database),
+            Ok(Ok(opened)) => Ok(opened),
             Ok(Err(error)) if is_locked(&error) && began.elapsed() < LOCK_WAIT => {
                 std::thread::sleep(Duration::from_millis(5));
                 continue;

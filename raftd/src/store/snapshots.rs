@@ -359,12 +359,17 @@ impl Shared {
                 garbage.push(key.to_vec());
                 ControlFlow::Continue(())
             })?;
+            let removed = garbage.len();
             for key in garbage {
                 self.records.apply(vec![Change::Remove(key)])?;
             }
             drop(pins);
             self.records.sync()?;
-            self.pace.wait();
+            if removed > 0 {
+                self.pace.wait();
+                self.records.reclaim(removed)?;
+                self.pace.wait();
+            }
             match next {
                 Some(next) => from = next,
                 None => return Ok(()),
