@@ -32,7 +32,11 @@ impl Birth {
 
     /// A member answered: who it is, and whom it was born with, if it was. Some: all have been
     /// heard, and these are the founders.
-    pub(crate) fn hear(&mut self, founder: Founder, born_with: Vec<Founder>) -> Option<Vec<Founder>> {
+    pub(crate) fn hear(
+        &mut self,
+        founder: Founder,
+        born_with: Vec<Founder>,
+    ) -> Option<Vec<Founder>> {
         if self.awaited.contains(&founder.node) {
             self.heard.insert(founder.node, Peer { founder, born_with });
         }

@@ -8,7 +8,9 @@ use crate::handle::{Role, Status};
 /// Logs and counts one event.
 pub(crate) fn observe(event: &Event) {
     match event {
-        Event::Following { term, leader: Some(leader) } => info!(%term, %leader, "following leader"),
+        Event::Following { term, leader: Some(leader) } => {
+            info!(%term, %leader, "following leader");
+        }
         Event::Following { term, leader: None } => debug!(%term, "waiting for a leader"),
         Event::PreCampaigning { term } => debug!(%term, "asking whether an election would succeed"),
         Event::Campaigning { term } => {
@@ -18,7 +20,9 @@ pub(crate) fn observe(event: &Event) {
         Event::Leading { term, last } => info!(%term, %last, "leading"),
         Event::LostQuorum { term } => warn!(%term, "stepping down: no quorum was heard from"),
         Event::Voted { term, candidate } => info!(%term, %candidate, "voted"),
-        Event::Truncated { from } => info!(%from, "removed entries that conflict with the leader's"),
+        Event::Truncated { from } => {
+            info!(%from, "removed entries that conflict with the leader's");
+        }
         Event::Committed { index } => trace!(%index, "committed"),
         Event::Installing { from, root } => {
             info!(%from, index = %root.position.index, bytes = root.bytes, "fetching a snapshot");

@@ -88,7 +88,11 @@ impl<S: StateMachine> Waiting<S> {
 
 impl<S: StateMachine> Driver<S> {
     /// Drives the replica until shutdown or a failure.
-    pub(crate) async fn run(mut self, mut inputs: Inputs<S>, shutdown: Shutdown) -> Result<(), Failure> {
+    pub(crate) async fn run(
+        mut self,
+        mut inputs: Inputs<S>,
+        shutdown: Shutdown,
+    ) -> Result<(), Failure> {
         let mut clock = tokio::time::interval(self.tick);
         clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
         self.act();
@@ -193,7 +197,9 @@ impl<S: StateMachine> Driver<S> {
             return Err(Refused::Deadline);
         }
         let ticket = TicketId(self.waiting.number());
-        self.replica.propose(now, ticket, payload, deadline).map_err(|refused| self.refused(refused))?;
+        self.replica
+            .propose(now, ticket, payload, deadline)
+            .map_err(|refused| self.refused(refused))?;
         Ok(ticket)
     }
 
@@ -220,7 +226,9 @@ impl<S: StateMachine> Driver<S> {
             }
             Job::Fetched(Ok((root, chunks))) => {
                 match self.replica.installed(root, &mut chunks.into_iter()) {
-                    Ok(installed) => info!(index = %root.position.index, installed, "fetched a snapshot"),
+                    Ok(installed) => {
+                        info!(index = %root.position.index, installed, "fetched a snapshot");
+                    }
                     Err(error) => error!(%error, "a snapshot does not decode"),
                 }
             }
@@ -298,7 +306,8 @@ impl<S: StateMachine> Driver<S> {
     /// Fetches a snapshot away from this task, on a connection of its own.
     fn install(&self, install: Install) {
         let Some(member) = self.members.get(&install.from).cloned() else { return };
-        let (snapshots, peers, jobs) = (self.snapshots.clone(), self.peers.clone(), self.jobs.clone());
+        let (snapshots, peers, jobs) =
+            (self.snapshots.clone(), self.peers.clone(), self.jobs.clone());
         tokio::spawn(async move {
             let fetched = peer::fetch(&peers, &member, install.root, snapshots);
             let fetched = match tokio::time::timeout(INSTALL_TIMEOUT, fetched).await {
@@ -315,7 +324,9 @@ impl<S: StateMachine> Driver<S> {
         let node = self.replica.node();
         let changed = {
             let last = self.status.borrow();
-            last.term != node.term() || last.leader != node.leader() || last.role != role(node.role())
+            last.term != node.term()
+                || last.leader != node.leader()
+                || last.role != role(node.role())
         };
         let moved = ticked && self.status.borrow().applied != self.replica.applied().index;
         let peers_moved = ticked && node.role() == RoleKind::Leader;
@@ -337,7 +348,8 @@ impl<S: StateMachine> Driver<S> {
             let itself = member.node == self.peers.me.node && core.role == RoleKind::Leader;
             MemberStatus {
                 member: member.clone(),
-                matched: progress.map_or(if itself { core.durable } else { Index(0) }, |p| p.matched),
+                matched: progress
+                    .map_or(if itself { core.durable } else { Index(0) }, |p| p.matched),
                 active: progress.map_or(itself, |progress| progress.active),
             }
         });

@@ -159,7 +159,11 @@ impl Acquaintances {
         }
         let news = claim.boot > known.boot;
         if news && claim.boot_write_sequence < known.write_sequence {
-            return Err(Mistrust::RolledBack(node, claim.boot_write_sequence, known.write_sequence));
+            return Err(Mistrust::RolledBack(
+                node,
+                claim.boot_write_sequence,
+                known.write_sequence,
+            ));
         }
         if !news && known.nonce.is_some_and(|nonce| nonce != claim.nonce) {
             return Err(Mistrust::Twin(node));

@@ -164,7 +164,13 @@ impl<S: StateMachine> Life<S> {
         let recovered = std::mem::take(&mut self.opened.recovered);
         let seed = rand::random();
         let replica = Replica::new(
-            self.core, self.peers.me.node, voters, recovered, self.machine, seed, raft::Instant(0),
+            self.core,
+            self.peers.me.node,
+            voters,
+            recovered,
+            self.machine,
+            seed,
+            raft::Instant(0),
         );
         let driver = Driver {
             replica,
@@ -184,7 +190,10 @@ impl<S: StateMachine> Life<S> {
 
     /// Who the group was born with; waits for the birth, if it has not been born. None: the member
     /// is stopping.
-    async fn be_born(&mut self, inputs: &mut Inputs<S>) -> Result<Option<(GroupId, Vec<Founder>)>, Failure> {
+    async fn be_born(
+        &mut self,
+        inputs: &mut Inputs<S>,
+    ) -> Result<Option<(GroupId, Vec<Founder>)>, Failure> {
         if let Some(born) = self.opened.born.take() {
             self.check_founders(&born.1)?;
             return Ok(Some(born));

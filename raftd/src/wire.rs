@@ -119,7 +119,8 @@ fn entries_from_wire(previous: Index, entries: Vec<pb::Entry>) -> Result<Vec<Ent
     if previous.0 > raft::NUMBER_MAX {
         return Err(Malformed("an index is impossibly large"));
     }
-    let mut payloads = BytesMut::with_capacity(entries.iter().map(|entry| entry.payload.len()).sum());
+    let mut payloads =
+        BytesMut::with_capacity(entries.iter().map(|entry| entry.payload.len()).sum());
     let mut index = previous;
     entries
         .into_iter()
@@ -153,7 +154,12 @@ mod tests {
             chunks: 2,
             bytes: 77,
         };
-        let entry = |index, payload| Entry { index: Index(index), term: Term(3), stamp: GroupTime(1), payload };
+        let entry = |index, payload| Entry {
+            index: Index(index),
+            term: Term(3),
+            stamp: GroupTime(1),
+            payload,
+        };
         let entries = vec![
             entry(8, Payload::Noop),
             entry(9, Payload::Command(Bytes::from_static(b"command"))),

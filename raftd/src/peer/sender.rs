@@ -125,7 +125,8 @@ async fn hello(
         client_address: peers.me.client_address.clone(),
     });
     request.set_timeout(HELLO_TIMEOUT);
-    let reply = RaftClient::new(channel.clone()).hello(request).await.map_err(Ended::Unreachable)?;
+    let reply =
+        RaftClient::new(channel.clone()).hello(request).await.map_err(Ended::Unreachable)?;
     let reply = reply.into_inner();
     refused(to, reply.refused, reply.lost, lost)?;
     let claim = peers.admit(reply.from)?;
@@ -262,7 +263,9 @@ fn tell(peer: NodeId, ended: &Ended, told: &mut String) {
             debug!(%peer, %status, "peer connection failed");
             info!(%peer, "peer is out of reach");
         }
-        Ended::Mistrusted(_) | Ended::Refused(_) => warn!(%peer, reason, "no conversation with peer"),
+        Ended::Mistrusted(_) | Ended::Refused(_) => {
+            warn!(%peer, reason, "no conversation with peer");
+        }
         Ended::Closed | Ended::Stopping => debug!(%peer, reason, "peer connection ended"),
     }
     *told = reason;

@@ -72,8 +72,13 @@ impl Raft for Service {
             let Some(batch) = batch else { break };
             match self.check(batch.from, batch.to) {
                 Ok(from) => {
-                    let messages = batch.messages.into_iter().map(wire::from_wire).collect::<Result<Vec<_>, _>>();
-                    let messages = messages.map_err(|error| Status::invalid_argument(error.to_string()))?;
+                    let messages = batch
+                        .messages
+                        .into_iter()
+                        .map(wire::from_wire)
+                        .collect::<Result<Vec<_>, _>>();
+                    let messages =
+                        messages.map_err(|error| Status::invalid_argument(error.to_string()))?;
                     if self.inbox.send(Incoming { from, messages }).await.is_err() {
                         break;
                     }
@@ -108,6 +113,10 @@ impl Raft for Service {
 impl Service {
     fn check(&self, from: Option<pb::Identity>, to: u64) -> Result<raft::NodeId, Refusal> {
         let claim = self.peers.admit(from)?;
-        if to == self.peers.me.node.0 { Ok(claim.node) } else { Err(Refusal::Mistaken(self.peers.me.node, to)) }
+        if to == self.peers.me.node.0 {
+            Ok(claim.node)
+        } else {
+            Err(Refusal::Mistaken(self.peers.me.node, to))
+        }
     }
 }

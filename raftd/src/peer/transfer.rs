@@ -38,7 +38,9 @@ pub(crate) async fn serve(
     let reading = tokio::task::spawn_blocking(move || {
         let encoded = match snapshots.manifest(manifest) {
             Ok(Some(encoded)) => encoded,
-            Ok(None) => return send(&chunks, Err(Status::not_found("this snapshot is not kept here"))),
+            Ok(None) => {
+                return send(&chunks, Err(Status::not_found("this snapshot is not kept here")));
+            }
             Err(error) => return send(&chunks, Err(Status::data_loss(error.to_string()))),
         };
         for piece in encoded.chunks(MANIFEST_PIECE_BYTES) {
@@ -59,7 +61,10 @@ pub(crate) async fn serve(
     Ok(ReceiverStream::new(waiting))
 }
 
-fn send(chunks: &mpsc::Sender<Result<pb::Chunk, Status>>, chunk: Result<pb::Chunk, Status>) -> bool {
+fn send(
+    chunks: &mpsc::Sender<Result<pb::Chunk, Status>>,
+    chunk: Result<pb::Chunk, Status>,
+) -> bool {
     let go_on = chunk.is_ok();
     chunks.blocking_send(chunk).is_ok() && go_on
 }
@@ -101,7 +106,9 @@ fn receive(
     let mut first = None;
     while let Some(piece) = pieces.blocking_recv() {
         match piece {
-            pb::chunk::Kind::Manifest(piece) if manifest.len() + piece.len() <= MANIFEST_BYTES_MAX => {
+            pb::chunk::Kind::Manifest(piece)
+                if manifest.len() + piece.len() <= MANIFEST_BYTES_MAX =>
+            {
                 manifest.extend_from_slice(&piece);
             }
             pb::chunk::Kind::Manifest(_) => {
@@ -117,5 +124,7 @@ fn receive(
         pb::chunk::Kind::Data(data) => Some(data),
         pb::chunk::Kind::Manifest(_) => None,
     });
-    snapshots.receive(root, &manifest, first.into_iter().chain(rest)).map_err(|error| error.to_string())
+    snapshots
+        .receive(root, &manifest, first.into_iter().chain(rest))
+        .map_err(|error| error.to_string())
 }

@@ -142,10 +142,7 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     Ok(directory)
 }
 
-fn open_floor(
-    path: &Path,
-    expected: &ExpectedIdentity,
-) -> Result<Floor<FileSlots>, StoreError> {
+fn open_floor(path: &Path, expected: &ExpectedIdentity) -> Result<Floor<FileSlots>, StoreError> {
     let file = path.join(FLOOR);
     if !exists(&file)? {
         let unfinished = path.join(FLOOR_UNFINISHED);

@@ -13,12 +13,12 @@ use crate::store::floor::{Floor, FloorState, Group, HeardPeer, Reach};
 use crate::store::gathered::Gathered;
 use crate::store::log::Log;
 use crate::store::record::Prefix;
-use crate::store::records::Records;
+use crate::store::records::{Records, Removed};
 use crate::store::replay::Claims;
 use crate::store::slots::Slots;
 
 /// For how many removed records space is given back at once.
-const RECLAIMED_AT_ONCE: usize = 32;
+const RECLAIMED_AT_ONCE: usize = 8;
 
 /// What the disk has answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,8 +36,8 @@ pub struct Engine<R, S> {
     floor: Floor<S>,
     log: Option<Log>,
     write_sequence: u64,
-    /// How many removed records the database has not given back the space of.
-    unreclaimed: usize,
+    /// What was removed whose space the database has not given back.
+    unreclaimed: Removed,
 }
 
 impl<R: Records, S: Slots> Engine<R, S> {
@@ -69,7 +69,10 @@ impl<R: Records, S: Slots> Engine<R, S> {
         }
         recovered.hard_state = hard_state;
         floor.start(highest, reach)?;
-        Ok((Self { records, floor, log, write_sequence: highest, unreclaimed: 0 }, recovered))
+        Ok((
+            Self { records, floor, log, write_sequence: highest, unreclaimed: Removed::default() },
+            recovered,
+        ))
     }
 
     /// What the floor holds.
@@ -151,18 +154,16 @@ impl<R: Records, S: Slots> Engine<R, S> {
     /// The machine refuses.
     pub fn sweep(&mut self) -> Result<(), StoreError> {
         if let Some(log) = self.log.as_mut().filter(|log| log.has_leftovers()) {
-            self.unreclaimed += log.sweep(&self.records)?;
-        } else if self.unreclaimed > 0 {
-            let step = self.unreclaimed.min(RECLAIMED_AT_ONCE);
-            self.records.reclaim(step)?;
-            self.unreclaimed -= step;
+            self.unreclaimed = self.unreclaimed.and(log.sweep(&self.records)?);
+        } else if self.unreclaimed.keys > 0 {
+            self.records.reclaim(self.unreclaimed.take(RECLAIMED_AT_ONCE))?;
         }
         Ok(())
     }
 
     /// Whether [`Engine::sweep`] has something to do.
     pub fn has_leftovers(&self) -> bool {
-        self.unreclaimed > 0 || self.log.as_ref().is_some_and(Log::has_leftovers)
+        self.unreclaimed.keys > 0 || self.log.as_ref().is_some_and(Log::has_leftovers)
     }
 
     /// Whether there is something to do while nobody writes.
@@ -187,7 +188,7 @@ impl<R: Records, S: Slots> Engine<R, S> {
         }
         match self.log.as_mut().filter(|log| log.is_fragmented()) {
             Some(log) => {
-                self.unreclaimed += log.repack(&self.records)?;
+                self.unreclaimed = self.unreclaimed.and(log.repack(&self.records)?);
                 self.records.sync()
             }
             None => Ok(()),

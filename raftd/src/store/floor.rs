@@ -221,7 +221,11 @@ impl<S: Slots> Floor<S> {
     ///
     /// # Errors
     /// The machine refuses.
-    pub fn promise(&mut self, hard_state: HardState, write_sequence: u64) -> Result<(), StoreError> {
+    pub fn promise(
+        &mut self,
+        hard_state: HardState,
+        write_sequence: u64,
+    ) -> Result<(), StoreError> {
         self.state.hard_state = hard_state;
         self.state.write_sequence = self.state.write_sequence.max(write_sequence);
         self.save()

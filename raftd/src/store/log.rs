@@ -13,7 +13,7 @@ use crate::store::StoreError;
 use crate::store::floor::{ManifestId, Reach};
 use crate::store::gathered::Gathered;
 use crate::store::record::{self, Key, Kind, PAYLOAD_BYTES_MAX, Prefix, Record, Root};
-use crate::store::records::{Change, Records};
+use crate::store::records::{Change, Records, Removed};
 use crate::store::replay::{self, Appended, Claims, Scanned};
 
 /// How much is written between two syncs.
@@ -125,24 +125,15 @@ impl Log {
             reset: snapshot.reset,
             log_end: self.terms.last.index,
         });
-        // Entries must not be found without the reset that they follow, nor a snapshot without
-        // the entries that it says are kept.
-        let (before, behind) = match root {
-            Some(root) if root.reset.is_some() => (Some(root), None),
-            root => (None, root),
-        };
         let mut put = |key: Key, value| batches.push(key.encode(self.prefix), value);
-        if let Some(root) = before {
-            let (key, value) = record::encode_root(self.prefix, &root);
-            put(key, value);
-        }
         let (previous, entries) = (self.terms.last.term, &gathered.entries);
         let mut appended = 0;
         record::encode_entries(self.prefix, sequence, previous, entries, |key, value| {
             appended += 1;
             put(key, value);
         });
-        if let Some(root) = behind {
+        // A snapshot must not be found without the entries that it says are kept.
+        if let Some(root) = root {
             let (key, value) = record::encode_root(self.prefix, &root);
             put(key, value);
         }
@@ -173,13 +164,16 @@ impl Log {
     ///
     /// # Errors
     /// Fatal: what is stored is unknown.
-    pub(super) fn sweep<R: Records>(&mut self, records: &R) -> Result<usize, StoreError> {
-        let Some(root) = self.root.filter(|_| self.leftovers) else { return Ok(0) };
+    pub(super) fn sweep<R: Records>(&mut self, records: &R) -> Result<Removed, StoreError> {
+        let mut removed = Removed::default();
+        let Some(root) = self.root.filter(|_| self.leftovers) else { return Ok(removed) };
         let mut keys = Vec::new();
         let mut damaged = None;
         let begin = replay::root_key(0).encode(self.prefix);
         records.scan(&begin, &mut |encoded, value| {
-            let Some(key) = Key::decode(encoded, self.prefix) else { return ControlFlow::Break(()) };
+            let Some(key) = Key::decode(encoded, self.prefix) else {
+                return ControlFlow::Break(());
+            };
             let superfluous = match key.kind {
                 Kind::Root => key.sequence < root.sequence,
                 Kind::Entries if key.first >= root.first => return ControlFlow::Break(()),
@@ -192,16 +186,20 @@ impl Log {
                 },
             };
             if superfluous {
+                removed.add(encoded.len() + value.len());
                 keys.push(Change::Remove(encoded.to_vec()));
             }
-            if keys.len() < REMOVALS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if keys.len() < REMOVALS_MAX {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         })?;
         if let Some(key) = damaged {
             return Err(damaged_record(&key));
         }
-        let removed = keys.len();
-        self.leftovers = removed == REMOVALS_MAX;
-        if removed > 0 {
+        self.leftovers = keys.len() == REMOVALS_MAX;
+        if !keys.is_empty() {
             records.apply(keys)?;
         }
         Ok(removed)
@@ -217,14 +215,16 @@ impl Log {
     ///
     /// # Errors
     /// Fatal: what is stored is unknown.
-    pub(super) fn repack<R: Records>(&mut self, records: &R) -> Result<usize, StoreError> {
+    pub(super) fn repack<R: Records>(&mut self, records: &R) -> Result<Removed, StoreError> {
         let first = self.root.map_or(Index(1), |root| root.first);
         let from = self.packed_to.max(first);
         let begin = Key { kind: Kind::Entries, first: from, sequence: 0, fragment: 0 };
         let (mut run, mut looked_at, mut damaged) = (Run::default(), 0, None);
         let mut complete = None;
         records.scan(&begin.encode(self.prefix), &mut |encoded, value| {
-            let Some(key) = Key::decode(encoded, self.prefix) else { return ControlFlow::Break(()) };
+            let Some(key) = Key::decode(encoded, self.prefix) else {
+                return ControlFlow::Break(());
+            };
             let Some(record) = record::decode(self.prefix, &key, value) else {
                 damaged = Some(key);
                 return ControlFlow::Break(());
@@ -249,10 +249,10 @@ impl Log {
         });
         let changes = run.pack(self.prefix);
         if changes.is_empty() {
-            return Ok(0);
+            return Ok(Removed::default());
         }
         records.apply(changes)?;
-        Ok(run.keys.len())
+        Ok(Removed { keys: run.keys.len(), bytes: run.bytes })
     }
 }
 
@@ -307,9 +307,11 @@ impl Whole {
     fn add(&mut self, key: Key, fragments: u32, part: &[u8], bad: &mut Vec<Key>) {
         let fits = match self.keys.last() {
             None => key.fragment == 0,
-            Some(last) => *last == Key { fragment: last.fragment, ..key }
-                && key.fragment == last.fragment + 1
-                && fragments == self.fragments,
+            Some(last) => {
+                *last == Key { fragment: last.fragment, ..key }
+                    && key.fragment == last.fragment + 1
+                    && fragments == self.fragments
+            }
         };
         if !fits {
             bad.append(&mut self.keys);
@@ -421,11 +423,17 @@ impl Run {
         };
         let mut changes: Vec<Change> =
             self.keys.iter().map(|key| Change::Remove(key.encode(prefix))).collect();
-        record::encode_entries(prefix, last.sequence, self.previous, &self.entries, |key, value| {
-            let key = key.encode(prefix);
-            changes.retain(|change| *change != Change::Remove(key.clone()));
-            changes.push(Change::Put(key, value));
-        });
+        record::encode_entries(
+            prefix,
+            last.sequence,
+            self.previous,
+            &self.entries,
+            |key, value| {
+                let key = key.encode(prefix);
+                changes.retain(|change| *change != Change::Remove(key.clone()));
+                changes.push(Change::Put(key, value));
+            },
+        );
         changes
     }
 }

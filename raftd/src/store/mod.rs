@@ -12,6 +12,7 @@ mod engine;
 mod error;
 pub mod file_slots;
 pub mod floor;
+mod garbage;
 pub mod gathered;
 mod log;
 mod manifest;
@@ -107,9 +108,8 @@ impl Store {
             Ok((records, directory.snapshots, directory.lock, engine, recovered))
         };
         // The database panics on damaged data.
-        let opened = daemon::panic::ends_with(Code::Damaged, || {
-            catch_unwind(AssertUnwindSafe(opening))
-        });
+        let opened =
+            daemon::panic::ends_with(Code::Damaged, || catch_unwind(AssertUnwindSafe(opening)));
         let (records, chunks, lock, engine, recovered) = opened.unwrap_or_else(|_| {
             Err(StoreError::Damaged(format!(
                 "{} is damaged: its database panics when it is read",
@@ -117,8 +117,7 @@ impl Store {
             )))
         })?;
         let StoreOptions { free_bytes_min, on_written, on_failed } = options;
-        let (fatal, pace) =
-            (Arc::new(pace::Fatal::new(on_failed)), Arc::new(pace::Pace::new()));
+        let (fatal, pace) = (Arc::new(pace::Fatal::new(on_failed)), Arc::new(pace::Pace::new()));
         let chunks = Arc::new(chunks);
         let installed = recovered.snapshot.map(|root| root.manifest);
         let snapshots = Snapshots::new(chunks.clone(), installed, pace.clone(), fatal.clone());
@@ -136,7 +135,8 @@ impl Store {
         };
         let start = Start { recovered, state, write_sequence, snapshots: snapshots.clone() };
         // Its drop ends the threads, also if one of them can't be started.
-        let mut store = Self { shared: shared.clone(), snapshots: snapshots.clone(), threads: vec![] };
+        let mut store =
+            Self { shared: shared.clone(), snapshots: snapshots.clone(), threads: vec![] };
         let databases = [records, chunks];
         store.threads = vec![
             thread::spawn("store", fatal.clone(), move || writer.run())?,

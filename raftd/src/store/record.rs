@@ -207,8 +207,7 @@ fn encode_fragments(
 
 /// The key and value of a root.
 pub fn encode_root(prefix: Prefix, root: &Root) -> (Key, Vec<u8>) {
-    let key =
-        Key { kind: Kind::Root, first: Index(0), sequence: root.sequence, fragment: 0 };
+    let key = Key { kind: Kind::Root, first: Index(0), sequence: root.sequence, fragment: 0 };
     let header = Header { previous: Term(0), count: 0, fragments: 0, length: 0 };
     let mut out = header.begin(prefix, &key, 128);
     out.u64(root.root.position.term.0);

@@ -17,6 +17,39 @@ pub enum Change {
     Remove(Vec<u8>),
 }
 
+/// How much was removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// How many keys.
+    pub keys: usize,
+    /// How many bytes they and their values had.
+    pub bytes: usize,
+}
+
+impl Removed {
+    /// One key more.
+    pub fn add(&mut self, bytes: usize) {
+        self.keys += 1;
+        self.bytes += bytes;
+    }
+
+    /// This and that together.
+    #[must_use]
+    pub fn and(self, that: Self) -> Self {
+        Self { keys: self.keys + that.keys, bytes: self.bytes + that.bytes }
+    }
+
+    /// Takes a share of at most `keys` keys.
+    #[must_use]
+    pub fn take(&mut self, keys: usize) -> Self {
+        let keys = keys.min(self.keys);
+        let bytes = if keys == self.keys { self.bytes } else { self.bytes / self.keys * keys };
+        self.keys -= keys;
+        self.bytes -= bytes;
+        Self { keys, bytes }
+    }
+}
+
 /// An ordered set of byte keys with values, shared between threads.
 pub trait Records: Send + Sync {
     /// Makes all changes or, if a crash comes before the next `sync` has returned, perhaps none;
@@ -33,11 +66,11 @@ pub trait Records: Send + Sync {
     fn sync(&self) -> Result<(), StoreError>;
 
     /// Does some of the work by which the database gives back what removed keys took, in
-    /// proportion to `removed` keys. What it changes is durable when it returns.
+    /// proportion to what was removed. What it changes is durable when it returns.
     ///
     /// # Errors
     /// Fatal: what is stored is unknown.
-    fn reclaim(&self, removed: usize) -> Result<(), StoreError>;
+    fn reclaim(&self, removed: Removed) -> Result<(), StoreError>;
 
     /// The value of a key.
     ///
@@ -64,7 +97,7 @@ impl<R: Records + ?Sized> Records for std::sync::Arc<R> {
         (**self).sync()
     }
 
-    fn reclaim(&self, removed: usize) -> Result<(), StoreError> {
+    fn reclaim(&self, removed: Removed) -> Result<(), StoreError> {
         (**self).reclaim(removed)
     }
 

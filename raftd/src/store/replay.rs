@@ -83,13 +83,15 @@ pub(super) fn replay(mut scanned: Scanned, claims: &Claims) -> Result<Replayed, 
         .max(scanned.bad.iter().map(|key| key.sequence).max().unwrap_or(0));
     // Above the floor the log ends before the first write that is not whole.
     let torn = scanned.bad.iter().map(|key| key.sequence).filter(|&at| at > claims.log_sequence);
-    let limit = torn.min().map_or(highest, |torn| torn - 1);
-    let (limit, replayed) = match replay_to(&scanned, limit, claims) {
-        Err(_) if limit > claims.log_sequence => {
-            // A write above the floor is missing; then no later one was acknowledged either.
-            (claims.log_sequence, replay_to(&scanned, claims.log_sequence, claims)?)
+    let mut limit = torn.min().map_or(highest, |torn| torn - 1);
+    let replayed = loop {
+        match replay_to(&scanned, limit, claims) {
+            // A write above the floor has lost a part; the log ends before it.
+            Err(_) if limit > claims.log_sequence => {
+                limit = self::highest(&scanned, limit - 1).max(claims.log_sequence);
+            }
+            result => break result?,
         }
-        result => (limit, result?),
     };
     let (recovered, root) = replayed;
     let late = scanned.appended.iter().filter(|appended| appended.sequence > limit);
@@ -143,11 +145,11 @@ fn replay_to(
         (None, Some(root)) => return Err(missing(first, root.root.position.index)),
         (None, None) => Position::default(),
     };
-    if !is_changed_above(scanned, limit, claims) {
-        // The floor itself says where the log ends.
-        log.split_off(&claims.last.index.next());
-    }
     check_whole(&log, base)?;
+    let end = log.last_key_value().map_or(base.index, |(&index, _)| index);
+    if let Some(covered) = root.map(|root| root.root.position.index).filter(|&at| at > end) {
+        return Err(missing(end.next(), covered));
+    }
     check_last(scanned, &log, base, limit, claims)?;
     let entries: Vec<Entry> = log.into_values().map(|held| held.entry.clone()).collect();
     if let Some(last) = entries.last()
@@ -184,11 +186,6 @@ fn check_reach(highest: u64, root: Option<&Root>, claims: &Claims) -> Result<(),
         )));
     }
     Ok(())
-}
-
-/// Whether a write above the floor is there.
-fn is_changed_above(scanned: &Scanned, limit: u64, claims: &Claims) -> bool {
-    highest(scanned, limit) > claims.log_sequence
 }
 
 fn play(scanned: &Scanned, limit: u64) -> Entries<'_> {
@@ -253,10 +250,10 @@ fn check_last(
         .appended
         .iter()
         .any(|appended| above(appended.sequence) && appended.first() <= last.index);
-    let removed = scanned
-        .roots
-        .iter()
-        .any(|root| above(root.sequence) && (root.reset.is_some() || root.first > last.index));
+    let removed =
+        scanned.roots.iter().filter(|root| above(root.sequence)).any(|root| {
+            root.reset.is_some() || root.first > last.index || root.log_end < last.index
+        });
     if last.index == Index(0) || cut || removed {
         return Ok(());
     }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::store::StoreError;
 use crate::store::directory::sync_directory;
-use crate::store::records::{Change, Records, Visit};
+use crate::store::records::{Change, Records, Removed, Visit};
 
 /// Of every database, for ever: sled stores it and refuses another.
 const SEGMENT_BYTES: usize = 8 << 20;
@@ -35,7 +35,14 @@ const CHANGES_A_REPLACEMENT: usize = 11;
 
 /// How many changes move what one removed key leaves behind, in the long run: one in eight keys
 /// frees a page, which is moved a few times.
-const CHANGES_A_REMOVAL: usize = 6;
+const CHANGES_A_REMOVAL: usize = 8;
+
+/// Only when new segments are begun are old ones looked at, so a part of what was removed is
+/// written once more to fill them: one byte of so many.
+const REMOVED_BYTES_A_BYTE: usize = 5;
+
+/// The largest change.
+const CHANGE_BYTES_MAX: usize = 1 << 10;
 
 /// How many pages are replaced before what that wrote is looked at.
 const REPLACEMENTS_AT_ONCE: usize = 4;
@@ -73,8 +80,7 @@ impl SledRecords {
             .flush_every_ms(None)
             .use_compression(false);
         let (database, cleaner) = open_unlocked(&config, path)?;
-        let file = File::open(path.join("db"))
-            .map_err(|error| refused("opened", path, error))?;
+        let file = File::open(path.join("db")).map_err(|error| refused("opened", path, error))?;
         let records = Self { database, cleaner, config, file, path: path.to_owned() };
         records.sync()?;
         let conf = path.join("conf");
@@ -135,14 +141,16 @@ impl Records for SledRecords {
         Ok(())
     }
 
-    fn reclaim(&self, removed: usize) -> Result<(), StoreError> {
-        let mut left = removed * CHANGES_A_REMOVAL;
+    fn reclaim(&self, removed: Removed) -> Result<(), StoreError> {
+        let mut left = removed.keys * CHANGES_A_REMOVAL;
+        let bytes = removed.bytes / REMOVED_BYTES_A_BYTE / left.max(1);
+        let bytes = bytes.clamp(1, CHANGE_BYTES_MAX);
         let mut written = 0;
         while left > 0 {
             let changes = left.min(CHANGES_A_REPLACEMENT * REPLACEMENTS_AT_ONCE);
             for change in 0..changes {
                 self.cleaner
-                    .insert(b"", &[change as u8])
+                    .insert(b"", vec![change as u8; bytes])
                     .map_err(|error| self.failed("written", error))?;
             }
             left -= changes;
@@ -172,10 +180,7 @@ impl Records for SledRecords {
 }
 
 /// Opens it; waits while threads of a database that this process has closed still hold the lock.
-fn open_unlocked(
-    config: &sled::Config,
-    path: &Path,
-) -> Result<(sled::Db, sled::Tree), StoreError> {
+fn open_unlocked(config: &sled::Config, path: &Path) -> Result<(sled::Db, sled::Tree), StoreError> {
     let began = Instant::now();
     loop {
         let opened = catch_unwind(AssertUnwindSafe(|| {

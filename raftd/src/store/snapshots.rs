@@ -6,14 +6,14 @@
 //! reads it, and while it is the installed one, its chunks are kept. All others are removed in the
 //! background. Chunks are written a few at a time, in step with how busy the log is.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::ControlFlow;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use raft::{CHUNK_BYTES_MAX, Capture, Digest, GroupTime, Position, SnapshotRoot};
 
 use crate::store::StoreError;
+use crate::store::garbage::{self, Pins};
 use crate::store::manifest::{Manifest, digest};
 use crate::store::pace::{Fatal, Pace};
 use crate::store::records::{Change, Records};
@@ -21,15 +21,8 @@ use crate::store::records::{Change, Records};
 /// How much is written between two syncs.
 const SYNC_BYTES: usize = 256 << 10;
 
-/// How many chunks are removed between two syncs.
-const REMOVALS_MAX: usize = 64;
-
-/// How many finished snapshots are kept that have not been installed: one that was taken and one
-/// that was fetched, and those before them in case they are about to be installed.
-const FINISHED_MAX: usize = 4;
-
 /// A manifest lies in pieces of this size.
-const PIECE_BYTES: usize = 32 << 10;
+pub(super) const PIECE_BYTES: usize = 32 << 10;
 
 /// Why a snapshot was not received.
 #[derive(Debug, thiserror::Error)]
@@ -52,30 +45,13 @@ impl std::fmt::Debug for Snapshots {
     }
 }
 
-struct Shared {
-    records: Arc<dyn Records>,
+pub(super) struct Shared {
+    pub(super) records: Arc<dyn Records>,
     pins: Mutex<Pins>,
     /// Told when there may be garbage.
-    changed: Condvar,
-    pace: Arc<Pace>,
+    pub(super) changed: Condvar,
+    pub(super) pace: Arc<Pace>,
     fatal: Arc<Fatal>,
-}
-
-/// What has to stay.
-#[derive(Default)]
-struct Pins {
-    installed: Option<Digest>,
-    /// Snapshots that are whole, in the order in which they were finished.
-    finished: VecDeque<Digest>,
-    /// Snapshots that are being read, and how often.
-    reading: BTreeMap<Digest, usize>,
-    /// The chunks of snapshots that are being written.
-    writing: BTreeMap<u64, BTreeSet<Digest>>,
-    next_writer: u64,
-    /// Changes with every change of the first three.
-    epoch: u64,
-    garbage: bool,
-    stop: bool,
 }
 
 impl Snapshots {
@@ -85,7 +61,7 @@ impl Snapshots {
         pace: Arc<Pace>,
         fatal: Arc<Fatal>,
     ) -> Self {
-        let pins = Pins { installed, garbage: true, ..Pins::default() };
+        let pins = Pins::new(installed);
         Self(Arc::new(Shared {
             records,
             pins: Mutex::new(pins),
@@ -220,54 +196,24 @@ impl Snapshots {
 
     /// The log names this snapshot from now on; the one before is not needed any more.
     pub(super) fn installed(&self, name: Digest) {
-        let mut pins = self.0.pins();
-        if let Some(at) = pins.finished.iter().position(|finished| *finished == name) {
-            pins.finished.drain(..=at);
-        }
-        pins.installed = Some(name);
-        self.0.news(&mut pins);
+        self.0.pins().install(name);
+        self.0.changed.notify_all();
     }
 
     /// Removes what nobody needs, whenever there may be something, until `stop`.
     pub(super) fn run(&self) -> Result<(), StoreError> {
-        loop {
-            let mut pins = self.0.pins();
-            while !pins.garbage && !pins.stop {
-                pins = self.0.changed.wait(pins).unwrap_or_else(PoisonError::into_inner);
-            }
-            if pins.stop {
-                return Ok(());
-            }
-            pins.garbage = false;
-            drop(pins);
-            self.0.collect()?;
-        }
+        garbage::run(&self.0)
     }
 
     pub(super) fn stop(&self) {
         self.0.pins().stop = true;
         self.0.changed.notify_all();
     }
-
-    /// Removes everything that nobody needs.
-    ///
-    /// # Errors
-    /// The machine refuses.
-    #[cfg(test)]
-    pub(super) fn collect(&self) -> Result<(), StoreError> {
-        self.0.collect()
-    }
 }
 
 impl Shared {
-    fn pins(&self) -> MutexGuard<'_, Pins> {
+    pub(super) fn pins(&self) -> MutexGuard<'_, Pins> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn news(&self, pins: &mut Pins) {
-        pins.epoch += 1;
-        pins.garbage = true;
-        self.changed.notify_all();
     }
 
     /// A refusing machine ends the process, whatever the caller does with the error.
@@ -285,7 +231,7 @@ impl Shared {
         Ok(self.records.get(&chunk_key(name))?.filter(|chunk| digest(chunk) == name))
     }
 
-    fn manifest(&self, name: Digest) -> Result<Option<Vec<u8>>, StoreError> {
+    pub(super) fn manifest(&self, name: Digest) -> Result<Option<Vec<u8>>, StoreError> {
         let mut encoded = Vec::new();
         for piece in 0.. {
             match self.records.get(&piece_key(name, piece))? {
@@ -304,78 +250,6 @@ impl Shared {
         }
         Ok(Some(encoded))
     }
-
-    /// The names of all snapshots that have to stay, with the chunks that they list.
-    fn named(&self, pins: &Pins) -> Result<(BTreeSet<Digest>, BTreeSet<Digest>), StoreError> {
-        let names: BTreeSet<Digest> =
-            pins.installed.iter().chain(&pins.finished).chain(pins.reading.keys()).copied().collect();
-        let mut chunks = BTreeSet::new();
-        for name in &names {
-            let encoded = self.manifest(*name)?;
-            let manifest = encoded.as_deref().and_then(Manifest::decode).unwrap_or_default();
-            chunks.extend(manifest.chunks.iter().map(|(digest, _)| *digest));
-        }
-        Ok((names, chunks))
-    }
-
-    /// Removes what nobody needs, a few at a time.
-    fn collect(&self) -> Result<(), StoreError> {
-        let mut from = Vec::new();
-        let mut known: Option<(u64, BTreeSet<Digest>, BTreeSet<Digest>)> = None;
-        loop {
-            let pins = self.pins();
-            if pins.stop {
-                return Ok(());
-            }
-            let (names, chunks) = match &known {
-                Some((epoch, names, chunks)) if *epoch == pins.epoch => (names, chunks),
-                Some(_) | None => {
-                    let (names, chunks) = self.named(&pins)?;
-                    let (_, names, chunks) = known.insert((pins.epoch, names, chunks));
-                    (&*names, &*chunks)
-                }
-            };
-            let mut garbage = Vec::new();
-            let mut next = None;
-            self.records.scan(&from, &mut |key, _| {
-                let stays = match Named::decode(key) {
-                    Some(Named::Chunk(name)) => {
-                        chunks.contains(&name)
-                            || pins.writing.values().any(|writing| writing.contains(&name))
-                    }
-                    Some(Named::Piece(name)) => {
-                        names.contains(&name)
-                            || pins.writing.values().any(|writing| writing.contains(&name))
-                    }
-                    None => false,
-                };
-                if stays {
-                    return ControlFlow::Continue(());
-                }
-                if garbage.len() == REMOVALS_MAX {
-                    next = Some(key.to_vec());
-                    return ControlFlow::Break(());
-                }
-                garbage.push(key.to_vec());
-                ControlFlow::Continue(())
-            })?;
-            let removed = garbage.len();
-            for key in garbage {
-                self.records.apply(vec![Change::Remove(key)])?;
-            }
-            drop(pins);
-            self.records.sync()?;
-            if removed > 0 {
-                self.pace.wait();
-                self.records.reclaim(removed)?;
-                self.pace.wait();
-            }
-            match next {
-                Some(next) => from = next,
-                None => return Ok(()),
-            }
-        }
-    }
 }
 
 /// Writes chunks and keeps them until it is dropped or the snapshot is finished.
@@ -387,10 +261,7 @@ struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     fn new(shared: &'a Shared) -> Self {
-        let mut pins = shared.pins();
-        let number = pins.next_writer;
-        pins.next_writer += 1;
-        pins.writing.insert(number, BTreeSet::new());
+        let number = shared.pins().begin_writing();
         Self { shared, number, unsynced: 0 }
     }
 
@@ -408,13 +279,7 @@ impl<'a> Writer<'a> {
             self.insert(piece_key(name, number), piece.to_vec())?;
         }
         self.shared.guard(self.shared.records.sync())?;
-        let mut pins = self.shared.pins();
-        pins.finished.retain(|finished| *finished != name);
-        pins.finished.push_back(name);
-        if pins.finished.len() > FINISHED_MAX {
-            pins.finished.pop_front();
-        }
-        // The writer's own pins fall when it is dropped, which counts as news.
+        self.shared.pins().finish(self.number, name);
         Ok(())
     }
 
@@ -425,7 +290,7 @@ impl<'a> Writer<'a> {
         look: impl FnOnce() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut pins = self.shared.pins();
-        pins.writing.entry(self.number).or_default().insert(name);
+        pins.keep(self.number, name);
         let found = look();
         drop(pins);
         self.shared.guard(found)
@@ -445,9 +310,8 @@ impl<'a> Writer<'a> {
 
 impl Drop for Writer<'_> {
     fn drop(&mut self) {
-        let mut pins = self.shared.pins();
-        pins.writing.remove(&self.number);
-        self.shared.news(&mut pins);
+        self.shared.pins().end_writing(self.number);
+        self.shared.changed.notify_all();
     }
 }
 
@@ -467,11 +331,7 @@ impl std::fmt::Debug for Reader {
 
 impl Reader {
     fn new(shared: Arc<Shared>, name: Digest) -> Self {
-        {
-            let mut pins = shared.pins();
-            *pins.reading.entry(name).or_insert(0) += 1;
-            pins.epoch += 1;
-        }
+        shared.pins().begin_reading(name);
         let (manifest, failed) = match shared.guard(shared.manifest(name)) {
             Ok(encoded) => match encoded.as_deref().and_then(Manifest::decode) {
                 Some(manifest) => (manifest, None),
@@ -513,29 +373,19 @@ impl Iterator for Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let mut pins = self.shared.pins();
-        if let Some(readers) = pins.reading.get_mut(&self.name) {
-            *readers -= 1;
-            if *readers == 0 {
-                pins.reading.remove(&self.name);
-                // What was read may have been all that kept it.
-                let needed = pins.installed == Some(self.name) || pins.finished.contains(&self.name);
-                if !needed {
-                    self.shared.news(&mut pins);
-                }
-            }
-        }
+        self.shared.pins().end_reading(self.name);
+        self.shared.changed.notify_all();
     }
 }
 
 /// What a key names.
-enum Named {
+pub(super) enum Named {
     Chunk(Digest),
     Piece(Digest),
 }
 
 impl Named {
-    fn decode(key: &[u8]) -> Option<Self> {
+    pub(super) fn decode(key: &[u8]) -> Option<Self> {
         let (kind, rest) = key.split_first()?;
         let name = Digest(*rest.first_chunk()?);
         match kind {
@@ -546,11 +396,11 @@ impl Named {
     }
 }
 
-fn chunk_key(name: Digest) -> Vec<u8> {
+pub(super) fn chunk_key(name: Digest) -> Vec<u8> {
     [b"c", name.0.as_slice()].concat()
 }
 
-fn piece_key(name: Digest, piece: u32) -> Vec<u8> {
+pub(super) fn piece_key(name: Digest, piece: u32) -> Vec<u8> {
     [b"m", name.0.as_slice(), &piece.to_be_bytes()].concat()
 }
 

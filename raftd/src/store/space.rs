@@ -53,15 +53,17 @@ impl Reserve {
 
     /// Makes the reserve file; it is missed only when it is needed, so failing to is no failure.
     fn fill(&self, file: &Path) {
-        let filled = OpenOptions::new().write(true).create(true).truncate(true).open(file).and_then(
-            |file| match fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES) {
-                Err(rustix::io::Errno::OPNOTSUPP) => {
-                    let zeros = vec![0; 1 << 20];
-                    (0..RESERVE_BYTES >> 20).try_for_each(|at| file.write_all_at(&zeros, at << 20))
-                }
-                result => result.map_err(Into::into),
-            },
-        );
+        let filled =
+            OpenOptions::new().write(true).create(true).truncate(true).open(file).and_then(
+                |file| match fallocate(&file, FallocateFlags::empty(), 0, RESERVE_BYTES) {
+                    Err(rustix::io::Errno::OPNOTSUPP) => {
+                        let zeros = vec![0; 1 << 20];
+                        (0..RESERVE_BYTES >> 20)
+                            .try_for_each(|at| file.write_all_at(&zeros, at << 20))
+                    }
+                    result => result.map_err(Into::into),
+                },
+            );
         if let Err(error) = filled {
             tracing::warn!(%error, "the reserve of disk space can't be made");
         }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use raft::{NodeId, Write};
 use tokio::sync::oneshot;
 
+use crate::store::StoreError;
 use crate::store::engine::{Engine, Written};
 use crate::store::file_slots::FileSlots;
 use crate::store::floor::{Group, HeardPeer};
@@ -22,7 +23,6 @@ use crate::store::pace::{Fatal, Pace};
 use crate::store::sled_records::SledRecords;
 use crate::store::snapshots::Snapshots;
 use crate::store::space::{Reserve, Space};
-use crate::store::StoreError;
 
 /// The floor is synced this long after it was written: at most 50 ms, with room for the batch
 /// that is being written meanwhile.

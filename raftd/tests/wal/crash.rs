@@ -47,7 +47,7 @@ fn open_whole(disk: &Disk, context: &str) -> (Engine<Disk, Disk>, Recovered) {
 struct Run {
     promised: Model,
     /// What was being written when the disk crashed.
-    unanswered: Option<raft::Write>,
+    unanswered: Option<Gathered>,
     rng: StdRng,
 }
 
@@ -58,16 +58,21 @@ impl Run {
 
     fn go(&mut self, engine: &mut Engine<Disk, Disk>, writes: usize) -> Result<(), StoreError> {
         for _ in 0..writes {
-            let write = self.promised.next(&mut self.rng);
-            let mut gathered = Gathered::default();
-            gathered.add(write.clone());
-            self.unanswered = Some(write.clone());
-            assert_eq!(engine.write(&gathered)?.id, write.id);
-            self.promised.apply(&write);
+            // Now and then several writes wait and are merged.
+            let (mut gathered, mut then) = (Gathered::default(), self.promised.clone());
+            for _ in 0..self.rng.random_range(0..8_usize).saturating_sub(4).max(1) {
+                let write = then.next(&mut self.rng);
+                then.apply(&write);
+                gathered.add(write);
+            }
+            self.unanswered = Some(gathered.clone());
+            assert_eq!(engine.write(&gathered)?.id, gathered.id);
+            self.promised.apply_gathered(&gathered);
+            assert_eq!(self.promised, then, "merged writes amount to something else");
             self.unanswered = None;
             match self.rng.random_range(0..8) {
                 0 => engine.sync_floor()?,
-                1 | 2 => drop(engine.sweep()?),
+                1 | 2 => engine.sweep()?,
                 3 => (0..3).try_for_each(|_| engine.tidy())?,
                 _ => {}
             }
@@ -78,7 +83,7 @@ impl Run {
     /// The disk holds everything that was promised, and perhaps a part of what was being written.
     fn check(&self, found: &Recovered, context: &str) {
         let may_be = match &self.unanswered {
-            Some(write) => self.promised.between(write),
+            Some(gathered) => self.promised.between(gathered),
             None => vec![self.promised.clone()],
         };
         assert!(
@@ -154,7 +159,8 @@ fn floors_are_made_whole_or_not_at_all() {
         for crash in [Crash::Kill, Crash::PowerCut(1), Crash::PowerCut(2)] {
             let disk = born();
             disk.crash_after(at, true);
-            let floor = Floor::open(disk.clone()).and_then(|floor| Engine::open(disk.clone(), floor));
+            let floor =
+                Floor::open(disk.clone()).and_then(|floor| Engine::open(disk.clone(), floor));
             drop(floor);
             disk.restart(crash);
             open_whole(&disk, &format!("operation {at}, {crash:?}"));
@@ -282,7 +288,8 @@ fn torn_tail_truncated() {
         gathered.add(write);
         engine.write(&gathered).unwrap();
         disk.restart(Crash::Kill);
-        let added: Vec<_> = disk.keys().into_iter().filter(|(key, _)| !before.contains_key(key)).collect();
+        let added: Vec<_> =
+            disk.keys().into_iter().filter(|(key, _)| !before.contains_key(key)).collect();
         for (key, value) in &added {
             // The floor is that of before, and one of the new records is torn.
             let mut keys = disk.keys();
@@ -306,7 +313,8 @@ fn small_records_are_repacked() {
     while small < 400 {
         let write = run.promised.next(&mut run.rng);
         let bytes: u64 = write.entries.iter().map(raft::Entry::size).sum();
-        let cuts = write.entries.first().is_some_and(|first| first.index <= run.promised.last().index);
+        let cuts =
+            write.entries.first().is_some_and(|first| first.index <= run.promised.last().index);
         if write.snapshot.is_some() || write.entries.is_empty() || cuts || bytes > 3_000 {
             continue;
         }
@@ -328,4 +336,81 @@ fn small_records_are_repacked() {
     disk.restart(Crash::PowerCut(1));
     let (_, found) = open_whole(&disk, "repacked");
     run.check(&found, "repacked");
+}
+
+#[test]
+fn a_vote_is_in_both_slots_when_it_is_answered() {
+    for seed in 0..20 {
+        let disk = born();
+        let (mut engine, _) = open(&disk).unwrap();
+        let mut run = Run::new(seed, Model::default());
+        while run.promised.hard_state.term.0 < 3 {
+            run.go(&mut engine, 1).unwrap();
+        }
+        for slot in [Slot::First, Slot::Second] {
+            let damaged = disk.with_keys(disk.keys());
+            damaged.flip(slot, 40);
+            let floor = Floor::open(damaged).unwrap();
+            assert_eq!(floor.state().hard_state, run.promised.hard_state, "{slot:?} is lost");
+        }
+    }
+}
+
+#[test]
+fn what_was_cut_off_stays_cut_off_when_what_cut_it_is_removed() {
+    let disk = born();
+    let (mut engine, _) = open(&disk).unwrap();
+    let mut model = Model::default();
+    let mut write = |engine: &mut Engine<Disk, Disk>, write: raft::Write| {
+        let mut gathered = Gathered::default();
+        gathered.add(write);
+        engine.write(&gathered).unwrap();
+        model.apply_gathered(&gathered);
+    };
+    write(&mut engine, appended(1, 1, 1..=20));
+    write(&mut engine, appended(2, 2, 15..=16));
+    write(&mut engine, compacted(3, 2, 16));
+    engine.sweep().unwrap();
+    disk.restart(Crash::Kill);
+    assert_eq!(disk.keys().len(), 2, "the first record and the root are left");
+    // Whichever slot the floor is read from, entries 17 to 20 stay away.
+    for slot in [None, Some(Slot::First), Some(Slot::Second)] {
+        let damaged = disk.with_keys(disk.keys());
+        if let Some(slot) = slot {
+            damaged.flip(slot, 40);
+        }
+        let (_, found) = open_whole(&damaged, &format!("without {slot:?}"));
+        assert!(found.entries.is_empty(), "without {slot:?}: {} entries", found.entries.len());
+    }
+}
+
+fn appended(id: u64, term: u64, indexes: std::ops::RangeInclusive<u64>) -> raft::Write {
+    let entries = indexes.map(|index| raft::Entry {
+        index: raft::Index(index),
+        term: raft::Term(term),
+        stamp: raft::GroupTime(0),
+        payload: raft::Payload::Noop,
+    });
+    let hard_state = Some(raft::HardState { term: raft::Term(term), vote: None });
+    let entries = entries.collect();
+    raft::Write { id: raft::WriteId(id), hard_state, entries, snapshot: None }
+}
+
+/// A snapshot of everything up to `index`, which keeps no log.
+fn compacted(id: u64, term: u64, index: u64) -> raft::Write {
+    let position = raft::Position { term: raft::Term(term), index: raft::Index(index) };
+    let root = raft::SnapshotRoot {
+        position,
+        stamp: raft::GroupTime(0),
+        manifest: raft::Digest([3; 32]),
+        chunks: 0,
+        bytes: 0,
+    };
+    let snapshot = raft::SnapshotWrite { root, first: position.index.next(), reset: false };
+    raft::Write {
+        id: raft::WriteId(id),
+        hard_state: None,
+        entries: vec![],
+        snapshot: Some(snapshot),
+    }
 }

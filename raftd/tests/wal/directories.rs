@@ -53,7 +53,9 @@ fn another_identity_is_refused_and_nothing_changed() {
             on_failed: Box::new(|_| {}),
         };
         match raftd::store::Store::open(path, options, &expected) {
-            Err(StoreError::Identity(text)) => assert!(text.contains("harbour") || text.contains("member 1"), "{text}"),
+            Err(StoreError::Identity(text)) => {
+                assert!(text.contains("harbour") || text.contains("member 1"), "{text}");
+            }
             other => panic!("{other:?}"),
         }
     };
@@ -101,7 +103,9 @@ fn what_a_crash_leaves_of_a_new_directory_is_made_anew() {
         let checksum = crc32c::crc32c_append(crc32c::crc32c(&slot[..12]), &slot[16..]);
         slot[12..16].copy_from_slice(&checksum.to_le_bytes());
     }
-    for (number, junk) in [None, Some("log/conf"), Some("log/db"), Some("snapshots/snap.0")].iter().enumerate() {
+    for (number, junk) in
+        [None, Some("log/conf"), Some("log/db"), Some("snapshots/snap.0")].iter().enumerate()
+    {
         let path = directory.path().join(format!("junk{number}"));
         fs::create_dir(&path).unwrap();
         fs::write(path.join("floor"), &floor).unwrap();

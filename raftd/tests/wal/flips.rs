@@ -111,7 +111,8 @@ fn any_flipped_byte_is_found_or_harmless() {
         }
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..CHILDREN).map(|worker| scope.spawn(move || run(worker))).collect();
+        let workers: Vec<_> =
+            (0..CHILDREN).map(|worker| scope.spawn(move || run(worker))).collect();
         for worker in workers {
             worker.join().unwrap();
         }

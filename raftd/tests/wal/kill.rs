@@ -32,7 +32,8 @@ pub(crate) fn append_for_ever(member: &mut Member) {
     for number in member.model.last().index.0 + 1.. {
         member.append(&[command(number)]);
         if number.is_multiple_of(40) {
-            let chunks = (0..20).map(|at| command(at * 7 + number / 80)).filter(|chunk| chunk.len() < 9_000);
+            let chunks =
+                (0..20).map(|at| command(at * 7 + number / 80)).filter(|chunk| chunk.len() < 9_000);
             member.snapshot(chunks.collect());
         }
         // The parent counts only whole lines.
@@ -78,7 +79,8 @@ fn nothing_acknowledged_is_lost_by_a_kill() {
             (term, last) = (0, 0);
         }
         let micros = if life % 2 == 0 { 60_000 } else { 400_000 };
-        let (told_term, told_last) = live(&path, Duration::from_micros(rng.random_range(0..micros)));
+        let (told_term, told_last) =
+            live(&path, Duration::from_micros(rng.random_range(0..micros)));
         (term, last) = (term.max(told_term), last.max(told_last));
         let copy = directory.path().join("copy");
         if path.exists() {

@@ -1,6 +1,8 @@
 //! The store keeps what it has acknowledged, or says what is missing: crashes between any two
 //! operations, damaged bytes, lost records, directories in every state.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
 mod child;
 mod chunks;
 mod crash;

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use raftd::store::StoreError;
-use raftd::store::records::{Change, Records, Visit};
+use raftd::store::records::{Change, Records, Removed, Visit};
 use raftd::store::slots::{BLOCK_BYTES, Block, Slot, Slots};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -140,8 +140,7 @@ impl State {
     }
 
     fn present(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
-        let mut present =
-            Self { keys: self.keys.clone(), ..Self::default() };
+        let mut present = Self { keys: self.keys.clone(), ..Self::default() };
         self.unsynced.iter().for_each(|batch| present.make(batch.clone()));
         present.keys
     }
@@ -165,6 +164,10 @@ impl Records for Disk {
             let unsynced = std::mem::take(&mut state.unsynced);
             unsynced.into_iter().for_each(|batch| state.make(batch));
         })
+    }
+
+    fn reclaim(&self, _: Removed) -> Result<(), StoreError> {
+        Ok(())
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {

@@ -4,6 +4,7 @@ use raft::{
     Digest, Entry, GroupTime, HardState, Index, NodeId, Payload, Position, Recovered, SnapshotRoot,
     SnapshotWrite, Term, Write, WriteId,
 };
+use raftd::store::gathered::Gathered;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
@@ -50,16 +51,22 @@ impl Model {
     }
 
     pub(crate) fn apply(&mut self, write: &Write) {
-        self.writes = write.id.0;
-        self.hard_state = write.hard_state.unwrap_or(self.hard_state);
-        if let Some(snapshot) = write.snapshot.filter(|snapshot| snapshot.reset) {
-            self.reset(snapshot.root.position);
+        let mut gathered = Gathered::default();
+        gathered.add(write.clone());
+        self.apply_gathered(&gathered);
+    }
+
+    pub(crate) fn apply_gathered(&mut self, gathered: &Gathered) {
+        self.writes = gathered.id.0;
+        self.hard_state = gathered.hard_state.unwrap_or(self.hard_state);
+        if let Some(reset) = gathered.snapshot.and_then(|snapshot| snapshot.reset) {
+            self.reset(reset);
         }
-        if let Some(first) = write.entries.first() {
+        if let Some(first) = gathered.entries.first() {
             self.entries.truncate((first.index.0 - self.base.index.0 - 1) as usize);
-            self.entries.extend(write.entries.iter().cloned());
+            self.entries.extend(gathered.entries.iter().cloned());
         }
-        if let Some(snapshot) = write.snapshot {
+        if let Some(snapshot) = gathered.snapshot {
             self.snapshot = Some(snapshot.root);
             let base = self.position(snapshot.first.0 - 1);
             self.entries.drain(..(base.index.0 - self.base.index.0) as usize);
@@ -67,22 +74,22 @@ impl Model {
         }
     }
 
-    /// Everything that a crash within `write` may leave.
-    pub(crate) fn between(&self, write: &Write) -> Vec<Self> {
-        let nothing =
-            Write { id: WriteId(self.writes), hard_state: None, entries: vec![], snapshot: None };
+    /// Everything that a crash within a batch may leave.
+    pub(crate) fn between(&self, gathered: &Gathered) -> Vec<Self> {
+        let nothing = Gathered { id: WriteId(self.writes), ..Gathered::default() };
         let mut parts = vec![nothing.clone()];
-        let promised = Write { hard_state: write.hard_state, ..nothing.clone() };
-        parts.push(promised.clone());
-        let reset = write.snapshot.filter(|snapshot| snapshot.reset);
-        for count in 0..=write.entries.len() {
-            let entries = write.entries[..count].to_vec();
-            parts.push(Write { entries, snapshot: reset, ..promised.clone() });
+        let promised = Gathered { hard_state: gathered.hard_state, ..nothing };
+        // Entries behind a reset are not found without it.
+        let reset = gathered.snapshot.is_some_and(|snapshot| snapshot.reset.is_some());
+        for count in (0..=gathered.entries.len()).filter(|_| !reset) {
+            let entries = gathered.entries[..count].to_vec();
+            parts.push(Gathered { entries, ..promised.clone() });
         }
-        parts.push(Write { id: WriteId(self.writes), ..write.clone() });
+        parts.push(promised);
+        parts.push(Gathered { id: WriteId(self.writes), ..gathered.clone() });
         let left = parts.iter().map(|part| {
             let mut left = self.clone();
-            left.apply(part);
+            left.apply_gathered(part);
             left
         });
         left.collect()
@@ -99,9 +106,12 @@ impl Model {
             write.hard_state = Some(HardState { term, vote });
         }
         let last = self.last().index.0;
+        // What a snapshot covers is committed.
+        let committed =
+            self.snapshot.map_or(0, |root| root.position.index.0).max(self.base.index.0);
         match rng.random_range(0..10) {
-            0 if !self.entries.is_empty() => {
-                let index = rng.random_range(self.base.index.0 + 1..=last);
+            0 if committed < last => {
+                let index = rng.random_range(committed + 1..=last);
                 let first = rng.random_range(self.base.index.0 + 1..=index + 1);
                 let root = root(self.position(index), id);
                 write.snapshot = Some(SnapshotWrite { root, first: Index(first), reset: false });
@@ -109,15 +119,16 @@ impl Model {
             1 if self.writes > 20 => {
                 let position = Position { term, index: Index(last + rng.random_range(1..9)) };
                 let first = position.index.next();
-                write.snapshot = Some(SnapshotWrite { root: root(position, id), first, reset: true });
+                write.snapshot =
+                    Some(SnapshotWrite { root: root(position, id), first, reset: true });
             }
-            2 | 3 if !self.entries.is_empty() => {
+            2 | 3 if committed < last => {
                 // What conflicts is of an earlier term.
                 if write.hard_state.is_none() {
                     term = term.next();
                     write.hard_state = Some(HardState { term, vote: None });
                 }
-                let from = rng.random_range(last.saturating_sub(9).max(self.base.index.0 + 1)..=last);
+                let from = rng.random_range(last.saturating_sub(9).max(committed + 1)..=last);
                 write.entries = entries(rng, from, term);
             }
             _ => write.entries = entries(rng, last + 1, term),

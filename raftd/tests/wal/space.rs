@@ -39,7 +39,11 @@ fn no_page_gets_a_file_of_its_own() {
     for round in 0..rounds {
         // Records of all sizes, most of them the largest there are.
         member.append(&[random(&mut rng, 1_500_000)]);
-        member.append(&[random(&mut rng, 32_600), random(&mut rng, 32_747), random(&mut rng, 40_000)]);
+        member.append(&[
+            random(&mut rng, 32_600),
+            random(&mut rng, 32_747),
+            random(&mut rng, 40_000),
+        ]);
         let some: Vec<_> = (0..100).map(|at| random(&mut rng, at * 30)).collect();
         member.append(&some);
         if round % 6 == 5 {

@@ -1,0 +1,246 @@
+//! Which chunks have to stay, and the removal of all others.
+//!
+//! Named are the installed snapshot, those that are whole and may be installed next, and those
+//! that somebody reads; pinned are the chunks of those that are being written. What a snapshot
+//! leaves behind that is none of these any more is looked through by its manifest; everything is
+//! looked through once, when the store opens, for what a crash left.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::ControlFlow;
+use std::sync::PoisonError;
+
+use raft::Digest;
+
+use crate::store::StoreError;
+use crate::store::manifest::Manifest;
+use crate::store::records::{Change, Records as _, Removed};
+use crate::store::snapshots::{Named, PIECE_BYTES, Shared, chunk_key, piece_key};
+
+/// How many keys are looked at, and at most removed, between two syncs.
+const STEP: usize = 64;
+
+/// How large a chunk is taken to be when its space is given back; that needs no exact number.
+const CHUNK_BYTES_GUESSED: usize = 8 << 10;
+
+/// How many finished snapshots are kept that have not been installed: one that was taken and one
+/// that was fetched, and those before them in case they are about to be installed.
+const FINISHED_MAX: usize = 4;
+
+/// What has to stay, and what may not have to.
+#[derive(Default)]
+pub(super) struct Pins {
+    installed: Option<Digest>,
+    /// Snapshots that are whole, in the order in which they were finished.
+    finished: VecDeque<Digest>,
+    /// Snapshots that are being read, and how often.
+    reading: BTreeMap<Digest, usize>,
+    /// The names of snapshots that are being written, and of their chunks.
+    writing: BTreeMap<u64, BTreeSet<Digest>>,
+    next_writer: u64,
+    /// Changes with every change of the first three.
+    epoch: u64,
+    suspects: Suspects,
+    pub(super) stop: bool,
+}
+
+/// What may be garbage.
+#[derive(Default)]
+struct Suspects {
+    everything: bool,
+    snapshots: BTreeSet<Digest>,
+    /// Names that a writer that was never finished has left behind.
+    names: BTreeSet<Digest>,
+}
+
+impl Suspects {
+    fn is_empty(&self) -> bool {
+        !self.everything && self.snapshots.is_empty() && self.names.is_empty()
+    }
+}
+
+impl Pins {
+    pub(super) fn new(installed: Option<Digest>) -> Self {
+        let suspects = Suspects { everything: true, ..Suspects::default() };
+        Self { installed, suspects, ..Self::default() }
+    }
+
+    pub(super) fn install(&mut self, name: Digest) {
+        if let Some(at) = self.finished.iter().position(|finished| *finished == name) {
+            self.suspects.snapshots.extend(self.finished.drain(..=at));
+        }
+        self.suspects.snapshots.extend(self.installed);
+        self.installed = Some(name);
+        self.epoch += 1;
+    }
+
+    pub(super) fn begin_writing(&mut self) -> u64 {
+        self.next_writer += 1;
+        self.writing.insert(self.next_writer, BTreeSet::new());
+        self.next_writer
+    }
+
+    /// Keeps a chunk or manifest as long as it is being written.
+    pub(super) fn keep(&mut self, writer: u64, name: Digest) {
+        self.writing.entry(writer).or_default().insert(name);
+    }
+
+    /// The snapshot is whole.
+    pub(super) fn finish(&mut self, writer: u64, name: Digest) {
+        self.writing.remove(&writer);
+        self.finished.retain(|finished| *finished != name);
+        self.finished.push_back(name);
+        if self.finished.len() > FINISHED_MAX {
+            self.suspects.snapshots.extend(self.finished.pop_front());
+        }
+        self.epoch += 1;
+    }
+
+    /// The writer has gone, finished or not.
+    pub(super) fn end_writing(&mut self, writer: u64) {
+        self.suspects.names.extend(self.writing.remove(&writer).unwrap_or_default());
+    }
+
+    pub(super) fn begin_reading(&mut self, name: Digest) {
+        *self.reading.entry(name).or_insert(0) += 1;
+        self.epoch += 1;
+    }
+
+    pub(super) fn end_reading(&mut self, name: Digest) {
+        let readers = self.reading.entry(name).or_insert(1);
+        *readers -= 1;
+        if *readers == 0 {
+            self.reading.remove(&name);
+            self.suspects.snapshots.insert(name);
+            self.epoch += 1;
+        }
+    }
+
+    fn named(&self) -> BTreeSet<Digest> {
+        let names = self.installed.iter().chain(&self.finished).chain(self.reading.keys());
+        names.copied().collect()
+    }
+
+    fn is_pinned(&self, name: &Digest) -> bool {
+        self.writing.values().any(|writing| writing.contains(name))
+    }
+}
+
+/// Removes what nobody needs, whenever there may be something, until it is stopped.
+pub(super) fn run(shared: &Shared) -> Result<(), StoreError> {
+    loop {
+        let mut pins = shared.pins();
+        while pins.suspects.is_empty() && !pins.stop {
+            pins = shared.changed.wait(pins).unwrap_or_else(PoisonError::into_inner);
+        }
+        if pins.stop {
+            return Ok(());
+        }
+        let suspects = std::mem::take(&mut pins.suspects);
+        drop(pins);
+        let mut collector = Collector { shared, known: None };
+        if suspects.everything {
+            collector.look_through_everything()?;
+        } else {
+            collector.look_through(&suspects)?;
+        }
+    }
+}
+
+/// Removes keys that nobody needs.
+struct Collector<'a> {
+    shared: &'a Shared,
+    known: Option<Known>,
+}
+
+/// What was named at some epoch.
+struct Known {
+    epoch: u64,
+    snapshots: BTreeSet<Digest>,
+    chunks: BTreeSet<Digest>,
+}
+
+impl Collector<'_> {
+    fn look_through_everything(&mut self) -> Result<(), StoreError> {
+        let mut from = Some(Vec::new());
+        while let Some(begin) = from.take() {
+            let mut keys = Vec::new();
+            self.shared.records.scan(&begin, &mut |key, _| {
+                if keys.len() == STEP {
+                    from = Some(key.to_vec());
+                    return ControlFlow::Break(());
+                }
+                keys.push(key.to_vec());
+                ControlFlow::Continue(())
+            })?;
+            self.step(keys)?;
+        }
+        Ok(())
+    }
+
+    fn look_through(&mut self, suspects: &Suspects) -> Result<(), StoreError> {
+        let mut names: BTreeSet<Digest> = suspects.names.clone();
+        let mut pieces = Vec::new();
+        for &name in &suspects.snapshots {
+            let Some(encoded) = self.shared.manifest(name)? else { continue };
+            names.extend(chunks(&encoded));
+            pieces.extend((0..encoded.len().div_ceil(PIECE_BYTES)).map(|at| (name, at as u32)));
+        }
+        let chunks = names.iter().map(|&name| chunk_key(name));
+        let unfinished = suspects.names.iter().map(|&name| piece_key(name, 0));
+        let pieces = pieces.into_iter().map(|(name, at)| piece_key(name, at));
+        // A manifest goes after its chunks, so that a crash in between leaves it to be found.
+        let keys: Vec<Vec<u8>> = chunks.chain(unfinished).chain(pieces).collect();
+        keys.chunks(STEP).try_for_each(|keys| self.step(keys.to_vec()))
+    }
+
+    /// Removes those of a few keys that nobody needs.
+    fn step(&mut self, keys: Vec<Vec<u8>>) -> Result<(), StoreError> {
+        let pins = self.shared.pins();
+        if pins.stop {
+            return Ok(());
+        }
+        let known = match self.known.take() {
+            Some(known) if known.epoch == pins.epoch => known,
+            Some(_) | None => look_up(self.shared, &pins)?,
+        };
+        let mut removed = Removed::default();
+        for key in keys {
+            let stays = match Named::decode(&key) {
+                Some(Named::Chunk(name)) => known.chunks.contains(&name) || pins.is_pinned(&name),
+                Some(Named::Piece(name)) => {
+                    known.snapshots.contains(&name) || pins.is_pinned(&name)
+                }
+                None => false,
+            };
+            if !stays {
+                self.shared.records.apply(vec![Change::Remove(key)])?;
+                removed.add(CHUNK_BYTES_GUESSED);
+            }
+        }
+        drop(pins);
+        self.known = Some(known);
+        if removed.keys > 0 {
+            self.shared.records.sync()?;
+            self.shared.pace.wait();
+            self.shared.records.reclaim(removed)?;
+        }
+        self.shared.pace.wait();
+        Ok(())
+    }
+}
+
+fn look_up(shared: &Shared, pins: &Pins) -> Result<Known, StoreError> {
+    let snapshots = pins.named();
+    let mut all = BTreeSet::new();
+    for &name in &snapshots {
+        if let Some(encoded) = shared.manifest(name)? {
+            all.extend(chunks(&encoded));
+        }
+    }
+    Ok(Known { epoch: pins.epoch, snapshots, chunks: all })
+}
+
+fn chunks(encoded: &[u8]) -> impl Iterator<Item = Digest> {
+    let manifest = Manifest::decode(encoded).unwrap_or_default();
+    manifest.chunks.into_iter().map(|(digest, _)| digest)
+}

@@ -1,0 +1,125 @@
+//! What is going to happen, in the order in which it will: virtual time.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use raft::{Install, Message, NodeId};
+
+use crate::{
+    client::{Reply, Request},
+    disk::Stored,
+    fault::{Fault, Rate},
+};
+
+/// One life of a member, from its start to its crash: what was meant for an earlier one is void.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Life {
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: u64,
+}
+
+/// Something that is going to happen.
+#[derive(Debug)]
+pub(crate) enum Happening {
+    /// A message arrives.
+    Deliver { from: NodeId, to: NodeId, message: Message },
+    /// A member's clock ticks.
+    Tick(Life),
+    /// A member takes in what has gathered in its inbox.
+    Run(Life),
+    /// A sync ends.
+    Synced(Life),
+    /// A member's own snapshot is stored, or can't be.
+    Captured(Life, Stored),
+    /// A transfer ends, well or not.
+    Fetched(Life, Install),
+    /// A client asks its next question.
+    Think { client: u64 },
+    /// A client gives up on a request.
+    LoseHope { client: u64, number: u64 },
+    /// A request arrives at a member.
+    Ask { to: NodeId, client: u64, number: u64, request: Request },
+    /// A reply arrives at a client.
+    Answer { client: u64, number: u64, reply: Reply },
+    /// The nemesis strikes, and will again.
+    Strike(Rate),
+    /// What it did comes to an end.
+    Mend(Mend),
+}
+
+/// The end of a fault.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mend {
+    Start(NodeId),
+    Resume(NodeId),
+    Heal { partition: u64 },
+}
+
+/// Events by time; those of one time happen in the order in which they were planned.
+#[derive(Debug, Default)]
+pub(crate) struct Agenda {
+    now_us: u64,
+    planned: u64,
+    queue: BTreeMap<(u64, u64), Happening>,
+}
+
+impl Agenda {
+    pub(crate) fn now_us(&self) -> u64 {
+        self.now_us
+    }
+
+    pub(crate) fn at(&mut self, time_us: u64, happening: Happening) {
+        assert!(time_us >= self.now_us, "nothing happens in the past");
+        self.planned += 1;
+        self.queue.insert((time_us, self.planned), happening);
+    }
+
+    pub(crate) fn after(&mut self, delay_us: u64, happening: Happening) {
+        self.at(self.now_us + delay_us, happening);
+    }
+
+    /// The next event up to `until_us`; none leaves the clock there.
+    pub(crate) fn next(&mut self, until_us: u64) -> Option<Happening> {
+        let entry = self.queue.first_entry().filter(|entry| entry.key().0 <= until_us);
+        match entry {
+            Some(entry) => {
+                let ((time_us, _), happening) = entry.remove_entry();
+                self.now_us = time_us;
+                Some(happening)
+            }
+            None => {
+                self.now_us = self.now_us.max(until_us);
+                None
+            }
+        }
+    }
+
+    /// Forgets the nemesis: no fault happens any more. Those under way still end.
+    pub(crate) fn forget_faults(&mut self) {
+        self.queue.retain(|_, happening| !matches!(happening, Happening::Strike(_)));
+    }
+}
+
+impl Fault {
+    /// How the trace calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Crash => "crash",
+            Self::CrashMany => "crash of many",
+            Self::Pause => "pause",
+            Self::Partition => "partition",
+            Self::Clog => "clog",
+        }
+    }
+}
+
+/// What a member's host would hand to its replica.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Message { from: NodeId, message: Message },
+    Tick,
+    Written(raft::WriteId),
+    Captured(Option<raft::SnapshotRoot>),
+    Fetched(raft::SnapshotRoot, Option<Vec<Bytes>>),
+    Ask { client: u64, number: u64, request: Request },
+}

@@ -1,0 +1,217 @@
+//! The disk of a member: what is durable, and what is on its way there.
+//!
+//! Writes become durable in order, one or several at a time, after a drawn latency. A crash keeps
+//! any prefix of those that were on their way. A write is atomic: what the host makes of a write
+//! that is torn inside is the store's own affair and is tested there.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use raft::{Digest, Entry, HardState, Index, Position, Recovered, SnapshotRoot, Write, WriteId};
+use rand::{RngExt, rngs::StdRng};
+
+use crate::{fault::Mix, machine::History};
+
+/// What recovery would find if the power failed now.
+#[derive(Clone, Debug, Default)]
+pub struct Image {
+    /// Term and vote.
+    pub hard_state: HardState,
+    /// The last snapshot.
+    pub snapshot: Option<SnapshotRoot>,
+    base: Position,
+    base_history: History,
+    log: BTreeMap<Index, (Entry, History)>,
+}
+
+/// A snapshot with its chunks.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Its root.
+    pub root: SnapshotRoot,
+    /// Its chunks, in order.
+    pub chunks: Vec<Bytes>,
+    /// The log that it stands for.
+    pub history: History,
+}
+
+/// A disk.
+#[derive(Debug, Default)]
+pub struct Disk {
+    image: Image,
+    pending: VecDeque<Write>,
+    /// How many of the pending writes the running sync covers.
+    syncing: usize,
+    snapshots: BTreeMap<Digest, Stored>,
+}
+
+impl Image {
+    /// The end of the log.
+    pub fn last(&self) -> Position {
+        self.log.last_key_value().map_or(self.base, |(_, (entry, _))| entry.position())
+    }
+
+    /// The entry just before the log.
+    pub fn base(&self) -> (Position, History) {
+        (self.base, self.base_history)
+    }
+
+    /// The entries of the log.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.log.values().map(|(entry, _)| entry)
+    }
+
+    /// The log up to `index`; none if it does not reach there or begins behind it.
+    pub fn history_at(&self, index: Index) -> Option<History> {
+        if index == self.base.index {
+            Some(self.base_history)
+        } else {
+            self.log.get(&index).map(|&(_, history)| history)
+        }
+    }
+
+    /// Whether `index` is covered by the snapshot or by a log that ends, up to there, in `history`.
+    pub fn covers(&self, index: Index, history: History) -> bool {
+        self.snapshot.is_some_and(|root| root.position.index >= index)
+            || self.history_at(index) == Some(history)
+    }
+
+    /// Takes in a write. `history` is that of its snapshot.
+    ///
+    /// # Errors
+    /// The write breaks the contract of [`Write`].
+    fn apply(&mut self, write: Write, history: Option<History>) -> Result<(), String> {
+        if let Some(snapshot) = write.snapshot {
+            let covered = snapshot.root.position;
+            let history = history.ok_or("a snapshot whose chunks are not durable")?;
+            if snapshot.first > covered.index.next() {
+                return Err(format!("the log would begin at {} behind {covered}", snapshot.first));
+            }
+            if snapshot.reset || self.last().index < snapshot.first.previous() {
+                if snapshot.first != covered.index.next() {
+                    return Err(format!("a reset to {covered} that begins at {}", snapshot.first));
+                }
+                self.log.clear();
+                (self.base, self.base_history) = (covered, history);
+            }
+            self.remove_before(snapshot.first);
+            self.snapshot = Some(snapshot.root);
+        }
+        if let Some(first) = write.entries.first() {
+            if first.index <= self.base.index || first.index > self.last().index.next() {
+                let (base, last) = (self.base, self.last());
+                return Err(format!("entries from {} for a log {base}..{last}", first.position()));
+            }
+            self.log.split_off(&first.index);
+        }
+        for entry in write.entries {
+            if entry.index != self.last().index.next() {
+                return Err(format!("a gap between {} and {}", self.last(), entry.position()));
+            }
+            let before = self.log.last_key_value().map_or(self.base_history, |(_, last)| last.1);
+            let history = before.then_entry(&entry);
+            self.log.insert(entry.index, (entry, history));
+        }
+        self.hard_state = write.hard_state.unwrap_or(self.hard_state);
+        Ok(())
+    }
+
+    fn remove_before(&mut self, first: Index) {
+        while let Some((&index, (entry, history))) = self.log.first_key_value()
+            && index < first
+        {
+            (self.base, self.base_history) = (entry.position(), *history);
+            self.log.remove(&index);
+        }
+    }
+}
+
+impl Disk {
+    /// What is durable.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// What a member finds when it starts.
+    pub fn recovered(&self) -> Recovered {
+        Recovered {
+            hard_state: self.image.hard_state,
+            snapshot: self.image.snapshot,
+            entries: self.image.entries().cloned().collect(),
+            base: self.image.base,
+        }
+    }
+
+    /// A write was handed out.
+    pub(crate) fn submit(&mut self, write: Write) {
+        self.pending.push_back(write);
+    }
+
+    /// Begins a sync of some of what is pending, unless one is running. How long it takes.
+    pub(crate) fn begin_sync(&mut self, rng: &mut StdRng, mix: &Mix) -> Option<u64> {
+        if self.syncing > 0 || self.pending.is_empty() {
+            return None;
+        }
+        let merged = mix.chance(rng, mix.merge_per_mille);
+        self.syncing = if merged { self.pending.len() } else { 1 };
+        let stalls = mix.chance(rng, mix.stall_per_mille);
+        let latency_us_max = if stalls { mix.stall_us_max } else { mix.sync_us_max };
+        Some(rng.random_range(0..=latency_us_max))
+    }
+
+    /// The running sync has ended. The last write that it covers.
+    ///
+    /// # Errors
+    /// A write breaks its contract.
+    pub(crate) fn end_sync(&mut self) -> Result<Option<WriteId>, String> {
+        let count = std::mem::take(&mut self.syncing);
+        self.make_durable(count)
+    }
+
+    /// The power fails: a prefix of what was on its way survives.
+    pub(crate) fn crash(&mut self, rng: &mut StdRng) -> Result<usize, String> {
+        let kept = rng.random_range(0..=self.pending.len());
+        self.make_durable(kept)?;
+        self.pending.clear();
+        self.syncing = 0;
+        Ok(kept)
+    }
+
+    fn make_durable(&mut self, count: usize) -> Result<Option<WriteId>, String> {
+        let mut last = None;
+        for write in self.pending.drain(..count) {
+            last = Some(write.id);
+            let stored = write.snapshot.and_then(|it| self.snapshots.get(&it.root.manifest));
+            let history = stored.map(|stored| stored.history);
+            self.image.apply(write, history)?;
+        }
+        let covered = self.image.snapshot.map_or(Index(0), |root| root.position.index);
+        self.snapshots.retain(|_, stored| stored.root.position.index >= covered);
+        Ok(last)
+    }
+
+    /// The chunks of a snapshot were made durable.
+    pub(crate) fn store(&mut self, stored: Stored) {
+        self.snapshots.insert(stored.root.manifest, stored);
+    }
+
+    /// A snapshot that is here.
+    pub fn stored(&self, root: &SnapshotRoot) -> Option<&Stored> {
+        self.snapshots.get(&root.manifest)
+    }
+
+    /// A planted bug: the disk has lost the vote.
+    pub(crate) fn lose_vote(&mut self) {
+        self.image.hard_state.vote = None;
+    }
+
+    /// A planted bug: the disk has lost the last `count` entries that it called durable.
+    pub(crate) fn lose_entries(&mut self, count: usize) {
+        let covered = self.image.snapshot.map_or(Index(0), |root| root.position.index);
+        for _ in 0..count {
+            if self.image.last().index > covered {
+                self.image.log.pop_last();
+            }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The fault mix of a run, drawn from its seed.
+//!
+//! Swarm testing: each run switches a random half of the faults on and draws their rates, so that
+//! over many seeds every combination is met, also those in which one fault alone goes wild because
+//! nothing else stops the group from getting that far.
+
+use raft::Config;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+/// One of the faults that the nemesis brings about, again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// One member dies and is started again.
+    Crash,
+    /// Several do, perhaps all.
+    CrashMany,
+    /// One is stopped for a while and goes on as if nothing had happened.
+    Pause,
+    /// Links are cut, in one direction or both.
+    Partition,
+    /// Links hold back what is sent on them, and deliver it all in the end.
+    Clog,
+}
+
+/// A fault that happens every so often and lasts for so long; both are means or maxima of a draw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Which.
+    pub fault: Fault,
+    /// The mean time between two.
+    pub every_us: u64,
+    /// The longest that one lasts.
+    pub lasts_us_max: u64,
+}
+
+/// Everything that makes one run different from another, besides the dice.
+#[derive(Clone, Debug)]
+pub struct Mix {
+    /// The members' settings.
+    pub config: Config,
+    /// How many clients there are.
+    pub clients: u64,
+    /// How long a client thinks at most between two requests.
+    pub think_us_max: u64,
+    /// Whether they go on asking before they are answered.
+    pub clients_do_not_wait: bool,
+    /// How many of 1,000 requests are reads.
+    pub read_per_mille: u32,
+    /// How much a command is padded at most.
+    pub padding_bytes_max: usize,
+    /// The shortest delay of a message.
+    pub delay_us_min: u64,
+    /// The longest delay of one that is not late.
+    pub delay_us_max: u64,
+    /// How many of 1,000 messages get lost.
+    pub loss_per_mille: u32,
+    /// How many arrive twice.
+    pub duplicate_per_mille: u32,
+    /// How many are late and may be overtaken.
+    pub reorder_per_mille: u32,
+    /// By how much they are late at least.
+    pub reorder_us_min: u64,
+    /// By how much they are late at most; most are much less so.
+    pub reorder_us_max: u64,
+    /// Whether only replies are late, as in the labs.
+    pub reorder_replies_only: bool,
+    /// The longest that a sync takes.
+    pub sync_us_max: u64,
+    /// How many of 1,000 syncs stall.
+    pub stall_per_mille: u32,
+    /// The longest that a sync takes that stalls.
+    pub stall_us_max: u64,
+    /// How many of 1,000 syncs cover all that is pending instead of one write.
+    pub merge_per_mille: u32,
+    /// How long a member gathers inputs at most before it takes them in.
+    pub batch_us_max: u64,
+    /// How many inputs it takes in at once at most.
+    pub batch_inputs_max: usize,
+    /// How many times slower than it should be a member's clock may tick.
+    pub slow_clock_max: u64,
+    /// The longest that storing or transferring a snapshot takes.
+    pub snapshot_us_max: u64,
+    /// How many of 1,000 snapshots can't be stored or transferred.
+    pub snapshot_failure_per_mille: u32,
+    /// How many of 1,000,000 steps of a member end in its death, before all effects are done.
+    pub crash_in_step_per_million: u32,
+    /// How many of 1,000 faults pick the leader.
+    pub leader_per_mille: u32,
+    /// The faults that happen.
+    pub rates: Vec<Rate>,
+}
+
+/// Makes the seed of the mix another one than that of the run.
+const MIX_STREAM: u64 = 0x5eed_0fa1_7a11;
+
+/// Until a member is up again that died in a step.
+pub(crate) const DOWN_US_MAX: u64 = 1_000_000;
+
+impl Mix {
+    /// A network and disks as they should be: what scripts begin with, and how every run ends.
+    pub fn calm() -> Self {
+        Self {
+            config: Config {
+                tick_us: 10_000,
+                heartbeat_ticks: 5,
+                election_ticks_min: 30,
+                ..Config::default()
+            },
+            clients: 0,
+            think_us_max: 20_000,
+            clients_do_not_wait: false,
+            read_per_mille: 300,
+            padding_bytes_max: 64,
+            delay_us_min: 200,
+            delay_us_max: 5_000,
+            loss_per_mille: 0,
+            duplicate_per_mille: 0,
+            reorder_per_mille: 0,
+            reorder_us_min: 0,
+            reorder_us_max: 0,
+            reorder_replies_only: false,
+            sync_us_max: 2_000,
+            stall_per_mille: 0,
+            stall_us_max: 0,
+            merge_per_mille: 1_000,
+            batch_us_max: 0,
+            batch_inputs_max: 1_000,
+            slow_clock_max: 1,
+            snapshot_us_max: 20_000,
+            snapshot_failure_per_mille: 0,
+            crash_in_step_per_million: 0,
+            leader_per_mille: 0,
+            rates: Vec::new(),
+        }
+    }
+
+    /// A network as the labs' unreliable one: delayed by up to 26 ms, one message in ten is lost.
+    pub fn unreliable() -> Self {
+        Self { delay_us_min: 0, delay_us_max: 26_000, loss_per_mille: 100, ..Self::calm() }
+    }
+
+    /// The same with the labs' long reordering: two replies of three come 0.2 to 2.2 s late.
+    pub fn reordering() -> Self {
+        Self {
+            reorder_per_mille: 667,
+            reorder_us_min: 200_000,
+            reorder_us_max: 2_200_000,
+            reorder_replies_only: true,
+            ..Self::unreliable()
+        }
+    }
+
+    /// The mix of a seed.
+    pub fn draw(seed: u64) -> Self {
+        // Another stream than the one that the run itself draws from.
+        let mut rng = StdRng::seed_from_u64(seed ^ MIX_STREAM);
+        let rng = &mut rng;
+        let mut mix = Self { config: draw_config(rng), ..Self::calm() };
+        mix.clients = rng.random_range(1..=6);
+        mix.think_us_max = pick(rng, &[2_000, 20_000, 200_000]);
+        mix.clients_do_not_wait = on(rng);
+        mix.read_per_mille = pick(rng, &[0, 200, 500, 900]);
+        mix.padding_bytes_max = pick(rng, &[0, 64, 600]);
+        mix.delay_us_max = pick(rng, &[500, 5_000, 20_000, 100_000]);
+        mix.leader_per_mille = pick(rng, &[0, 300, 800]);
+        if on(rng) {
+            mix.loss_per_mille = rng.random_range(1..=300);
+        }
+        if on(rng) {
+            mix.duplicate_per_mille = rng.random_range(1..=500);
+        }
+        if on(rng) {
+            mix.reorder_per_mille = rng.random_range(1..=660);
+            mix.reorder_us_max = pick(rng, &[10_000, 200_000, 2_000_000]);
+            mix.reorder_replies_only = on(rng);
+        }
+        if on(rng) {
+            mix.sync_us_max = pick(rng, &[10_000, 50_000, 300_000]);
+        }
+        if on(rng) {
+            mix.stall_per_mille = rng.random_range(1..=50);
+            mix.stall_us_max = 2_000_000;
+        }
+        mix.merge_per_mille = pick(rng, &[0, 500, 1_000]);
+        mix.batch_us_max = pick(rng, &[0, 500, 20_000]);
+        mix.batch_inputs_max = pick(rng, &[1, 4, 1_000]);
+        mix.slow_clock_max = pick(rng, &[1, 1, 2, 6]);
+        mix.snapshot_us_max = pick(rng, &[1_000, 20_000, 500_000]);
+        if on(rng) {
+            mix.snapshot_failure_per_mille = rng.random_range(1..=500);
+        }
+        if on(rng) {
+            mix.crash_in_step_per_million = pick(rng, &[20, 200, 2_000]);
+        }
+        for fault in [Fault::Crash, Fault::CrashMany, Fault::Pause, Fault::Partition, Fault::Clog] {
+            if on(rng) {
+                let every_us = pick(rng, &[300_000, 1_000_000, 3_000_000, 10_000_000]);
+                let lasts_us_max = pick(rng, &[50_000, 500_000, 3_000_000]);
+                mix.rates.push(Rate { fault, every_us, lasts_us_max });
+            }
+        }
+        mix
+    }
+
+    /// Whether something happens that happens `per_mille` times in 1,000. The dice are rolled only
+    /// when both answers are possible.
+    pub(crate) fn chance(&self, rng: &mut StdRng, per_mille: u32) -> bool {
+        per_mille > 0 && rng.random_range(0..1_000) < per_mille
+    }
+
+    /// This mix without its faults, with which a run has to come to rest.
+    pub(crate) fn calmed(&self) -> Self {
+        Self { config: self.config, clients: self.clients, ..Self::calm() }
+    }
+}
+
+fn on(rng: &mut StdRng) -> bool {
+    rng.random_range(0..2) == 0
+}
+
+fn pick<T: Copy>(rng: &mut StdRng, choices: &[T]) -> T {
+    choices[rng.random_range(0..choices.len())]
+}
+
+/// Small limits, so that a short run reaches them.
+fn draw_config(rng: &mut StdRng) -> Config {
+    let heartbeat_ticks = rng.random_range(1..=6);
+    let config = Config {
+        tick_us: 10_000,
+        heartbeat_ticks,
+        election_ticks_min: heartbeat_ticks * rng.random_range(3..=8),
+        append_bytes_max: pick(rng, &[1, 200, 2_000, 1 << 20]),
+        inflight_messages_max: rng.random_range(1..=8),
+        inflight_bytes_max: pick(rng, &[1, 500, 1 << 20]),
+        uncommitted_bytes_max: pick(rng, &[300, 5_000, 1 << 20]),
+        read_rounds_max: rng.random_range(1..=4),
+        reads_waiting_max: pick(rng, &[1, 4, 1_000]),
+        snapshot_log_bytes_min: pick(rng, &[300, 2_000, 10_000, 1 << 30]),
+        retained_bytes: pick(rng, &[0, 200, 3_000]),
+    };
+    assert_eq!(config.check(), Ok(()), "drawn settings fit together");
+    config
+}

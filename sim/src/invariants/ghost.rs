@@ -1,0 +1,147 @@
+//! What a run has shown so far, for all invariants to compare with. No crash erases it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use raft::{Entry, Index, NodeId, Payload, Position, StateMachine, Term};
+
+use crate::machine::{CommandId, History, Machine};
+
+/// The facts.
+#[derive(Debug, Default)]
+pub struct Ghost {
+    /// C: the entry at each index that anybody was first seen to know committed.
+    committed: Vec<Committed>,
+    /// A machine that has applied exactly those.
+    machine: Machine,
+    /// Where each command was committed.
+    commands: BTreeMap<CommandId, Index>,
+    /// The log up to each entry that was ever in anybody's memory.
+    pub(super) prefixes: BTreeMap<(Index, Term), History>,
+    /// The log in the memory of each member that is up.
+    pub(super) logs: BTreeMap<NodeId, MemoryLog>,
+    /// Who led each term.
+    pub(super) leaderships: BTreeMap<Term, Leadership>,
+}
+
+/// A committed entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Committed {
+    /// Its term.
+    pub term: Term,
+    /// The term of the member that was first seen to know it committed.
+    pub in_term: Term,
+    /// The log up to it.
+    pub history: History,
+    /// The digest of the state behind it.
+    pub digest: u128,
+}
+
+/// The log in a member's memory, as hashes.
+#[derive(Debug, Default)]
+pub(super) struct MemoryLog {
+    pub(super) base: Index,
+    pub(super) base_history: History,
+    pub(super) entries: VecDeque<(Term, History)>,
+    /// Steps since it was last compared as a whole.
+    pub(super) steps: u32,
+}
+
+/// A leader of a term and the log with which it was elected.
+#[derive(Debug)]
+pub(super) struct Leadership {
+    pub(super) node: NodeId,
+    last: Position,
+    base: Index,
+    /// The terms of its entries behind `base`; none if it was deposed before it could speak.
+    terms: Option<Vec<Term>>,
+}
+
+impl Ghost {
+    /// G: everything up to here is known to be committed by somebody.
+    pub fn committed(&self) -> Index {
+        Index(self.committed.len() as u64)
+    }
+
+    /// The committed entry at `index`; none for 0 and for what nobody knows committed.
+    pub fn at(&self, index: Index) -> Option<&Committed> {
+        self.committed.get(usize::try_from(index.0.checked_sub(1)?).ok()?)
+    }
+
+    /// The committed log up to `index`; none if nobody knows that far.
+    pub fn history_at(&self, index: Index) -> Option<History> {
+        if index == Index(0) {
+            Some(History::default())
+        } else {
+            self.at(index).map(|entry| entry.history)
+        }
+    }
+
+    /// Where a command was committed.
+    pub fn index_of(&self, command: CommandId) -> Option<Index> {
+        self.commands.get(&command).copied()
+    }
+
+    /// The next entry is committed.
+    pub(super) fn commit(&mut self, entry: &Entry, in_term: Term) {
+        assert_eq!(entry.index, self.committed().next(), "commits are contiguous");
+        let history = self.machine.history().then_entry(entry);
+        let at = raft::Applied { index: entry.index, term: entry.term, time: entry.stamp };
+        match &entry.payload {
+            Payload::Noop | Payload::Tick => self.machine.pass(at),
+            Payload::Command(command) => {
+                self.machine.apply(at, command);
+                if let Some(id) = CommandId::of(command) {
+                    self.commands.insert(id, entry.index);
+                }
+            }
+        }
+        let digest = self.machine.digest();
+        self.committed.push(Committed { term: entry.term, in_term, history, digest });
+    }
+}
+
+impl MemoryLog {
+    pub(super) fn last_index(&self) -> Index {
+        Index(self.base.0 + self.entries.len() as u64)
+    }
+
+    pub(super) fn last_history(&self) -> History {
+        self.entries.back().map_or(self.base_history, |entry| entry.1)
+    }
+
+    pub(super) fn get(&self, index: Index) -> Option<(Term, History)> {
+        let offset = index.0.checked_sub(self.base.0 + 1)?;
+        self.entries.get(usize::try_from(offset).ok()?).copied()
+    }
+
+    pub(super) fn history_at(&self, index: Index) -> Option<History> {
+        if index == self.base {
+            Some(self.base_history)
+        } else {
+            self.get(index).map(|entry| entry.1)
+        }
+    }
+}
+
+impl Leadership {
+    pub(super) fn new(node: NodeId, last: Position, log: &MemoryLog) -> Self {
+        let still_there = last.index == log.base
+            || log.get(last.index).is_some_and(|(term, _)| term == last.term);
+        let length = usize::try_from(last.index.0.saturating_sub(log.base.0)).unwrap_or(0);
+        let terms =
+            still_there.then(|| log.entries.iter().take(length).map(|&(term, _)| term).collect());
+        Self { node, last, base: log.base, terms }
+    }
+
+    /// The term of the entry that this leader's log has at `index`.
+    pub(super) fn term_at(&self, ghost: &Ghost, term: Term, index: Index) -> Option<Term> {
+        if index > self.last.index {
+            Some(term)
+        } else if index <= self.base {
+            ghost.at(index).map(|entry| entry.term)
+        } else {
+            let offset = usize::try_from(index.0 - self.base.0 - 1).ok()?;
+            self.terms.as_ref()?.get(offset).copied()
+        }
+    }
+}

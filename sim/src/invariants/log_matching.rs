@@ -1,0 +1,139 @@
+//! R3, log matching: two logs that hold an entry of one index and term are equal up to there
+//! (figure 3).
+//!
+//! Each entry that appears in a member's memory is hashed together with everything before it, once,
+//! and compared with what anybody ever had at that index and term.
+
+use raft::{Entry, Index, Position};
+
+use super::{Ghost, Step, Violation, ghost::MemoryLog};
+use crate::{machine::History, member::Member};
+
+/// How many steps of a member pass until its whole log is hashed anew.
+const STEPS_UNTIL_RECHECK: u32 = 1_000;
+
+/// A member has a log in memory again.
+pub(super) fn started(ghost: &mut Ghost, member: &Member) -> Result<(), Violation> {
+    let (base, base_history) = member.disk().image().base();
+    let known = ghost.history_at(base.index);
+    if known != Some(base_history) {
+        let what = format!("n{} starts behind {base}, which nobody committed", member.id);
+        return Err(Violation::new("R3", what));
+    }
+    let mut log = MemoryLog { base: base.index, base_history, ..MemoryLog::default() };
+    for entry in member.disk().image().entries() {
+        append(ghost, &mut log, member, entry)?;
+    }
+    ghost.logs.insert(member.id, log);
+    Ok(())
+}
+
+/// Follows what a member's memory has become.
+pub(super) fn check(ghost: &mut Ghost, step: Step<'_>) -> Result<(), Violation> {
+    let member = step.member();
+    let Some(mut log) = ghost.logs.remove(&step.node) else {
+        return Err(Violation::new("R3", format!("n{} was never started", step.node)));
+    };
+    let followed = follow(ghost, &mut log, member);
+    log.steps += 1;
+    let due = log.steps >= STEPS_UNTIL_RECHECK;
+    if due {
+        log.steps = 0;
+    }
+    ghost.logs.insert(step.node, log);
+    followed?;
+    if due { recheck(ghost, member) } else { Ok(()) }
+}
+
+fn follow(ghost: &mut Ghost, log: &mut MemoryLog, member: &Member) -> Result<(), Violation> {
+    let Some(replica) = member.replica() else { return Ok(()) };
+    let standing = member.standing();
+    compact(ghost, log, member, standing.first.previous())?;
+    while log.last_index() > standing.last.index {
+        log.entries.pop_back();
+    }
+    let in_memory = |index: Index| replica.node().log(index).next().map(Entry::position);
+    while let Some(&(term, _)) = log.entries.back()
+        && in_memory(log.last_index()) != Some(Position { term, index: log.last_index() })
+    {
+        log.entries.pop_back();
+    }
+    for entry in replica.node().log(log.last_index().next()) {
+        append(ghost, log, member, entry)?;
+    }
+    Ok(())
+}
+
+/// The log in memory begins later than before: behind something committed. If what was there is
+/// something else, a snapshot has replaced it all.
+fn compact(
+    ghost: &Ghost,
+    log: &mut MemoryLog,
+    member: &Member,
+    base: Index,
+) -> Result<(), Violation> {
+    if log.base == base {
+        return Ok(());
+    }
+    let Some(history) = ghost.history_at(base) else {
+        let what = format!("n{} begins behind {base}, which nobody committed", member.id);
+        return Err(Violation::new("R3", what));
+    };
+    if log.history_at(base) == Some(history) {
+        let removed = usize::try_from(base.0 - log.base.0).unwrap_or(usize::MAX);
+        log.entries.drain(..removed);
+    } else {
+        log.entries.clear();
+    }
+    (log.base, log.base_history) = (base, history);
+    Ok(())
+}
+
+fn append(
+    ghost: &mut Ghost,
+    log: &mut MemoryLog,
+    member: &Member,
+    entry: &Entry,
+) -> Result<(), Violation> {
+    let history = log.last_history().then_entry(entry);
+    let known = *ghost.prefixes.entry((entry.index, entry.term)).or_insert(history);
+    if known != history || entry.index != log.last_index().next() {
+        let what = format!(
+            "n{} has {} behind another log than others had: {history} is not {known}",
+            member.id,
+            entry.position()
+        );
+        return Err(Violation::new("R3", what));
+    }
+    log.entries.push_back((entry.term, history));
+    Ok(())
+}
+
+/// Hashes a member's whole log anew, in memory and on its disk.
+pub(super) fn recheck(ghost: &Ghost, member: &Member) -> Result<(), Violation> {
+    if let Some(replica) = member.replica() {
+        let base = member.standing().first.previous();
+        if let Some(history) = ghost.history_at(base) {
+            compare(ghost, member, history, replica.node().log(base.next()))?;
+        }
+    }
+    let (_, history) = member.disk().image().base();
+    compare(ghost, member, history, member.disk().image().entries())
+}
+
+fn compare<'a>(
+    ghost: &Ghost,
+    member: &Member,
+    mut history: History,
+    entries: impl Iterator<Item = &'a Entry>,
+) -> Result<(), Violation> {
+    for entry in entries {
+        history = history.then_entry(entry);
+        let known = ghost.prefixes.get(&(entry.index, entry.term));
+        if known != Some(&history) {
+            let what = format!("n{} holds another log up to {}", member.id, entry.position());
+            return Err(Violation::new("R3", what));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! What must hold after every event, one property per file.
+//!
+//! The checkers read the members' memory, disks and messages, and compare them with the [`Ghost`]:
+//! what the run has shown so far, which no crash erases. The names R1, R2 and so on are those of
+//! docs/testing.md. Each checker is proven able to fail by a planted bug in `tests/planted.rs`.
+
+mod acknowledged;
+mod append_only;
+mod commit_rule;
+mod committed_never_lost;
+mod durable_before_ack;
+mod durable_before_use;
+mod election_safety;
+mod fresh_reads;
+mod ghost;
+mod leader_completeness;
+mod log_matching;
+mod monotonic;
+mod state_machine_safety;
+mod vote_once;
+
+use std::{collections::BTreeMap, fmt};
+
+use raft::{Index, NodeId, Output};
+
+use crate::{
+    client::Reply,
+    machine::Machine,
+    member::{Asked, Member, Standing},
+};
+
+pub use ghost::Ghost;
+
+/// Something that must never happen has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// What it breaks: `R1` and so on.
+    pub invariant: &'static str,
+    /// What was seen.
+    pub what: String,
+}
+
+impl Violation {
+    pub(crate) fn new(invariant: &'static str, what: impl Into<String>) -> Self {
+        Self { invariant, what: what.into() }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.invariant, self.what)
+    }
+}
+
+/// What a checker sees: a member has taken in its inputs, and nothing of its output is done yet.
+#[derive(Clone, Copy)]
+pub(crate) struct Step<'a> {
+    pub(crate) node: NodeId,
+    pub(crate) before: &'a Standing,
+    pub(crate) output: &'a Output<Machine>,
+    pub(crate) members: &'a BTreeMap<NodeId, Member>,
+}
+
+impl<'a> Step<'a> {
+    pub(crate) fn member(&self) -> &'a Member {
+        &self.members[&self.node]
+    }
+
+    pub(crate) fn after(&self) -> &'a Standing {
+        &self.member().standing
+    }
+}
+
+/// All checkers and what they remember.
+#[derive(Debug, Default)]
+pub struct Invariants {
+    only: Option<&'static str>,
+    ghost: Ghost,
+    monotonic: monotonic::Monotonic,
+    votes: vote_once::Votes,
+    acknowledged: acknowledged::Acknowledged,
+}
+
+impl Invariants {
+    /// All of them, or only the one that is named.
+    pub(crate) fn new(only: Option<&'static str>) -> Self {
+        Self { only, ..Self::default() }
+    }
+
+    /// Leaves out violations of invariants that nobody looks at.
+    pub(crate) fn keep(&self, found: Result<(), Violation>) -> Result<(), Violation> {
+        match (found, self.only) {
+            (Err(violation), Some(only)) if violation.invariant != only => Ok(()),
+            (found, _) => found,
+        }
+    }
+
+    /// What the run has shown so far.
+    pub fn ghost(&self) -> &Ghost {
+        &self.ghost
+    }
+
+    /// A member has been started.
+    pub(crate) fn started(&mut self, member: &Member) -> Result<(), Violation> {
+        let found = self.monotonic.started(member);
+        self.keep(found)?;
+        let found = log_matching::started(&mut self.ghost, member);
+        self.keep(found)?;
+        self.keep(state_machine_safety::started(&self.ghost, member))
+    }
+
+    /// A member has taken in its inputs.
+    pub(crate) fn step(&mut self, step: Step<'_>) -> Result<(), Violation> {
+        let quiet = step.output.events.is_empty()
+            && step.output.messages.is_empty()
+            && step.output.outcomes.is_empty()
+            && step.output.answers.is_empty()
+            && step.before == step.after();
+        if quiet {
+            return Ok(());
+        }
+        // The order matters where one checker leaves facts in the ghost that the next ones use.
+        let found = log_matching::check(&mut self.ghost, step);
+        self.keep(found)?;
+        let found = election_safety::check(&mut self.ghost, step);
+        self.keep(found)?;
+        let found = state_machine_safety::check(&mut self.ghost, step);
+        self.keep(found)?;
+        let found = self.monotonic.check(step);
+        self.keep(found)?;
+        let found = self.votes.check(step);
+        self.keep(found)?;
+        let found = self.acknowledged.check(&self.ghost, step);
+        self.keep(found)?;
+        self.keep(append_only::check(step))?;
+        self.keep(leader_completeness::check(&self.ghost, step))?;
+        self.keep(commit_rule::check(step))?;
+        self.keep(committed_never_lost::check(&self.ghost, step.members))?;
+        self.keep(durable_before_use::check(step))?;
+        self.keep(durable_before_ack::check(&self.ghost, step))?;
+        self.keep(fresh_reads::check(step))
+    }
+
+    /// A disk has changed: it synced, or a crash has taken something away.
+    pub(crate) fn disk_changed(
+        &mut self,
+        members: &BTreeMap<NodeId, Member>,
+    ) -> Result<(), Violation> {
+        self.keep(committed_never_lost::check(&self.ghost, members))
+    }
+
+    /// A member answered a request without taking it on.
+    pub(crate) fn answered_at_once(
+        &mut self,
+        node: NodeId,
+        client: u64,
+        number: u64,
+        reply: Reply,
+        floor: Index,
+    ) -> Result<(), Violation> {
+        match reply {
+            Reply::Refused { .. } => self.acknowledged.refused(client, number),
+            Reply::Read(index) => {
+                let asked = Asked { client, number, floor };
+                return self.keep(fresh_reads::check_answer(node, asked, index));
+            }
+            Reply::Done(_) | Reply::Rejected | Reply::Unknown => {}
+        }
+        Ok(())
+    }
+
+    /// The run is over: what can only be said in hindsight, and all logs once more from the start.
+    pub(crate) fn finish(&self, members: &BTreeMap<NodeId, Member>) -> Result<(), Violation> {
+        for member in members.values() {
+            self.keep(log_matching::recheck(&self.ghost, member))?;
+        }
+        self.keep(self.acknowledged.finish(&self.ghost))
+    }
+}

@@ -1,0 +1,197 @@
+//! A deterministic simulator: a group of real replicas in a world whose time, network, disks and
+//! faults come out of one seed.
+//!
+//! # What runs
+//!
+//! The members are `raft::Replica`s, the very code of the daemons, driven as their host drives
+//! them: inputs gather in an inbox, are taken in together, and then the output is done. What a host
+//! would do with sockets, files and clocks is played: [`network`], [`disk`], the agenda of virtual
+//! time. A tick is 10 ms of virtual time. [`fault::Mix`] draws from the seed how bad the world is;
+//! [`invariants`] look at every step; when the faults stop, the group must come to rest within
+//! bounded virtual time: a leader, a commit, all members at the same index with the same state.
+//!
+//! # How to replay a seed
+//!
+//! A failure prints its seed, what was broken, the last lines of the trace and the command that
+//! shows it again:
+//!
+//! ```text
+//! cargo run -p flotilla-sim -- --seed 17 --members 3 --trace
+//! ```
+//!
+//! The same seed and the same build give the same trace, byte for byte, and therefore the same
+//! hash, which the command prints. Another version of the code draws other dice: a seed belongs to
+//! a commit.
+//!
+//! # How to read a trace
+//!
+//! One line is one event: the virtual time in seconds, who, what. A position is written
+//! `index@term`.
+//!
+//! ```text
+//!    0.482110 n1 pre-campaigns for t1          what the core reports of itself
+//!    0.482110 n1 > n2 t1 pre-vote? 0@0         n1 sends n2 a message of term 1 ...
+//!    0.482110 n1 > n3 t1 pre-vote? 0@0 (lost)  ... and one that will not arrive
+//!    0.483551 n2 < n1 t1 pre-vote? 0@0         n2 takes the message in
+//!    0.483551 n1 writes w1: t1 vote n1         n1 hands a write to its disk
+//!    0.484020 n1 written w1                    and learns that it is durable
+//!    0.491000 n1 asked c2.7 write              a client's request arrives
+//!    0.499310 n1 answers c2.7 Done(Index(9))   and is answered
+//!    0.700000 n3 crashes, 1 write survives     the nemesis strikes
+//! ```
+//!
+//! Start at the end, find the member that the violation names, and go backwards to where it parted
+//! from the others; `grep 'leads\|crashes\|truncates'` gives the outline.
+//!
+//! # What is absent
+//!
+//! Torn and corrupted writes (the store's own tests), membership changes, several groups, and the
+//! services: this is the small simulator of the core.
+
+mod agenda;
+pub mod client;
+pub mod disk;
+pub mod fault;
+pub mod invariants;
+pub mod machine;
+pub mod member;
+mod nemesis;
+pub mod network;
+mod script;
+mod settle;
+mod step;
+pub mod trace;
+mod world;
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+pub use fault::Mix;
+pub use invariants::Violation;
+pub use world::{Tally, World};
+
+/// How long faults happen in a run, in virtual time.
+pub const CHAOS_US: u64 = 20_000_000;
+
+/// A bug that is planted around the core, to show that an invariant catches it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Plant {
+    /// No bug.
+    #[default]
+    None,
+    /// The host tells the core that a write is durable as soon as it is handed out.
+    AnswerBeforeDurable,
+    /// The host does so for a new term or vote only.
+    SkipHardStateWait,
+    /// A crash loses a vote that was durable.
+    LoseVote,
+    /// A crash loses the last two entries that were durable.
+    LoseEntries,
+    /// The network turns a refused vote into a granted one.
+    ForgeVotes,
+    /// The network changes an entry on its way.
+    CorruptEntries,
+    /// The network makes a member acknowledge more than it said.
+    ForgeAcknowledgements,
+    /// The machine of one member forgets to execute some commands.
+    SkipApply,
+    /// A leader answers reads without asking anybody whether it still leads.
+    StaleReads,
+    /// The host says of a write whose end is unknown that it was rejected.
+    RejectUnknown,
+    /// No clock ever ticks.
+    StoppedClocks,
+}
+
+/// Which run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Decides everything.
+    pub seed: u64,
+    /// How many members the group has.
+    pub members: u64,
+    /// How long faults happen.
+    pub chaos_us: u64,
+    /// A bug to be caught.
+    pub plant: Plant,
+    /// The one invariant that is looked at; all, if none is named.
+    pub only: Option<&'static str>,
+}
+
+impl Options {
+    /// A run of a seed without planted bugs.
+    pub fn new(seed: u64, members: u64) -> Self {
+        Self { seed, members, chaos_us: CHAOS_US, plant: Plant::None, only: None }
+    }
+}
+
+/// How a run went.
+#[derive(Debug)]
+pub struct Report {
+    /// Which it was.
+    pub options: Options,
+    /// How long it was, in virtual time.
+    pub virtual_us: u64,
+    /// How many lines the trace has.
+    pub lines: u64,
+    /// The hash of the trace.
+    pub trace_hash: String,
+    /// What happened how often.
+    pub tally: Tally,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+}
+
+/// Why a run failed, and how to see it again.
+#[derive(Debug)]
+pub struct Failure {
+    /// Which run it was.
+    pub options: Options,
+    /// What was broken.
+    pub violation: Violation,
+    /// The last lines of the trace.
+    pub recent: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Options { seed, members, .. } = self.options;
+        writeln!(f, "seed {seed} with {members} members: {}", self.violation)?;
+        for line in &self.recent {
+            writeln!(f, "{line}")?;
+        }
+        write!(f, "again: cargo run -p flotilla-sim -- --seed {seed} --members {members} --trace")
+    }
+}
+
+/// Runs a seed. `listener` hears every line of the trace.
+pub fn run(options: Options, listener: Option<trace::Listener>) -> Report {
+    let mut world = World::new(options, Mix::draw(options.seed), listener);
+    // An assertion of the core that fails is a finding like any other, with a trace to it.
+    let outcome = catch_unwind(AssertUnwindSafe(|| world.live(options.chaos_us)));
+    let violation = match outcome {
+        Ok(outcome) => outcome.err(),
+        Err(panic) => Some(Violation::new("assertion", said(panic.as_ref()))),
+    };
+    let failure = violation.map(|violation| Failure {
+        options,
+        violation,
+        recent: world.trace().recent().map(str::to_owned).collect(),
+    });
+    Report {
+        options,
+        virtual_us: world.now_us(),
+        lines: world.trace().lines(),
+        trace_hash: world.trace().hash(),
+        tally: world.tally(),
+        failure,
+    }
+}
+
+/// What a panic said.
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it says nothing").to_owned()
+}

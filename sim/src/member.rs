@@ -1,0 +1,330 @@
+//! A member: its replica while it is up, its disk in any case, and what a host would keep for both.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use raft::{
+    Capture, Config, Index, Instant, NodeId, Output, Payload, Position, ReadId, Refused, Replica,
+    RoleKind, SnapshotRoot, StateMachine, Status, Term, TicketId, Write,
+};
+use rand::rngs::StdRng;
+
+use crate::{
+    Plant,
+    agenda::{Input, Life},
+    client::{Reply, Request, TICKET_US},
+    disk::{Disk, Stored},
+    machine::{CommandId, Machine, manifest},
+};
+
+/// How many inputs wait for a member that is paused; what comes on top is lost, as it is when a
+/// socket's buffers are full.
+const INBOX_MAX: usize = 2_000;
+
+/// A member.
+#[derive(Debug)]
+pub struct Member {
+    /// Its name.
+    pub id: NodeId,
+    incarnation: u64,
+    replica: Option<Replica<Machine>>,
+    pub(crate) disk: Disk,
+    pub(crate) paused: bool,
+    inbox: Vec<Input>,
+    pub(crate) run_is_due: bool,
+    tickets: BTreeMap<TicketId, Asked>,
+    reads: BTreeMap<ReadId, Asked>,
+    asked: u64,
+    pub(crate) standing: Standing,
+    /// How many times slower than it should be its clock ticks.
+    pub(crate) slow_clock: u64,
+    pub(crate) plant: Plant,
+}
+
+/// How a member stood after its last step: what invariants compare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// What it is.
+    pub role: RoleKind,
+    /// In which term.
+    pub term: Term,
+    /// Whom it voted for.
+    pub vote: Option<NodeId>,
+    /// Whom it follows.
+    pub leader: Option<NodeId>,
+    /// The first entry that its log holds.
+    pub first: Index,
+    /// The end of its log.
+    pub last: Position,
+    /// What it knows to be committed.
+    pub commit: Index,
+    /// What its machine has seen.
+    pub applied: Index,
+    /// The end of its last snapshot.
+    pub snapshot: Index,
+}
+
+/// A request that a member has taken on.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// By whom.
+    pub client: u64,
+    /// Which of that client's.
+    pub number: u64,
+    /// What anybody had seen committed when it was taken on.
+    pub floor: Index,
+}
+
+impl Member {
+    pub(crate) fn new(id: NodeId, plant: Plant) -> Self {
+        Self {
+            id,
+            incarnation: 0,
+            replica: None,
+            disk: Disk::default(),
+            paused: false,
+            inbox: Vec::new(),
+            run_is_due: false,
+            tickets: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            asked: 0,
+            standing: Standing::default(),
+            slow_clock: 1,
+            plant,
+        }
+    }
+
+    pub(crate) fn life(&self) -> Life {
+        Life { node: self.id, incarnation: self.incarnation }
+    }
+
+    /// Its replica, if it is up.
+    pub fn replica(&self) -> Option<&Replica<Machine>> {
+        self.replica.as_ref()
+    }
+
+    /// Whether it is up.
+    pub fn is_up(&self) -> bool {
+        self.replica.is_some()
+    }
+
+    /// Its disk.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// How it stood after its last step.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// What a ticket was given for.
+    pub fn ticket(&self, id: TicketId) -> Option<Asked> {
+        self.tickets.get(&id).copied()
+    }
+
+    /// What a read was taken on for.
+    pub fn read(&self, id: ReadId) -> Option<Asked> {
+        self.reads.get(&id).copied()
+    }
+
+    /// How many requests it has taken on and not answered.
+    pub fn requests_open(&self) -> usize {
+        self.tickets.len() + self.reads.len()
+    }
+
+    /// Starts from what the disk holds.
+    pub(crate) fn start(
+        &mut self,
+        config: Config,
+        voters: BTreeSet<NodeId>,
+        seed: u64,
+        now_us: u64,
+    ) -> Result<(), String> {
+        let recovered = self.disk.recovered();
+        let mut machine = Machine::skipping(self.plant == Plant::SkipApply && self.id.0 == 2);
+        if let Some(root) = recovered.snapshot {
+            let stored = self.disk.stored(&root).ok_or("the chunks of the snapshot are gone")?;
+            let mut chunks = stored.chunks.iter().cloned();
+            machine.restore(&mut chunks).map_err(|error| error.to_string())?;
+        }
+        let (id, now) = (self.id, self.clock(now_us));
+        self.replica = Some(Replica::new(config, id, voters, recovered, machine, seed, now));
+        self.standing = self.stand();
+        Ok(())
+    }
+
+    /// Dies. How many of the writes on their way survived.
+    pub(crate) fn crash(&mut self, rng: &mut StdRng) -> Result<usize, String> {
+        self.replica = None;
+        self.incarnation += 1;
+        self.paused = false;
+        self.inbox.clear();
+        self.run_is_due = false;
+        self.tickets.clear();
+        self.reads.clear();
+        let kept = self.disk.crash(rng)?;
+        if self.plant == Plant::LoseVote {
+            self.disk.lose_vote();
+        }
+        if self.plant == Plant::LoseEntries {
+            self.disk.lose_entries(2);
+        }
+        Ok(kept)
+    }
+
+    /// Puts something into the inbox. Whether there was room and somebody to read it.
+    pub(crate) fn give(&mut self, input: Input) -> bool {
+        let tick_waits = || self.inbox.iter().any(|waiting| matches!(waiting, Input::Tick));
+        let stands_still = self.plant == Plant::StoppedClocks;
+        let superfluous = matches!(input, Input::Tick) && (stands_still || tick_waits());
+        let droppable = matches!(input, Input::Message { .. } | Input::Ask { .. });
+        let full = droppable && self.inbox.len() >= INBOX_MAX;
+        let taken = self.is_up() && !superfluous && !full;
+        if taken {
+            self.inbox.push(input);
+        }
+        taken
+    }
+
+    /// Takes the oldest inputs out of the inbox. Whether there are more.
+    pub(crate) fn take_inbox(&mut self, count_max: usize) -> (Vec<Input>, bool) {
+        let rest = self.inbox.split_off(count_max.min(self.inbox.len()));
+        let inputs = std::mem::replace(&mut self.inbox, rest);
+        (inputs, !self.inbox.is_empty())
+    }
+
+    /// Hands an input to the replica. A request that it does not take on is answered at once.
+    pub(crate) fn take_in(&mut self, now_us: u64, input: Input, floor: Index) -> Option<Reply> {
+        let now = self.clock(now_us);
+        let replica = self.replica.as_mut().expect("only a member that is up takes in anything");
+        match input {
+            Input::Message { from, message } => replica.step(now, from, message),
+            Input::Tick => replica.tick(now),
+            Input::Written(id) => replica.written(id),
+            Input::Captured(root) => replica.captured(root),
+            Input::Fetched(root, Some(chunks)) => {
+                replica
+                    .installed(root, &mut chunks.into_iter())
+                    .expect("chunks that were stored decode");
+            }
+            Input::Fetched(_, None) => replica.install_failed(),
+            Input::Ask { client, number, request } => {
+                return self.ask(now, Asked { client, number, floor }, request).err();
+            }
+        }
+        None
+    }
+
+    fn ask(&mut self, now: Instant, asked: Asked, request: Request) -> Result<(), Reply> {
+        let replica = self.replica.as_mut().expect("only a member that is up is asked");
+        self.asked += 1;
+        let leader = replica.node().leader();
+        let refused = |_: Refused| Reply::Refused { leader };
+        match request {
+            Request::Write { command } => {
+                let ticket = TicketId(self.asked);
+                let deadline = Instant(now.0 + TICKET_US);
+                replica
+                    .propose(now, ticket, Payload::Command(command), deadline)
+                    .map_err(refused)?;
+                self.tickets.insert(ticket, asked);
+            }
+            Request::Read { register }
+                if self.plant == Plant::StaleReads && self.standing.role == RoleKind::Leader =>
+            {
+                return Err(Reply::Read(replica.query_stale(register).index));
+            }
+            Request::Read { register } => {
+                let read = ReadId(self.asked);
+                replica.query(read, register).map_err(refused)?;
+                self.reads.insert(read, asked);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn take_output(&mut self) -> (Output<Machine>, Standing) {
+        let replica = self.replica.as_mut().expect("only a member that is up has an output");
+        let mut output = replica.take_output();
+        if self.plant == Plant::RejectUnknown {
+            let unknown = |outcome: &&mut raft::Outcome<_>| **outcome == raft::Outcome::Unknown;
+            let outcomes = output.outcomes.iter_mut().map(|(_, outcome)| outcome);
+            outcomes.filter(unknown).for_each(|outcome| *outcome = raft::Outcome::Rejected);
+        }
+        let standing = self.stand();
+        (output, std::mem::replace(&mut self.standing, standing))
+    }
+
+    /// A ticket or a read has come to an end.
+    pub(crate) fn close_ticket(&mut self, id: TicketId) -> Option<Asked> {
+        self.tickets.remove(&id)
+    }
+
+    pub(crate) fn close_read(&mut self, id: ReadId) -> Option<Asked> {
+        self.reads.remove(&id)
+    }
+
+    /// Whether a planted bug answers a write before it is durable.
+    pub(crate) fn answers_early(&self, write: &Write) -> bool {
+        let only_hard_state = write.hard_state.is_some() && write.entries.is_empty();
+        self.plant == Plant::AnswerBeforeDurable
+            || (self.plant == Plant::SkipHardStateWait && only_hard_state)
+    }
+
+    /// Each member's clock began at another time.
+    fn clock(&self, now_us: u64) -> Instant {
+        Instant(now_us + self.id.0 * 1_000_003)
+    }
+
+    fn stand(&self) -> Standing {
+        let replica = self.replica.as_ref().expect("only a member that is up stands");
+        let Status { role, term, vote, leader, first, last, commit, snapshot, .. } =
+            replica.status();
+        Standing {
+            role,
+            term,
+            vote,
+            leader,
+            first,
+            last,
+            commit,
+            applied: replica.applied().index,
+            snapshot: snapshot.map_or(Index(0), |root| root.position.index),
+        }
+    }
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self {
+            role: RoleKind::Follower,
+            term: Term(0),
+            vote: None,
+            leader: None,
+            first: Index(1),
+            last: Position::default(),
+            commit: Index(0),
+            applied: Index(0),
+            snapshot: Index(0),
+        }
+    }
+}
+
+/// The snapshot that a frozen state makes.
+pub(crate) fn encode(frozen: raft::Frozen<crate::machine::Frozen>) -> Stored {
+    let history = frozen.capture.history();
+    let chunks: Vec<bytes::Bytes> = frozen.capture.chunks().collect();
+    let root = SnapshotRoot {
+        position: frozen.position,
+        stamp: frozen.stamp,
+        manifest: manifest(&chunks),
+        chunks: chunks.len() as u64,
+        bytes: chunks.iter().map(|chunk| chunk.len() as u64).sum(),
+    };
+    Stored { root, chunks, history }
+}
+
+/// The name of the command that a request carries.
+pub(crate) fn command_of(asked: &Asked) -> CommandId {
+    CommandId { client: asked.client, number: asked.number }
+}

@@ -1,0 +1,183 @@
+//! The nemesis: crashes, pauses, partitions and clogged links, and how each ends.
+
+use raft::{NodeId, RoleKind};
+use rand::RngExt;
+
+use crate::{
+    World,
+    agenda::{Happening, Input, Mend},
+    fault::{Fault, Rate},
+    invariants::Violation,
+    network::Link,
+    step::broken_write,
+};
+
+impl World {
+    pub(crate) fn plan_strike(&mut self, rate: Rate) {
+        let delay_us = self.rng.random_range(1..=2 * rate.every_us);
+        self.agenda.after(delay_us, Happening::Strike(rate));
+    }
+
+    pub(crate) fn strike(&mut self, rate: Rate) -> Result<(), Violation> {
+        self.plan_strike(rate);
+        let now_us = self.now_us();
+        let lasts_us = self.rng.random_range(1..=rate.lasts_us_max);
+        let victim = self.draw_victim();
+        self.trace.line(now_us, format_args!("nemesis: {} for {lasts_us} us", rate.fault.name()));
+        match rate.fault {
+            Fault::Crash => {
+                self.crash(victim)?;
+                self.agenda.after(lasts_us, Happening::Mend(Mend::Start(victim)));
+            }
+            Fault::CrashMany => {
+                let all = self.rng.random_range(0..3) == 0;
+                for id in self.voters.clone() {
+                    if all || self.rng.random_range(0..2) == 0 {
+                        self.crash(id)?;
+                        let down_us = self.rng.random_range(1..=lasts_us);
+                        self.agenda.after(down_us, Happening::Mend(Mend::Start(id)));
+                    }
+                }
+            }
+            Fault::Pause => {
+                self.pause(victim);
+                self.agenda.after(lasts_us, Happening::Mend(Mend::Resume(victim)));
+            }
+            Fault::Partition => {
+                let cut = self.draw_cut(victim);
+                self.partitions += 1;
+                self.tally.partitions += 1;
+                self.trace.line(now_us, format_args!("cut: {cut:?}"));
+                self.network.heal();
+                self.network.cut(cut);
+                let partition = self.partitions;
+                self.agenda.after(lasts_us, Happening::Mend(Mend::Heal { partition }));
+            }
+            Fault::Clog => {
+                let links = self.draw_cut(victim);
+                self.tally.clogs += 1;
+                self.trace.line(now_us, format_args!("clogged: {links:?}"));
+                self.network.clog(links, now_us + lasts_us);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn mend(&mut self, mend: Mend) -> Result<(), Violation> {
+        match mend {
+            Mend::Start(id) => self.start(id),
+            Mend::Resume(id) => {
+                self.resume(id);
+                Ok(())
+            }
+            Mend::Heal { partition } => {
+                if partition == self.partitions {
+                    self.trace.line(self.agenda.now_us(), format_args!("healed"));
+                    self.network.heal();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The power of a member fails. Nothing happens if it is down.
+    pub(crate) fn crash(&mut self, id: NodeId) -> Result<(), Violation> {
+        let now_us = self.now_us();
+        let member = self.members.get_mut(&id).expect("every id is a member's");
+        if !member.is_up() {
+            return Ok(());
+        }
+        let kept = member.crash(&mut self.rng).map_err(|why| broken_write(id, &why))?;
+        self.tally.crashes += 1;
+        self.trace.line(now_us, format_args!("n{id} crashes, {kept} writes survive"));
+        self.invariants.disk_changed(&self.members)
+    }
+
+    /// A member starts, unless it is up.
+    pub(crate) fn start(&mut self, id: NodeId) -> Result<(), Violation> {
+        let now_us = self.now_us();
+        let (config, voters) = (self.mix.config, self.voters.clone());
+        let member = self.members.get_mut(&id).expect("every id is a member's");
+        if member.is_up() {
+            return Ok(());
+        }
+        let seed = self.rng.random();
+        member.start(config, voters, seed, now_us).map_err(|why| broken_write(id, &why))?;
+        let image = member.disk().image();
+        let (base, last) = (image.base().0, image.last());
+        let hard = image.hard_state;
+        let line = format_args!("n{id} starts: t{} {:?} log {base}..{last}", hard.term, hard.vote);
+        self.trace.line(now_us, line);
+        self.invariants.started(member)?;
+        let life = member.life();
+        self.plan_tick(life);
+        Ok(())
+    }
+
+    /// A member is stopped; it does not notice.
+    pub(crate) fn pause(&mut self, id: NodeId) {
+        let now_us = self.now_us();
+        let member = self.members.get_mut(&id).expect("every id is a member's");
+        if member.is_up() && !member.paused {
+            member.paused = true;
+            self.tally.pauses += 1;
+            self.trace.line(now_us, format_args!("n{id} is paused"));
+        }
+    }
+
+    /// A member goes on, with all that has come in the meantime.
+    pub(crate) fn resume(&mut self, id: NodeId) {
+        let now_us = self.now_us();
+        let member = self.members.get_mut(&id).expect("every id is a member's");
+        if member.paused {
+            member.paused = false;
+            self.trace.line(now_us, format_args!("n{id} goes on"));
+            self.give(id, Input::Tick);
+            let member = self.members.get_mut(&id).expect("every id is a member's");
+            if !member.run_is_due {
+                member.run_is_due = true;
+                let life = member.life();
+                self.agenda.after(0, Happening::Run(life));
+            }
+        }
+    }
+
+    fn draw_victim(&mut self) -> NodeId {
+        let any = NodeId(self.rng.random_range(1..=self.voters.len() as u64));
+        let leads = |id: &NodeId| {
+            let member = &self.members[id];
+            member.is_up() && member.standing().role == RoleKind::Leader
+        };
+        let leader = self.voters.iter().copied().find(leads);
+        if self.mix.chance(&mut self.rng, self.mix.leader_per_mille) {
+            leader.unwrap_or(any)
+        } else {
+            any
+        }
+    }
+
+    /// Which links a fault of the network is about: those to or from one member, those between two halves, the
+    /// same but for one member that both reach, or a single one.
+    fn draw_cut(&mut self, victim: NodeId) -> Vec<Link> {
+        let voters: Vec<NodeId> = self.voters.iter().copied().collect();
+        let others: Vec<NodeId> = voters.iter().copied().filter(|&id| id != victim).collect();
+        let into = others.iter().map(|&other| (other, victim));
+        let out_of = others.iter().map(|&other| (victim, other));
+        match self.rng.random_range(0..6) {
+            0 => into.chain(out_of).collect(),
+            1 => into.collect(),
+            2 => out_of.collect(),
+            kind @ (3 | 4) => {
+                let sides: Vec<(NodeId, bool)> =
+                    voters.iter().map(|&id| (id, self.rng.random_range(0..2) == 0)).collect();
+                let bridge = (kind == 4).then_some(victim);
+                let apart = |a: &(NodeId, bool), b: &(NodeId, bool)| {
+                    a.1 != b.1 && Some(a.0) != bridge && Some(b.0) != bridge
+                };
+                let pairs = sides.iter().flat_map(|a| sides.iter().map(move |b| (a, b)));
+                pairs.filter(|(a, b)| apart(a, b)).map(|(a, b)| (a.0, b.0)).collect()
+            }
+            _ => into.take(1).collect(),
+        }
+    }
+}

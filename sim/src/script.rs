@@ -1,0 +1,153 @@
+//! What scripted scenarios do to a world: take members off the network, kill them, propose, and
+//! wait for agreement, in the words of the labs.
+
+use raft::{Index, NodeId};
+
+use crate::{
+    World,
+    agenda::{Happening, Input},
+    client::{OPERATOR, Reply, Request},
+    fault::Mix,
+    invariants::Violation,
+    machine::CommandId,
+    network::Pick,
+};
+
+/// How long `one` waits for a single proposal.
+const AGREEMENT_US: u64 = 2_000_000;
+/// How long it goes on proposing.
+const AGREEMENT_US_MAX: u64 = 10_000_000;
+/// How long a group may be without a leader.
+const ELECTION_US_MAX: u64 = 5_000_000;
+
+impl World {
+    /// Another network, other disks, other settings for members that start from now on.
+    pub fn change_mix(&mut self, mix: Mix) {
+        self.mix = mix;
+    }
+
+    /// Takes a member off the network.
+    pub fn disconnect(&mut self, id: NodeId) {
+        self.trace.line(self.agenda.now_us(), format_args!("n{id} is disconnected"));
+        self.network.unplug(id);
+    }
+
+    /// Puts it back.
+    pub fn connect(&mut self, id: NodeId) {
+        self.trace.line(self.agenda.now_us(), format_args!("n{id} is connected"));
+        self.network.plug_in(id);
+    }
+
+    /// Withholds the next message from one member to another that `pick` picks.
+    pub fn withhold(&mut self, from: NodeId, to: NodeId, pick: Pick) {
+        self.network.withhold((from, to), pick);
+    }
+
+    /// How many messages are withheld from one member to another.
+    pub fn withheld(&self, from: NodeId, to: NodeId) -> usize {
+        self.network.withheld((from, to))
+    }
+
+    /// Delivers at once what was withheld.
+    pub fn release(&mut self, from: NodeId, to: NodeId) {
+        for message in self.network.release((from, to)) {
+            self.agenda.after(0, Happening::Deliver { from, to, message });
+        }
+    }
+
+    /// Stops a member, as SIGSTOP does.
+    pub fn stop(&mut self, id: NodeId) {
+        self.pause(id);
+    }
+
+    /// Lets it go on.
+    pub fn go_on(&mut self, id: NodeId) {
+        self.resume(id);
+    }
+
+    /// The power of a member fails.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn kill(&mut self, id: NodeId) -> Result<(), Violation> {
+        self.crash(id)
+    }
+
+    /// A member that is down starts.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn restart(&mut self, id: NodeId) -> Result<(), Violation> {
+        self.start(id)
+    }
+
+    /// Proposes a command to a member; [`World::reply_to`] tells what became of it.
+    pub fn propose(&mut self, to: NodeId, padding_bytes: usize) -> CommandId {
+        self.operator_number += 1;
+        let number = self.operator_number;
+        let id = CommandId { client: OPERATOR, number };
+        let request = Request::Write { command: id.write_to(0, padding_bytes) };
+        self.give(to, Input::Ask { client: OPERATOR, number, request });
+        id
+    }
+
+    /// Asks a member for a linearizable read.
+    pub fn query(&mut self, to: NodeId) -> CommandId {
+        self.operator_number += 1;
+        let number = self.operator_number;
+        let request = Request::Read { register: 0 };
+        self.give(to, Input::Ask { client: OPERATOR, number, request });
+        CommandId { client: OPERATOR, number }
+    }
+
+    /// What became of a request; none if that is open.
+    pub fn reply_to(&self, request: CommandId) -> Option<Reply> {
+        self.replies.get(&request).copied()
+    }
+
+    /// How many members have applied what stands at `index`.
+    pub fn applied(&self, index: Index) -> usize {
+        let has =
+            |member: &&crate::member::Member| member.is_up() && member.standing().applied >= index;
+        self.members.values().filter(has).count()
+    }
+
+    /// Waits until there is a leader, of those that are on the network.
+    ///
+    /// # Errors
+    /// A violation; `R23` if there is none in time.
+    pub fn expect_leader(&mut self) -> Result<NodeId, Violation> {
+        self.run_until(ELECTION_US_MAX, |world| world.leader().is_some())?;
+        self.leader().ok_or_else(|| Violation::new("R23", "there is no leader"))
+    }
+
+    /// Proposes a command, to whoever leads, until `members` have applied it. Where.
+    ///
+    /// # Errors
+    /// A violation; `R23` if they do not agree in time.
+    pub fn one(&mut self, members: usize) -> Result<Index, Violation> {
+        let until_us = self.now_us() + AGREEMENT_US_MAX;
+        while self.now_us() < until_us {
+            let Some(leader) = self.leader() else {
+                self.run_for(10_000)?;
+                continue;
+            };
+            let command = self.propose(leader, 0);
+            let agreed = |world: &Self| {
+                let index = world.ghost().index_of(command);
+                index.is_some_and(|index| world.applied(index) >= members)
+            };
+            self.run_until(AGREEMENT_US, |world| {
+                let refused = matches!(world.reply_to(command), Some(Reply::Refused { .. }));
+                refused || agreed(world)
+            })?;
+            if let Some(index) = self.ghost().index_of(command)
+                && agreed(self)
+            {
+                return Ok(index);
+            }
+            self.run_for(10_000)?;
+        }
+        Err(Violation::new("R23", format!("no agreement of {members} members")))
+    }
+}

@@ -1,0 +1,124 @@
+//! The end of a run: the faults stop, and the group has to come to rest (R23).
+//!
+//! Safety alone is easily had by doing nothing. Within bounded virtual time there must be a leader
+//! whom all follow, a new entry must get committed, all members must have applied the same and be
+//! in the same state, and no request may be left open.
+
+use raft::{NodeId, RoleKind};
+
+use crate::{World, invariants::Violation};
+
+/// Until the last fault is over: a stalled sync, or a message that is late, may still be under way
+/// when the nemesis stops.
+const FAULTS_END_WITHIN_US: u64 = 3_000_000;
+/// From the end of all faults to a leader: ten election timeouts of up to half a second.
+const LEADER_WITHIN_US: u64 = 5_000_000;
+/// From a leader to a commit, when no older entries have to be committed first.
+const COMMIT_WITHIN_US: u64 = 2_000_000;
+/// From there until all are equal, when nobody is far behind.
+const EQUAL_WITHIN_US: u64 = 5_000_000;
+/// For each entry that a member lacks on top: settings may be so small that each takes a round trip
+/// of its own, of 10 ms at most, and a sync, of 2 ms at most.
+const ENTRY_WITHIN_US: u64 = 12_000;
+
+impl World {
+    /// Ends all faults and waits for the group to come to rest.
+    ///
+    /// # Errors
+    /// A violation; `R23` if it does not come to rest.
+    pub fn settle(&mut self) -> Result<(), Violation> {
+        self.end_faults()?;
+        self.run_for(FAULTS_END_WITHIN_US)?;
+        self.must(LEADER_WITHIN_US, "no leader whom all follow", |world| {
+            world.followed_leader().is_some()
+        })?;
+        let backlog_us = ENTRY_WITHIN_US * self.backlog();
+        let commits = self.commit_within(COMMIT_WITHIN_US + backlog_us)?;
+        if !commits {
+            return Err(self.restless("nothing gets committed"));
+        }
+        self.must(EQUAL_WITHIN_US + backlog_us, "the members differ", Self::is_at_rest)?;
+        self.invariants.finish(&self.members)?;
+        self.trace.line(self.agenda.now_us(), format_args!("all at rest"));
+        Ok(())
+    }
+
+    fn end_faults(&mut self) -> Result<(), Violation> {
+        self.trace.line(self.agenda.now_us(), format_args!("the faults stop"));
+        self.mix = self.mix.calmed();
+        self.clients_rest = true;
+        self.agenda.forget_faults();
+        self.network.heal();
+        self.network.unclog();
+        self.network.plug_in_all();
+        for id in self.voters.clone() {
+            self.start(id)?;
+            self.resume(id);
+        }
+        Ok(())
+    }
+
+    /// The leader, if all members follow it.
+    fn followed_leader(&self) -> Option<NodeId> {
+        let leader = self.leader()?;
+        let followed = self.members.values().all(|member| {
+            let standing = member.standing();
+            standing.leader == Some(leader)
+                && (member.id == leader || standing.role == RoleKind::Follower)
+        });
+        followed.then_some(leader)
+    }
+
+    /// How many entries the member lacks that is furthest behind.
+    fn backlog(&self) -> u64 {
+        let lasts = self.members.values().map(|member| member.standing().last.index.0);
+        let applied = self.members.values().map(|member| member.standing().applied.0);
+        lasts.max().unwrap_or(0).saturating_sub(applied.min().unwrap_or(0))
+    }
+
+    fn commit_within(&mut self, limit_us: u64) -> Result<bool, Violation> {
+        let until_us = self.now_us() + limit_us;
+        while self.now_us() < until_us {
+            let Some(leader) = self.leader() else {
+                self.run_for(10_000)?;
+                continue;
+            };
+            let command = self.propose(leader, 0);
+            let committed =
+                self.run_until(500_000, |world| world.ghost().index_of(command).is_some())?;
+            if committed {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let committed = self.ghost().committed();
+        self.members.values().all(|member| {
+            let standing = member.standing();
+            member.is_up()
+                && standing.applied == committed
+                && standing.last.index == committed
+                && member.requests_open() == 0
+        })
+    }
+
+    fn must(
+        &mut self,
+        limit_us: u64,
+        otherwise: &str,
+        holds: impl FnMut(&Self) -> bool,
+    ) -> Result<(), Violation> {
+        if self.run_until(limit_us, holds)? { Ok(()) } else { Err(self.restless(otherwise)) }
+    }
+
+    fn restless(&self, why: &str) -> Violation {
+        let standings: Vec<String> = self
+            .members
+            .values()
+            .map(|member| format!("n{} {:?}", member.id, member.standing()))
+            .collect();
+        Violation::new("R23", format!("{why}:\n{}", standings.join("\n")))
+    }
+}

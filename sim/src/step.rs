@@ -1,0 +1,298 @@
+//! A step of a member: it takes in what has gathered, the invariants look at what comes out, and
+//! only then is it done, in part if the member dies in the middle.
+
+use raft::{AppendResult, Envelope, Index, Install, MessageKind, NodeId, Output, Payload, Write};
+use rand::RngExt;
+
+use crate::{
+    Plant, World,
+    agenda::{Happening, Input, Life, Mend},
+    client::Reply,
+    disk::Stored,
+    fault::DOWN_US_MAX,
+    invariants::{Step, Violation},
+    machine::{CommandId, Machine},
+    member::encode,
+    network::Kind,
+    trace::{Happened, Shown},
+};
+
+/// How long a step takes a member that has more to do.
+const STEP_US: u64 = 10;
+
+impl World {
+    pub(crate) fn is_alive(&self, life: Life) -> bool {
+        let member = &self.members[&life.node];
+        member.is_up() && member.life() == life
+    }
+
+    pub(crate) fn plan_tick(&mut self, life: Life) {
+        // Ticks of a real host are never quite on time.
+        let late_us = self.rng.random_range(0..=self.mix.config.tick_us / 20);
+        let slow_clock = self.members[&life.node].slow_clock.min(self.mix.slow_clock_max);
+        let tick_us = self.mix.config.tick_us * slow_clock;
+        self.agenda.after(tick_us + late_us, Happening::Tick(life));
+    }
+
+    /// A member takes in its inbox.
+    pub(crate) fn run_member(&mut self, id: NodeId) -> Result<(), Violation> {
+        let now_us = self.agenda.now_us();
+        let member = self.members.get_mut(&id).expect("every id is a member's");
+        member.run_is_due = false;
+        if member.paused {
+            return Ok(());
+        }
+        let floor = self.invariants.ghost().committed();
+        let mut replies = Vec::new();
+        let (inputs, more) = member.take_inbox(self.mix.batch_inputs_max);
+        if more {
+            member.run_is_due = true;
+            self.agenda.after(STEP_US, Happening::Run(member.life()));
+        }
+        for input in inputs {
+            match &input {
+                Input::Message { from, message } => {
+                    self.trace.line(now_us, format_args!("n{id} < n{from} {}", Shown(message)));
+                }
+                Input::Tick => {}
+                Input::Written(write) => {
+                    self.trace.line(now_us, format_args!("n{id} written w{write}"));
+                }
+                Input::Captured(root) => {
+                    let position = root.map(|root| root.position);
+                    self.trace.line(now_us, format_args!("n{id} captured {position:?}"));
+                }
+                Input::Fetched(root, chunks) => {
+                    let outcome = if chunks.is_some() { "has fetched" } else { "can't fetch" };
+                    let position = root.position;
+                    self.trace.line(now_us, format_args!("n{id} {outcome} {position}"));
+                }
+                Input::Ask { client, number, request } => {
+                    let kind = match request {
+                        crate::client::Request::Write { .. } => "write",
+                        crate::client::Request::Read { .. } => "read",
+                    };
+                    self.trace.line(now_us, format_args!("n{id} asked c{client}.{number} {kind}"));
+                }
+            }
+            let asker = match &input {
+                Input::Ask { client, number, .. } => Some((*client, *number)),
+                Input::Message { .. }
+                | Input::Tick
+                | Input::Written(_)
+                | Input::Captured(_)
+                | Input::Fetched(..) => None,
+            };
+            if let (Some(reply), Some(asker)) = (member.take_in(now_us, input, floor), asker) {
+                replies.push((asker, reply));
+            }
+        }
+        let (output, before) = member.take_output();
+        for event in &output.events {
+            self.trace.line(now_us, format_args!("n{id} {}", Happened(event)));
+        }
+        self.count(&output);
+        for ((client, number), reply) in replies {
+            self.invariants.answered_at_once(id, client, number, reply, floor)?;
+            self.reply(id, client, number, reply);
+        }
+        let step = Step { node: id, before: &before, output: &output, members: &self.members };
+        self.invariants.step(step)?;
+        self.perform(id, output)
+    }
+
+    fn count(&mut self, output: &Output<Machine>) {
+        for event in &output.events {
+            match event {
+                raft::Event::Leading { .. } => self.tally.elections += 1,
+                raft::Event::LostQuorum { .. } => self.tally.quorums_lost += 1,
+                raft::Event::Truncated { .. } => self.tally.truncations += 1,
+                raft::Event::Compacted { .. } => self.tally.snapshots += 1,
+                raft::Event::Installed { suffix_kept, .. } => {
+                    self.tally.installs += 1;
+                    self.tally.suffixes_kept += u64::from(*suffix_kept);
+                }
+                raft::Event::Following { .. }
+                | raft::Event::PreCampaigning { .. }
+                | raft::Event::Campaigning { .. }
+                | raft::Event::Voted { .. }
+                | raft::Event::Committed { .. }
+                | raft::Event::Installing { .. }
+                | raft::Event::Dropped { .. } => {}
+            }
+        }
+    }
+
+    /// Does what a member asks for. A member that dies in the middle has done an arbitrary part.
+    fn perform(&mut self, id: NodeId, output: Output<Machine>) -> Result<(), Violation> {
+        let Output { mut messages, write, outcomes, answers, install, capture, .. } = output;
+        let per_million = self.mix.crash_in_step_per_million;
+        let dies = per_million > 0 && self.rng.random_range(0..1_000_000) < per_million;
+        if dies {
+            messages.truncate(self.rng.random_range(0..=messages.len()));
+        }
+        if let Some(write) = write
+            && (!dies || self.rng.random_range(0..2) == 0)
+        {
+            self.write(id, write);
+        }
+        for envelope in messages {
+            self.send(id, envelope);
+        }
+        if dies {
+            self.crash(id)?;
+            let down_us = self.rng.random_range(0..=DOWN_US_MAX);
+            self.agenda.after(down_us, Happening::Mend(Mend::Start(id)));
+            return Ok(());
+        }
+        let member = self.members.get_mut(&id).expect("every id is a member's");
+        let life = member.life();
+        let mut replies = Vec::new();
+        for (ticket, outcome) in outcomes {
+            let reply = match outcome {
+                raft::Outcome::Done(response) => {
+                    Reply::Done(response.map_or(Index(0), |response| response.index))
+                }
+                raft::Outcome::Rejected => Reply::Rejected,
+                raft::Outcome::Unknown => Reply::Unknown,
+            };
+            replies.extend(member.close_ticket(ticket).map(|asked| (asked, reply)));
+        }
+        for (read, answer) in answers {
+            let reply =
+                answer.map_or(Reply::Refused { leader: None }, |answer| Reply::Read(answer.index));
+            replies.extend(member.close_read(read).map(|asked| (asked, reply)));
+        }
+        for (asked, reply) in replies {
+            self.reply(id, asked.client, asked.number, reply);
+        }
+        if let Some(install) = install {
+            let transfer_us = self.rng.random_range(0..=self.mix.snapshot_us_max);
+            self.agenda.after(transfer_us, Happening::Fetched(life, install));
+        }
+        if let Some(frozen) = capture {
+            let storing_us = self.rng.random_range(0..=self.mix.snapshot_us_max);
+            self.agenda.after(storing_us, Happening::Captured(life, encode(frozen)));
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, id: NodeId, write: Write) {
+        let now_us = self.agenda.now_us();
+        let Write { id: name, hard_state, entries, snapshot } = &write;
+        let term = hard_state.map(|hard| (hard.term.0, hard.vote.map(|vote| vote.0)));
+        let covered = snapshot.map(|it| (it.root.position.index.0, it.first.0, it.reset));
+        let from = entries.first().map(|entry| entry.position().to_string()).unwrap_or_default();
+        self.trace.line(
+            now_us,
+            format_args!("n{id} writes w{name}: {term:?} {from}+{} {covered:?}", entries.len()),
+        );
+        let member = self.members.get_mut(&id).expect("every id is a member's");
+        let early = member.answers_early(&write).then_some(write.id);
+        member.disk.submit(write);
+        if let Some(write) = early {
+            self.give(id, Input::Written(write));
+        }
+        self.sync(id);
+    }
+
+    /// Begins the next sync of a disk, if there is something to do and none is running.
+    fn sync(&mut self, id: NodeId) {
+        let member = self.members.get_mut(&id).expect("every id is a member's");
+        if let Some(latency_us) = member.disk.begin_sync(&mut self.rng, &self.mix) {
+            self.agenda.after(latency_us, Happening::Synced(member.life()));
+        }
+    }
+
+    pub(crate) fn synced(&mut self, id: NodeId) -> Result<(), Violation> {
+        let member = self.members.get_mut(&id).expect("every id is a member's");
+        let written = member.disk.end_sync().map_err(|why| broken_write(id, &why))?;
+        self.invariants.disk_changed(&self.members)?;
+        if let Some(write) = written
+            && self.plant != Plant::AnswerBeforeDurable
+        {
+            self.give(id, Input::Written(write));
+        }
+        self.sync(id);
+        Ok(())
+    }
+
+    pub(crate) fn captured(&mut self, id: NodeId, stored: Stored) {
+        let fails = self.mix.chance(&mut self.rng, self.mix.snapshot_failure_per_mille);
+        let root = (!fails).then_some(stored.root);
+        if !fails {
+            self.members.get_mut(&id).expect("every id is a member's").disk.store(stored);
+        }
+        self.give(id, Input::Captured(root));
+    }
+
+    /// A transfer has ended: well, if both ends are there and the giver still has the snapshot.
+    pub(crate) fn fetched(&mut self, id: NodeId, install: Install) {
+        let Install { from, root } = install;
+        let giver = &self.members[&from];
+        let reachable = self.network.is_open((id, from)) && self.network.is_open((from, id));
+        let fails = self.mix.chance(&mut self.rng, self.mix.snapshot_failure_per_mille);
+        let stored = giver
+            .disk()
+            .stored(&root)
+            .filter(|_| giver.is_up() && !giver.paused && reachable && !fails)
+            .cloned();
+        let chunks = stored.as_ref().map(|stored| stored.chunks.clone());
+        if let Some(stored) = stored {
+            self.members.get_mut(&id).expect("every id is a member's").disk.store(stored);
+        }
+        self.give(id, Input::Fetched(root, chunks));
+    }
+
+    fn send(&mut self, from: NodeId, envelope: Envelope) {
+        let now_us = self.agenda.now_us();
+        let Envelope { to, message } = self.tamper(envelope);
+        let kind = match message.kind {
+            MessageKind::VoteReply { .. } | MessageKind::AppendReply { .. } => Kind::Reply,
+            MessageKind::VoteRequest { .. }
+            | MessageKind::AppendRequest { .. }
+            | MessageKind::SnapshotOffer(_) => Kind::Request,
+        };
+        let link = (from, to);
+        if self.network.withholds(link, &message) {
+            self.trace.line(now_us, format_args!("n{from} > n{to} {} (held)", Shown(&message)));
+            return;
+        }
+        let arrivals = self.network.arrivals(now_us, link, kind, &mut self.rng, &self.mix);
+        let lost = if arrivals.is_empty() { " (lost)" } else { "" };
+        self.trace.line(now_us, format_args!("n{from} > n{to} {}{lost}", Shown(&message)));
+        for time_us in arrivals {
+            self.agenda.at(time_us, Happening::Deliver { from, to, message: message.clone() });
+        }
+    }
+
+    /// Planted bugs of the network.
+    fn tamper(&mut self, mut envelope: Envelope) -> Envelope {
+        let kind = &mut envelope.message.kind;
+        if self.plant == Plant::ForgeVotes
+            && let MessageKind::VoteReply { pre_vote: false, granted } = kind
+        {
+            *granted = true;
+        }
+        if self.plant == Plant::ForgeAcknowledgements
+            && let MessageKind::AppendReply { result: AppendResult::Matched(index), .. } = kind
+        {
+            index.0 += 1;
+        }
+        if self.plant == Plant::CorruptEntries
+            && let MessageKind::AppendRequest { entries, .. } = kind
+            && self.mix.chance(&mut self.rng, 20)
+        {
+            for entry in entries {
+                let forged = CommandId { client: 999, number: entry.index.0 };
+                entry.payload = Payload::Command(forged.write_to(0, 0));
+            }
+        }
+        envelope
+    }
+}
+
+/// A member asked its disk for something that [`Write`] rules out.
+pub(crate) fn broken_write(id: NodeId, why: &str) -> Violation {
+    Violation::new("write contract", format!("n{id}: {why}"))
+}

@@ -1,0 +1,87 @@
+//! The checkers can fail: bugs that are planted around the core, each caught by every invariant
+//! that it breaks, with that invariant alone switched on.
+//!
+//! With `--nocapture` each test tells which seed was the first to catch its bug.
+
+use flotilla_sim::{Options, Plant, run};
+
+/// A bug that has not been caught after so many seeds never will be.
+const SEEDS_MAX: u64 = 400;
+
+#[track_caller]
+fn caught(plant: Plant, invariant: &'static str) {
+    for seed in 0..SEEDS_MAX {
+        let members = 3 + 2 * (seed % 2);
+        let options = Options { plant, only: Some(invariant), ..Options::new(seed, members) };
+        let failure = run(options, None).failure;
+        if let Some(failure) = failure
+            && failure.violation.invariant == invariant
+        {
+            println!("{plant:?} is caught by {invariant} in seed {seed}");
+            return;
+        }
+    }
+    panic!("{plant:?} is not caught by {invariant} in {SEEDS_MAX} seeds");
+}
+
+#[test]
+fn acknowledging_before_durable() {
+    caught(Plant::AnswerBeforeDurable, "R10");
+    caught(Plant::AnswerBeforeDurable, "R6");
+    caught(Plant::AnswerBeforeDurable, "R11");
+}
+
+#[test]
+fn dropping_the_wait_on_term_and_vote() {
+    caught(Plant::SkipHardStateWait, "R9");
+    caught(Plant::SkipHardStateWait, "R11");
+}
+
+#[test]
+fn losing_a_vote_in_a_crash() {
+    caught(Plant::LoseVote, "R9");
+    caught(Plant::LoseVote, "R8");
+}
+
+#[test]
+fn losing_entries_in_a_crash() {
+    caught(Plant::LoseEntries, "R6");
+    caught(Plant::LoseEntries, "R4");
+    caught(Plant::LoseEntries, "R5");
+}
+
+#[test]
+fn counting_refused_votes() {
+    caught(Plant::ForgeVotes, "R1");
+}
+
+#[test]
+fn changing_entries_on_their_way() {
+    caught(Plant::CorruptEntries, "R3");
+    caught(Plant::CorruptEntries, "R5");
+}
+
+#[test]
+fn acknowledging_too_much() {
+    caught(Plant::ForgeAcknowledgements, "R6");
+}
+
+#[test]
+fn forgetting_to_execute() {
+    caught(Plant::SkipApply, "R5");
+}
+
+#[test]
+fn reading_without_a_quorum() {
+    caught(Plant::StaleReads, "R19");
+}
+
+#[test]
+fn rejecting_what_is_unknown() {
+    caught(Plant::RejectUnknown, "R12");
+}
+
+#[test]
+fn clocks_that_stand_still() {
+    caught(Plant::StoppedClocks, "R23");
+}

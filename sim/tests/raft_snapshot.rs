@@ -1,0 +1,89 @@
+//! Snapshots: a member that was away gets one instead of the log that is gone.
+
+mod depth;
+
+use depth::{expect, scenario};
+use flotilla_sim::{Mix, Violation, World};
+use raft::{Config, NodeId};
+
+const SECOND_US: u64 = 1_000_000;
+/// Enough entries for the log to be compacted.
+const ENTRIES: usize = 25;
+
+/// A snapshot every ten entries or so, and hardly any log before it.
+fn small(mix: Mix) -> Mix {
+    let config = Config { snapshot_log_bytes_min: 500, retained_bytes: 100, ..mix.config };
+    Mix { config, ..mix }
+}
+
+/// The labs' snapshot scenarios: in each round one member is away, every third time the leader,
+/// and the others go on until they have thrown away the log that it needs.
+fn rounds(world: &mut World, crash: bool) -> Result<(), Violation> {
+    world.one(3)?;
+    for round in 0..9 {
+        let leader = world.expect_leader()?;
+        let step = if round % 3 == 2 { 0 } else { 1 + round % 2 };
+        let victim = NodeId((leader.0 - 1 + step) % 3 + 1);
+        if crash {
+            world.kill(victim)?;
+        } else {
+            world.disconnect(victim);
+        }
+        world.one(2)?;
+        for _ in 0..ENTRIES {
+            let leader = world.expect_leader()?;
+            world.propose(leader, 8);
+            world.run_for(SECOND_US / 100)?;
+        }
+        world.one(2)?;
+        if crash {
+            world.restart(victim)?;
+        } else {
+            world.connect(victim);
+        }
+        world.one(3)?;
+    }
+    let installs = world.tally().installs;
+    expect(installs >= 5, format!("a member that was away needs a snapshot: {installs} installs"))
+}
+
+#[test]
+fn install() {
+    scenario("install", 3, &small(Mix::calm()), |world| rounds(world, false));
+}
+
+#[test]
+fn install_unreliable() {
+    scenario("install_unreliable", 3, &small(Mix::unreliable()), |world| rounds(world, false));
+}
+
+#[test]
+fn install_crash() {
+    scenario("install_crash", 3, &small(Mix::calm()), |world| rounds(world, true));
+}
+
+#[test]
+fn install_unreliable_crash() {
+    scenario("install_unreliable_crash", 3, &small(Mix::unreliable()), |world| rounds(world, true));
+}
+
+#[test]
+fn all_crash() {
+    scenario("all_crash", 3, &small(Mix::unreliable()), |world| {
+        let mut last = world.one(3)?;
+        for _ in 0..5 {
+            for _ in 0..ENTRIES {
+                last = world.one(2)?;
+            }
+            for id in (1..=3).map(NodeId) {
+                world.kill(id)?;
+            }
+            for id in (1..=3).map(NodeId) {
+                world.restart(id)?;
+            }
+            let next = world.one(3)?;
+            expect(next > last, format!("{next} after {last}: nothing committed is lost"))?;
+        }
+        expect(world.tally().snapshots > 0, "snapshots are taken")
+    });
+}

@@ -1,0 +1,73 @@
+//! Seeds: each draws its own mix of faults, and all invariants hold after every step.
+
+mod depth;
+
+use depth::{Depth, depth};
+use flotilla_sim::{Options, Tally, run};
+
+/// Runs a third of the seeds of this depth.
+fn swarm(members: u64) -> Tally {
+    let count = match depth() {
+        Depth::Quick => 67,
+        Depth::Ci => 200,
+        Depth::Deep => 3_334,
+    };
+    let mut total = Tally::default();
+    for seed in 0..count {
+        let report = run(Options::new(seed, members), None);
+        if let Some(failure) = report.failure {
+            panic!("{failure}");
+        }
+        total.add(&report.tally);
+    }
+    total
+}
+
+/// Seeds in which nothing happens prove nothing.
+#[track_caller]
+fn happened(what: &str, times: u64, least: u64) {
+    assert!(times >= least, "{what}: {times} times, and not at least {least}");
+}
+
+#[test]
+fn groups_of_one() {
+    let total = swarm(1);
+    happened("commits", total.commits, 2_000);
+    happened("snapshots", total.snapshots, 100);
+    happened("crashes", total.crashes, 200);
+    happened("reads", total.reads, 1_000);
+}
+
+#[test]
+fn groups_of_three() {
+    let total = swarm(3);
+    happened("elections", total.elections, 200);
+    happened("commits", total.commits, 2_000);
+    happened("truncations", total.truncations, 5);
+    happened("snapshots", total.snapshots, 100);
+    happened("installs", total.installs, 5);
+    happened("quorums lost", total.quorums_lost, 5);
+    happened("crashes", total.crashes, 200);
+    happened("pauses", total.pauses, 100);
+    happened("partitions", total.partitions, 100);
+    happened("clogs", total.clogs, 100);
+    happened("acknowledged writes", total.done, 1_000);
+    happened("reads", total.reads, 1_000);
+    happened("rejected writes", total.rejected, 1);
+    happened("unknown writes", total.unknown, 5);
+}
+
+#[test]
+fn groups_of_five() {
+    let total = swarm(5);
+    happened("elections", total.elections, 200);
+    happened("commits", total.commits, 1_000);
+    happened("truncations", total.truncations, 10);
+    happened("snapshots", total.snapshots, 100);
+    happened("installs", total.installs, 10);
+    happened("quorums lost", total.quorums_lost, 5);
+    happened("crashes", total.crashes, 200);
+    happened("acknowledged writes", total.done, 500);
+    happened("reads", total.reads, 500);
+    happened("unknown writes", total.unknown, 5);
+}
