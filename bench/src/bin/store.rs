@@ -106,7 +106,9 @@ fn main() -> Result<(), StoreError> {
     };
     let directory = directory.map_err(machine)?;
     println!("one member, {ENTRY_BYTES}-byte entries, each batch durable before the next\n");
-    println!("| entries a batch | batches/s | entries/s | CPU us an entry | disk bytes an entry byte |");
+    println!(
+        "| entries a batch | batches/s | entries/s | CPU us an entry | disk bytes an entry byte |"
+    );
     println!("|---:|---:|---:|---:|---:|");
     for count in [1, 16, 128] {
         let path = directory.path().join(count.to_string());
