@@ -1,4 +1,32 @@
-//! The host of a Raft group.
+//! The host of a Raft group: everything that `raft` leaves to its driver.
+//!
+//! `raft` decides; this crate acts. It owns the disk (`store`), the connections to the other
+//! members (`peer/`), the clock, and the one task that drives a replica (`host.rs`). A service
+//! brings a state machine and gets a [`Handle`]; nothing but the host task touches the machine.
+//!
+//! # The life of a host
+//!
+//! [`Host::start`] opens the store, which refuses a directory of somebody else and one that lost
+//! what it had acknowledged, and serves the peer port. Then the group is born, if it is not yet
+//! (`birth.rs`): every initial member has to be heard before anyone may vote. From then on the
+//! host task waits for the first of {shutdown, store failure, clock, disk, peers, jobs, requests},
+//! takes in what else is there, and acts once on all of it. That is where batches come from: while
+//! the disk is busy, proposals gather.
+//!
+//! # What must hold
+//!
+//! - A write is answered by the store's thread after its sync, and the core makes votes and
+//!   acknowledgements of that answer; nothing here could send one earlier.
+//! - A member whose memory is gone or old does not take part: incarnation, boot, nonce and write
+//!   sequence travel with every batch (`identity.rs`), and a member that is told so ends.
+//! - Every queue has a bound and a name. To peers they drop, since Raft repairs; to the store the
+//!   queue is one merged write, no larger than the core's own log.
+//! - Blocking work is never on the runtime.
+//!
+//! # What is absent
+//!
+//! Changes of membership, TLS, several groups in one process, and resuming a broken transfer of a
+//! snapshot with the missing chunks only.
 
 pub mod admin;
 mod birth;

@@ -35,11 +35,11 @@ const CHANGES_A_REPLACEMENT: usize = 11;
 
 /// How many changes move what one removed key leaves behind, in the long run: one in eight keys
 /// frees a page, which is moved a few times.
-const CHANGES_A_REMOVAL: usize = 12;
+const CHANGES_A_REMOVAL: usize = 8;
 
 /// Only when new segments are begun are old ones looked at, so a part of what was removed is
 /// written once more to fill them: one byte of so many.
-const REMOVED_BYTES_A_BYTE: usize = 4;
+const REMOVED_BYTES_A_BYTE: usize = 5;
 
 /// The largest change.
 const CHANGE_BYTES_MAX: usize = 1 << 10;
