@@ -57,7 +57,9 @@ where
         }
         let (at, member) = match members.pick() {
             Pick::Member(at, member) => (at, member),
-            Pick::Wait(wait) => {
+            // A call does not end untried for want of time: it waits for half of what it has.
+            Pick::Wait(wait, at, member) if past.last.is_none() && wait >= left / 2 => (at, member),
+            Pick::Wait(wait, ..) => {
                 sleep(wait.min(left)).await;
                 continue;
             }

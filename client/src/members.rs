@@ -64,10 +64,11 @@ pub(crate) struct Members {
 
 /// Whom to ask.
 pub(crate) enum Pick {
-    /// This one, at this place in the list.
+    /// Ask this one, at this place of the list.
     Member(usize, Arc<Member>),
-    /// Nobody for this long.
-    Wait(Duration),
+    /// All are being left alone: wait, or, if there is no time to, ask the one that comes back
+    /// first.
+    Wait(Duration, usize, Arc<Member>),
 }
 
 impl Member {
@@ -103,17 +104,19 @@ impl Members {
         let now = self.now_ms();
         let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
         let preferred = self.preferred.load(Relaxed);
-        let mut earliest = u64::MAX;
+        let mut earliest = (u64::MAX, preferred);
         for step in 0..list.len() {
             let at = (preferred + step) % list.len();
             let retry_at = list[at].retry_at_ms.load(Relaxed);
             if retry_at <= now {
                 return Pick::Member(at, Arc::clone(&list[at]));
             }
-            earliest = earliest.min(retry_at);
+            earliest = earliest.min((retry_at, at));
         }
-        let wait = earliest - now;
-        Pick::Wait(Duration::from_millis(wait + rand::random_range(0..=wait / 2 + 1)))
+        let (retry_at, at) = earliest;
+        let wait = retry_at - now;
+        let wait = Duration::from_millis(wait + rand::random_range(0..=wait / 2 + 1));
+        Pick::Wait(wait, at, Arc::clone(&list[at]))
     }
 
     /// A member answered; `leader` is what it says of the leader.

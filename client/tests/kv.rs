@@ -116,9 +116,9 @@ async fn a_request_given_up_is_acknowledged_by_the_next() {
     client.put("k", "1").await.unwrap();
     fake.plan(vec![Act::Hang; 1000]);
     assert!(client.put("k", "2").await.is_err());
-    fake.state().acts.clear();
     let dropped = tokio::time::timeout(Duration::ZERO, client.put("k", "3"));
     assert!(dropped.await.is_err());
+    fake.state().acts.clear();
     client.put("k", "4").await.unwrap();
     let last = fake.state().ids.last().unwrap().clone();
     assert_eq!((last.sequence, last.acknowledged), (4, 3));
