@@ -209,7 +209,7 @@ async fn a_member_that_dies_and_comes_back_is_found_again() {
 
 #[tokio::test]
 async fn thousands_of_requests_share_one_connection() {
-    let fake = Fake { pause: Some(Duration::from_millis(50)), ..Fake::default() };
+    let fake = Fake { together: 900, ..Fake::default() };
     let (address, _) = fake.serve().await;
     let client = KvClient::connect(vec![address], Options::default()).unwrap();
     let calls = (0..4_000_u32).map(|number| {
@@ -221,7 +221,6 @@ async fn thousands_of_requests_share_one_connection() {
     }
     check_once(&fake, 4_000);
     let state = fake.state();
-    assert!(state.open_max >= 900, "{} at once", state.open_max);
     let open = |id: &proto::kv::RequestId| id.sequence - id.acknowledged <= 256;
     assert!(state.ids.iter().all(open));
 }

@@ -7,7 +7,6 @@ use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,7 +17,7 @@ use proto::kv::{
     kv_server::{Kv, KvServer},
     put_reply,
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 use tonic::{
     Code, Request, Response, Status,
     transport::{Server, server::TcpIncoming},
@@ -60,7 +59,9 @@ pub struct State {
 pub struct Fake {
     pub state: Arc<Mutex<State>>,
     pub served: Arc<Mutex<u32>>,
-    pub pause: Option<Duration>,
+    /// No request is answered before so many were open at once.
+    pub together: u32,
+    pub opened: Arc<Notify>,
 }
 
 pub const SHARDS: u32 = 8;
@@ -76,7 +77,7 @@ impl Fake {
 
     /// Another server with the same state.
     pub fn sibling(&self) -> Self {
-        Self { state: self.state.clone(), served: Arc::default(), pause: self.pause }
+        Self { served: Arc::default(), ..self.clone() }
     }
 
     pub async fn serve(&self) -> (String, JoinHandle<()>) {
@@ -153,16 +154,26 @@ impl Fake {
                 }
             }
         };
-        if let Some(pause) = self.pause {
-            self.count(1);
-            tokio::time::sleep(pause).await;
-            self.count(-1);
-        }
+        self.count(1);
+        self.wait_for_others().await;
+        self.count(-1);
         match act {
             Some(Act::ExecuteThenHang) => std::future::pending().await,
             Some(Act::ExecuteThenBreak) => Err(Status::unknown("transport error")),
             _ => Ok((written, duplicate)),
         }
+    }
+
+    /// Waits until enough requests were open at once.
+    async fn wait_for_others(&self) {
+        loop {
+            let opened = self.opened.notified();
+            if self.state().open_max >= self.together {
+                break;
+            }
+            opened.await;
+        }
+        self.opened.notify_waiters();
     }
 
     fn count(&self, change: i32) {
