@@ -4,7 +4,10 @@ mod depth;
 
 use depth::{expect, scenario};
 use flotilla_sim::{Mix, Violation, World};
-use raft::{Config, NodeId};
+use raft::{
+    Config, Entry, GroupTime, HardState, Index, Instant, Message, MessageKind, Node, NodeId,
+    Payload, Position, Recovered, SnapshotRoot, Term,
+};
 
 const SECOND_US: u64 = 1_000_000;
 /// Enough entries for the log to be compacted.
@@ -86,4 +89,42 @@ fn all_crash() {
         }
         expect(world.tally().snapshots > 0, "snapshots are taken")
     });
+}
+
+/// In one step a member cuts its log, gets new entries, and installs a snapshot that covers just
+/// those. Nothing of them is left to be written, and yet the disk must learn of the cut: else the
+/// old entries behind it would come back with the next start.
+#[test]
+fn install_over_a_conflict_in_one_step() {
+    let entry = |index, term| Entry {
+        index: Index(index),
+        term: Term(term),
+        stamp: GroupTime(0),
+        payload: Payload::Tick,
+    };
+    let recovered = Recovered {
+        hard_state: HardState { term: Term(2), vote: None },
+        entries: (1..=12).map(|index| entry(index, 1)).collect(),
+        ..Recovered::default()
+    };
+    let (leader, now) = (NodeId(2), Instant(0));
+    let voters = (1..=3).map(NodeId).collect();
+    let mut node = Node::new(Config::default(), NodeId(1), voters, recovered, 0, now);
+    let kind = MessageKind::AppendRequest {
+        previous: Position { term: Term(1), index: Index(7) },
+        commit: Index(7),
+        round: 1,
+        entries: vec![entry(8, 2), entry(9, 2)],
+    };
+    node.step(now, leader, Message { term: Term(2), kind });
+    let position = Position { term: Term(2), index: Index(9) };
+    let stamp = GroupTime(0);
+    let manifest = raft::Digest::default();
+    assert!(node.installed(SnapshotRoot { position, stamp, manifest, chunks: 1, bytes: 1 }));
+
+    let write = node.take_effects().write.expect("a snapshot is to be written");
+    let snapshot = write.snapshot.expect("it is in the write");
+    assert_eq!(write.entries, [], "the snapshot covers them");
+    assert_eq!(snapshot.first, Index(10), "the log goes on behind the snapshot");
+    assert!(snapshot.reset, "entries 10 to 12 of term 1 are not kept on the disk");
 }
