@@ -177,7 +177,7 @@ fn table(answers: &BTreeMap<String, Answer>) -> String {
         table.row([
             format!("{} {}", reply.daemon, reply.node),
             endpoint.clone(),
-            role(reply).to_owned(),
+            format!("{}{}", role(reply), if reply.low_on_space { ", disk full" } else { "" }),
             reply.term.to_string(),
             leader,
             reply.last_index.to_string(),
@@ -217,6 +217,7 @@ fn values(answers: &BTreeMap<String, Answer>) -> Value {
             "snapshot_bytes": reply.snapshot_bytes,
             "state_digest": hexadecimal(&reply.state_digest),
             "group_time_ms": reply.group_time_ms,
+            "low_on_space": reply.low_on_space,
         }),
     });
     let leaders: Vec<_> = groups.values().map(|group| leader(group.iter().copied())).collect();

@@ -103,7 +103,8 @@ impl Requests {
                 | Reason::Expired
                 | Reason::Acknowledged
                 | Reason::Shutdown
-                | Reason::OtherShards => false,
+                | Reason::OtherShards
+                | Reason::NoSpace => false,
             };
             let pause = Instant::now() + RETRY_PAUSE;
             if !again || hops_left == 0 || pause >= deadline {
@@ -122,6 +123,9 @@ impl Requests {
                 self.query(query.clone(), deadline).await
             }
             Ask::Command { command, verb } => {
+                if verb.grows() {
+                    self.handle.check_space().map_err(|refused| refusal(&refused))?;
+                }
                 let began = self.now_ms();
                 // The host looks at deadlines once a tick, which may be too late for the caller.
                 let proposed = self.handle.propose(command.clone(), deadline);
@@ -259,7 +263,8 @@ fn refusal(refused: &Refused) -> Refusal {
             Refusal { leader: leader.unwrap_or_default(), ..never(Reason::NotLeader, message) }
         }
         Refused::Overtaken | Refused::Unborn => never(Reason::NotLeader, message),
-        Refused::Overloaded { .. } | Refused::LowSpace => never(Reason::Limit, message),
+        Refused::Overloaded { .. } => never(Reason::Limit, message),
+        Refused::LowSpace => never(Reason::NoSpace, message),
         Refused::TooLarge { .. } => never(Reason::Invalid, message),
         Refused::Deadline => never(Reason::Deadline, message),
         Refused::Shutdown => never(Reason::Shutdown, message),

@@ -46,6 +46,16 @@ pub(crate) enum Verb {
     Delete,
 }
 
+impl Verb {
+    /// Whether it may add to what is stored.
+    pub(crate) fn grows(self) -> bool {
+        match self {
+            Self::Put | Self::Append => true,
+            Self::Delete => false,
+        }
+    }
+}
+
 /// Whether losing the answer to this request loses what its outcome was: it changes something and
 /// has no name under which to ask again.
 pub(crate) fn is_anonymous_mutation(kind: &request::Kind) -> bool {
@@ -254,7 +264,7 @@ pub(crate) fn status(refusal: pb::Refusal) -> Status {
         Reason::Invalid => Code::InvalidArgument,
         Reason::Limit => Code::ResourceExhausted,
         Reason::Expired => Code::Aborted,
-        Reason::Acknowledged | Reason::OtherShards => Code::FailedPrecondition,
+        Reason::Acknowledged | Reason::OtherShards | Reason::NoSpace => Code::FailedPrecondition,
         Reason::Unspecified => Code::Unknown,
     };
     let executed = match refusal.executed() {

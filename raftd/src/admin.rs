@@ -60,6 +60,7 @@ fn to_wire(status: Status, daemon: &str, version: &str) -> pb::StatusReply {
         group_time_ms: status.group_time.0,
         members: status.members.into_iter().map(member).collect(),
         daemon: daemon.to_owned(),
+        low_on_space: status.low_on_space,
     }
 }
 

@@ -55,8 +55,8 @@ pub enum Refused {
         /// The limit.
         limit: usize,
     },
-    /// The disk is nearly full; requests that free space are still taken.
-    #[error("less than free_bytes_min is free on the disk of this member")]
+    /// The disk is nearly full, see [`Handle::check_space`].
+    #[error("the disk of this member is nearly full: less than free_bytes_min is free on it")]
     LowSpace,
     /// The deadline passed.
     #[error("the deadline passed")]
@@ -115,6 +115,8 @@ pub struct Status {
     pub snapshot: Option<SnapshotRoot>,
     /// The digest of its state at `applied`.
     pub state_digest: u128,
+    /// Less than `free_bytes_min` is free on its disk.
+    pub low_on_space: bool,
     /// All members; how they stand is known on the leader only.
     pub members: Vec<MemberStatus>,
 }
@@ -219,6 +221,15 @@ impl<S: StateMachine> Handle<S> {
     /// Whether this member leads, as far as it knows.
     pub fn leads(&self) -> bool {
         self.status.borrow().role == Role::Leader
+    }
+
+    /// Whether there is room to grow on this member's disk. A service asks before it proposes what
+    /// adds to the state; what removes something, or ends what has begun, is proposed all the same.
+    ///
+    /// # Errors
+    /// [`Refused::LowSpace`].
+    pub fn check_space(&self) -> Result<(), Refused> {
+        if self.status.borrow().low_on_space { Err(Refused::LowSpace) } else { Ok(()) }
     }
 
     /// How this member stands.

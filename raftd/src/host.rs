@@ -156,9 +156,6 @@ impl<S: StateMachine> Driver<S> {
     fn take(&mut self, request: Request<S>) {
         match request {
             Request::Propose { command, deadline, answer } => {
-                if self.store.is_low_on_space() {
-                    return reply(answer, Outcome::Rejected(Refused::LowSpace));
-                }
                 match self.propose(Payload::Command(command), deadline) {
                     Ok(ticket) => drop(self.waiting.proposals.insert(ticket, answer)),
                     Err(refused) => reply(answer, Outcome::Rejected(refused)),
@@ -319,7 +316,8 @@ impl<S: StateMachine> Driver<S> {
         });
     }
 
-    /// Tells how the member stands: role, term and leader at once, the rest with a tick.
+    /// Tells how the member stands: role, term, leader and want of space at once, the rest with a
+    /// tick.
     fn publish(&self, ticked: bool) {
         let node = self.replica.node();
         let changed = {
@@ -327,6 +325,7 @@ impl<S: StateMachine> Driver<S> {
             last.term != node.term()
                 || last.leader != node.leader()
                 || last.role != role(node.role())
+                || last.low_on_space != self.store.is_low_on_space()
         };
         let moved = ticked && self.status.borrow().applied != self.replica.applied().index;
         let peers_moved = ticked && node.role() == RoleKind::Leader;
@@ -370,6 +369,7 @@ impl<S: StateMachine> Driver<S> {
             log_bytes: core.log_bytes,
             snapshot: core.snapshot,
             state_digest: self.replica.machine().digest(),
+            low_on_space: self.store.is_low_on_space(),
             members: members.collect(),
         }
     }

@@ -311,6 +311,7 @@ fn unborn(settings: &Settings, members: &BTreeMap<NodeId, Member>) -> Status {
         log_bytes: 0,
         snapshot: None,
         state_digest: 0,
+        low_on_space: false,
         members: members.collect(),
     }
 }

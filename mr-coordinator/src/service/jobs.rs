@@ -170,6 +170,8 @@ impl pb::jobs_server::Jobs for JobsService {
             return Ok(Response::new(known));
         }
         let output_key = self.check(&spec).await?;
+        let space = self.desk.handle.check_space();
+        space.map_err(|refused| refuse(Code::FailedPrecondition, refused.to_string()))?;
         let job = JobId(uuid::Uuid::now_v7().as_u128());
         let asked = driver::Request::Submit { job, token, spec, output_key };
         let (verdict, job) = match self.desk.ask(asked).await? {

@@ -41,7 +41,6 @@ pub use error::StoreError;
 pub use floor::{Floor, FloorState, Group, HeardPeer};
 pub use manifest::Manifest;
 pub use snapshots::{Reader, ReceiveError, Snapshots};
-pub use space::Space;
 
 use crate::identity::{Founder, GroupId, Incarnation};
 use crate::settings::Settings;
@@ -151,14 +150,9 @@ impl Store {
         self.shared.submit(write);
     }
 
-    /// Whether there is room to grow, at most about a second ago.
-    pub fn space(&self) -> Space {
-        self.shared.space()
-    }
-
-    /// Whether nothing may grow.
+    /// Whether there was too little room to grow, when it was last looked.
     pub fn is_low_on_space(&self) -> bool {
-        self.space() == Space::Low
+        self.shared.space() == space::Space::Low
     }
 
     /// Durably makes the group and its founders known.

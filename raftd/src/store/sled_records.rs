@@ -211,12 +211,16 @@ fn is_locked(error: &sled::Error) -> bool {
 /// What the operating system says is the machine's; all else is the data's.
 fn explain(what: &str, error: sled::Error) -> StoreError {
     match error {
-        sled::Error::Io(error) if error.raw_os_error().is_some() => {
-            StoreError::machine(what, error)
-        }
+        sled::Error::Io(error) if is_the_machines(&error) => StoreError::machine(what, error),
         error if is_locked(&error) => StoreError::machine(what, io::Error::other(error)),
         error => StoreError::Damaged(format!("{what}: {error}")),
     }
+}
+
+/// Whether the operating system said it. What sled tells from its threads is a copy, in which the
+/// number of the error has become a part of the text.
+fn is_the_machines(error: &io::Error) -> bool {
+    error.raw_os_error().is_some() || error.to_string().contains("Os { code: ")
 }
 
 fn check_blobs(path: &Path) -> Result<(), StoreError> {

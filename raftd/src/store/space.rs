@@ -19,7 +19,7 @@ const RESERVE_BYTES: u64 = 16 << 20;
 
 /// How much room is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Space {
+pub(super) enum Space {
     /// Enough to grow.
     Enough,
     /// Less than the threshold: nothing may grow.
