@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use raft::{HardState, Term, Write};
@@ -93,9 +92,11 @@ fn space_comes_back_after_a_compaction() {
     let most = bytes_of(directory.path());
     assert!(most > 190_000_000, "190 MB took {most} bytes");
     member.snapshot(vec![random(&mut rng, 1_000)]);
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut rounds = 0;
     while bytes_of(directory.path()) > most / 2 {
-        assert!(Instant::now() < deadline, "it still takes {} bytes", bytes_of(directory.path()));
+        // Counted in work, not in time, which would be the machine's. It takes two or three.
+        rounds += 1;
+        assert!(rounds < 10, "it still takes {} bytes", bytes_of(directory.path()));
         for _ in 0..100 {
             member.append(&[random(&mut rng, 30_000)]);
         }
