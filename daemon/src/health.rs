@@ -34,18 +34,17 @@ pub fn check(admin: SocketAddr) -> Result<(), Failure> {
     }
 }
 
-/// Checks, prints the outcome, and answers with the exit code.
-pub fn run(program: &str, admin: SocketAddr) -> Code {
-    match check(admin) {
-        Ok(()) => {
-            println!("ready");
-            Code::Done
-        }
-        Err(failure) => {
-            failure.print(program);
-            failure.code()
-        }
-    }
+/// Checks, and prints the outcome.
+///
+/// # Errors
+/// The exit code, as [`check`].
+pub fn run(program: &str, admin: SocketAddr) -> Result<(), Code> {
+    check(admin).map_err(|failure| {
+        failure.print(program);
+        failure.code()
+    })?;
+    println!("ready");
+    Ok(())
 }
 
 fn ask(admin: SocketAddr) -> io::Result<Vec<u8>> {

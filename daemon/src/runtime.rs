@@ -128,3 +128,25 @@ fn build(name: &str, worker_threads: Option<u16>) -> Result<Runtime, Failure> {
         .build()
         .map_err(|error| Failure::machine("the runtime cannot start").because(error))
 }
+
+/// Something ended that should have lasted until shutdown; the rest is told to end, too.
+///
+/// # Errors
+/// How it ended; machine, when that was well.
+pub fn early(ended: Result<(), Failure>, what: &str, rest: &Shutdown) -> Result<(), Failure> {
+    rest.request();
+    ended.and_then(|()| Err(Failure::machine(format!("{what} ended before its time"))))
+}
+
+/// How a task ended.
+///
+/// # Errors
+/// The task's own; panic.
+pub fn joined(
+    ended: Result<Result<(), Failure>, tokio::task::JoinError>,
+    what: &str,
+) -> Result<(), Failure> {
+    ended.unwrap_or_else(|error| {
+        Err(Failure::new(Code::Panic, format!("the task of {what} panicked")).because(error))
+    })
+}

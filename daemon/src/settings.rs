@@ -213,3 +213,19 @@ fn readings(text: &str) -> Vec<Value> {
     }
     values
 }
+
+/// Refuses a number that is out of range.
+///
+/// # Errors
+/// Configuration, naming the setting.
+pub fn check_range(
+    setting: &str,
+    value: u64,
+    range: std::ops::RangeInclusive<u64>,
+) -> Result<(), Failure> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let (min, max) = (range.start(), range.end());
+    Err(Failure::configuration(format!("{setting} is {value}, but must be {min} to {max}")))
+}

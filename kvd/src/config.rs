@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use daemon::{
     Failure,
-    addresses::{Addresses, Network, check_exposed, resolve},
+    addresses::{self, Addresses},
     ports, runtime,
+    settings::check_range,
 };
 use proto::SHARDS_DEFAULT;
-use raft::NodeId;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{KEY_BYTES_MAX, PairLimits, SHARDS_MAX, VALUE_BYTES_MAX};
@@ -78,17 +78,11 @@ impl Config {
     /// # Errors
     /// Configuration, naming the setting.
     pub fn check(&self) -> Result<(), Failure> {
-        let range = |name: &str, value: u64, limit: u64| {
-            if (1..=limit).contains(&value) {
-                return Ok(());
-            }
-            Err(Failure::configuration(format!("{name} is {value}, but must be 1 to {limit}")))
-        };
-        range("shards", self.shards.into(), SHARDS_MAX.into())?;
-        range("key_bytes_max", self.key_bytes_max as u64, KEY_BYTES_MAX as u64)?;
-        range("value_bytes_max", self.value_bytes_max as u64, VALUE_BYTES_MAX as u64)?;
+        check_range("shards", self.shards.into(), 1..=SHARDS_MAX.into())?;
+        check_range("key_bytes_max", self.key_bytes_max as u64, 1..=KEY_BYTES_MAX as u64)?;
+        check_range("value_bytes_max", self.value_bytes_max as u64, 1..=VALUE_BYTES_MAX as u64)?;
         let longest = u64::try_from(DEADLINE_MAX.as_millis()).unwrap_or(u64::MAX);
-        range("deadline_ms", self.deadline_ms, longest)
+        check_range("deadline_ms", self.deadline_ms, 1..=longest)
     }
 
     /// The limits on keys and values.
@@ -97,46 +91,20 @@ impl Config {
         PairLimits { key_bytes_max, value_bytes_max }
     }
 
-    /// Where to listen and what to tell others. What the list of members says of this member
-    /// stands in for what is not set.
+    /// Where to listen and what to tell others.
     ///
     /// # Errors
-    /// Configuration, when an address is malformed or exposed, or contradicts the list of members;
-    /// machine, when a host name has no address.
+    /// As [`raftd::Network::addresses`].
     pub fn addresses(&self) -> Result<Addresses, Failure> {
-        let listed = if self.group.members.is_empty() {
-            None
-        } else {
-            let node = NodeId(self.group.node);
-            self.group.members("", "")?.into_iter().find(|member| member.node == node)
-        };
-        let listed_client = listed.as_ref().map(|member| member.client_address.as_str());
-        let listed_peer = listed.as_ref().map(|member| member.peer_address.as_str());
-        agree("advertise", self.advertise.as_deref(), listed_client)?;
-        agree("peer_advertise", self.peer_advertise.as_deref(), listed_peer)?;
-        let mut addresses = Addresses::resolve(Network {
+        let client = addresses::Network {
             listen: &self.listen,
-            advertise: self.advertise.as_deref().or(listed_client),
+            advertise: self.advertise.as_deref(),
             admin: self.admin.as_deref(),
             insecure: self.insecure,
-        })?;
-        if let Some(text) = &self.peer_listen {
-            addresses.peer = resolve("peer_listen", text)?;
-            check_exposed(addresses.peer, self.insecure)?;
-        }
-        if let Some(text) = self.peer_advertise.as_deref().or(listed_peer) {
-            text.clone_into(&mut addresses.advertise_peer);
-        }
-        Ok(addresses)
-    }
-}
-
-fn agree(setting: &str, given: Option<&str>, listed: Option<&str>) -> Result<(), Failure> {
-    match (given, listed) {
-        (Some(given), Some(listed)) if given != listed => Err(Failure::configuration(format!(
-            "{setting} is {given}, but group.members says {listed} of this member"
-        ))),
-        (Some(_) | None, Some(_) | None) => Ok(()),
+        };
+        let peer_listen = self.peer_listen.as_deref();
+        let peer_advertise = self.peer_advertise.as_deref();
+        raftd::Network { client, peer_listen, peer_advertise }.addresses(&self.group)
     }
 }
 

@@ -3,7 +3,12 @@
 use std::time::Duration;
 
 use daemon::{
-    Failure, Readiness, Shutdown, addresses::listen, admin::Admin, grpc, metrics::Metrics,
+    Failure, Readiness, Shutdown,
+    addresses::listen,
+    admin::Admin,
+    grpc,
+    metrics::Metrics,
+    runtime::{early, joined},
 };
 use raftd::{Advertised, Handle, Host, Refused, Role, Status};
 use tokio::sync::watch;
@@ -61,7 +66,7 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
     let served = tokio::select! {
         biased;
         ended = &mut host => return early(ended, "the replica", &inner),
-        ended = &mut admin => return early(joined(ended), "the admin port", &inner),
+        ended = &mut admin => return early(joined(ended, "the admin port"), "the admin port", &inner),
         served = client => served,
         wrong = check_shards(&handle, shards) => Err(wrong),
         () = follow(handle.watch_status(), &readiness) => Ok(()),
@@ -69,19 +74,7 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
     readiness.not_ready("shutting down");
     inner.request();
     let stopped = host.await;
-    served.and(stopped).and(joined(admin.await))
-}
-
-/// Something ended that should have lasted until shutdown; the rest is told to end, too.
-fn early(ended: Result<(), Failure>, what: &str, rest: &Shutdown) -> Result<(), Failure> {
-    rest.request();
-    ended.and_then(|()| Err(Failure::machine(format!("{what} ended before its time"))))
-}
-
-fn joined(ended: Result<Result<(), Failure>, tokio::task::JoinError>) -> Result<(), Failure> {
-    ended.unwrap_or_else(|error| {
-        Err(Failure::new(daemon::Code::Panic, "the admin port's task panicked").because(error))
-    })
+    served.and(stopped).and(joined(admin.await, "the admin port"))
 }
 
 /// Ends when the cluster turns out to have been created with another number of shards than this

@@ -21,6 +21,8 @@ struct Arguments {
     #[command(flatten)]
     network: flags::Network,
     #[command(flatten)]
+    peers: raftd::PeerFlags,
+    #[command(flatten)]
     group: raftd::Flags,
     #[command(flatten)]
     own: Own,
@@ -31,12 +33,6 @@ struct Arguments {
 /// The flags that only the coordinator has. They set settings at the top level.
 #[derive(clap::Args, Clone, Debug, Default, Serialize)]
 struct Own {
-    /// Listen for peers on this address instead of the client port plus 50
-    #[arg(long, value_name = "HOST:PORT")]
-    peer_listen: Option<String>,
-    /// Tell peers to reach this member at this address
-    #[arg(long, value_name = "HOST:PORT")]
-    peer_advertise: Option<String>,
     /// The directory that coordinators and workers share
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -69,18 +65,12 @@ Examples:
 pub fn main(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Code {
     runtime::main(NAME, || {
         let arguments: Arguments = flags::parse(arguments)?;
-        let Arguments { process, network, group, own, command } = &arguments;
-        let given = flags::given(&[process, network, group, own])?;
+        let Arguments { process, network, peers, group, own, command } = &arguments;
+        let given = flags::given(&[process, network, peers, group, own])?;
         let file = process.config.as_deref();
         let config = settings::load(NAME, &Config::default(), file, std::env::vars_os(), &given)?;
         match command {
-            Some(Command::Health) => {
-                let admin = config.addresses()?.admin;
-                match health::run(NAME, admin) {
-                    Code::Done => Ok(()),
-                    code => Err(code.into()),
-                }
-            }
+            Some(Command::Health) => Ok(health::run(NAME, config.addresses()?.admin)?),
             None => runtime::run(NAME, &config.process, &config, |shutdown| {
                 crate::run(&config, shutdown)
             }),
@@ -96,8 +86,8 @@ mod tests {
 
     fn config(arguments: &[&str]) -> Result<Config, daemon::Failure> {
         let parsed = Arguments::try_parse_from(arguments).unwrap();
-        let Arguments { process, network, group, own, .. } = &parsed;
-        let given = flags::given(&[process, network, group, own])?;
+        let Arguments { process, network, peers, group, own, .. } = &parsed;
+        let given = flags::given(&[process, network, peers, group, own])?;
         settings::load(NAME, &Config::default(), None, Vec::new(), &given)
     }
 

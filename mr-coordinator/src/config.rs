@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use daemon::{
     Failure,
-    addresses::{Addresses, Network, check_exposed, resolve},
+    addresses::{self, Addresses},
     ports, runtime,
+    settings::check_range,
 };
-use raft::NodeId;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -83,15 +83,9 @@ impl Config {
     /// # Errors
     /// Configuration, naming the setting that is out of range.
     pub fn scheduling(&self) -> Result<schedule::Settings, Failure> {
-        let range = |name: &str, value: u64, min: u64, max: u64| {
-            if (min..=max).contains(&value) {
-                return Ok(());
-            }
-            let message = format!("{name} is {value}, but must be {min} to {max}");
-            Err(Failure::configuration(message))
-        };
-        range("lease_ms", self.lease_ms, LEASE_MS_MIN, LEASE_MS_MAX)?;
-        range("jobs_running_max", self.jobs_running_max as u64, 1, JOBS_ACTIVE_MAX as u64)?;
+        check_range("lease_ms", self.lease_ms, LEASE_MS_MIN..=LEASE_MS_MAX)?;
+        let running = self.jobs_running_max as u64;
+        check_range("jobs_running_max", running, 1..=JOBS_ACTIVE_MAX as u64)?;
         let (least, most) = HEARTBEAT_MS;
         Ok(schedule::Settings {
             lease_ms: self.lease_ms,
@@ -101,46 +95,20 @@ impl Config {
         })
     }
 
-    /// Where to listen and what to tell others. What the list of members says of this member
-    /// stands in for what is not set.
+    /// Where to listen and what to tell others.
     ///
     /// # Errors
-    /// Configuration, when an address is malformed or exposed, or contradicts the list of members;
-    /// machine, when a host name has no address.
+    /// As [`raftd::Network::addresses`].
     pub fn addresses(&self) -> Result<Addresses, Failure> {
-        let listed = if self.group.members.is_empty() {
-            None
-        } else {
-            let node = NodeId(self.group.node);
-            self.group.members("", "")?.into_iter().find(|member| member.node == node)
-        };
-        let listed_client = listed.as_ref().map(|member| member.client_address.as_str());
-        let listed_peer = listed.as_ref().map(|member| member.peer_address.as_str());
-        agree("advertise", self.advertise.as_deref(), listed_client)?;
-        agree("peer_advertise", self.peer_advertise.as_deref(), listed_peer)?;
-        let mut addresses = Addresses::resolve(Network {
+        let client = addresses::Network {
             listen: &self.listen,
-            advertise: self.advertise.as_deref().or(listed_client),
+            advertise: self.advertise.as_deref(),
             admin: self.admin.as_deref(),
             insecure: self.insecure,
-        })?;
-        if let Some(text) = &self.peer_listen {
-            addresses.peer = resolve("peer_listen", text)?;
-            check_exposed(addresses.peer, self.insecure)?;
-        }
-        if let Some(text) = self.peer_advertise.as_deref().or(listed_peer) {
-            text.clone_into(&mut addresses.advertise_peer);
-        }
-        Ok(addresses)
-    }
-}
-
-fn agree(setting: &str, given: Option<&str>, listed: Option<&str>) -> Result<(), Failure> {
-    match (given, listed) {
-        (Some(given), Some(listed)) if given != listed => Err(Failure::configuration(format!(
-            "{setting} is {given}, but group.members says {listed} of this member"
-        ))),
-        (Some(_) | None, Some(_) | None) => Ok(()),
+        };
+        let peer_listen = self.peer_listen.as_deref();
+        let peer_advertise = self.peer_advertise.as_deref();
+        raftd::Network { client, peer_listen, peer_advertise }.addresses(&self.group)
     }
 }
 

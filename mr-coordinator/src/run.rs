@@ -4,7 +4,12 @@
 use std::sync::Arc;
 
 use daemon::{
-    Failure, Readiness, Shutdown, addresses::listen, admin::Admin, grpc, metrics::Metrics,
+    Failure, Readiness, Shutdown,
+    addresses::listen,
+    admin::Admin,
+    grpc,
+    metrics::Metrics,
+    runtime::{early, joined},
 };
 use raftd::{Advertised, Handle, Host, Role, Status};
 use tokio::sync::watch;
@@ -99,22 +104,6 @@ fn open_root(config: &Config) -> Result<(Arc<Root>, bool), Failure> {
         tracing::info!("the shared filesystem cannot exchange directories; overwrite is refused");
     }
     Ok((Arc::new(root), can_exchange))
-}
-
-/// Something ended that should have lasted until shutdown; the rest is told to end, too.
-fn early(ended: Result<(), Failure>, what: &str, rest: &Shutdown) -> Result<(), Failure> {
-    rest.request();
-    ended.and_then(|()| Err(Failure::machine(format!("{what} ended before its time"))))
-}
-
-fn joined(
-    ended: Result<Result<(), Failure>, tokio::task::JoinError>,
-    what: &str,
-) -> Result<(), Failure> {
-    ended.unwrap_or_else(|error| {
-        Err(Failure::new(daemon::Code::Panic, format!("the task of {what} panicked"))
-            .because(error))
-    })
 }
 
 /// Tells readiness: there is a leader, and if it is this member it has taken over.

@@ -6,11 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use daemon::{
-    Code, Failure, addresses, flags, health,
-    runtime::{self, Ending},
-    settings,
-};
+use daemon::{Code, Failure, addresses, flags, health, runtime, settings};
 use serde::Serialize;
 
 use crate::{
@@ -105,10 +101,7 @@ pub fn main(
         match arguments.command {
             Some(Command::Health) => {
                 let admin = addresses::resolve("admin", &config.admin)?;
-                match health::run(NAME, admin) {
-                    Code::Done => Ok(()),
-                    code => Err(Ending::Told(code)),
-                }
+                Ok(health::run(NAME, admin)?)
             }
             Some(Command::Slot(_)) | None => {
                 let slot = this_program(slot_prefix);

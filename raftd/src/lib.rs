@@ -34,6 +34,7 @@ mod events;
 mod handle;
 mod host;
 mod identity;
+mod network;
 mod peer;
 mod settings;
 mod start;
@@ -44,5 +45,6 @@ pub use handle::{
     COMMAND_BYTES_MAX, Handle, MemberStatus, Outcome, REQUESTS_MAX, Refused, Role, Status,
 };
 pub use identity::{Founder, GroupId, Incarnation};
+pub use network::{Network, PeerFlags};
 pub use settings::{ADDRESS_BYTES_MAX, CLUSTER_BYTES_MAX, Flags, MEMBERS_MAX, Member, Settings};
 pub use start::{Advertised, Host};
