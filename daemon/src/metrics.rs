@@ -5,7 +5,7 @@
 //! picked by that suffix, since quantiles of several members cannot be added up.
 
 use std::fmt::Write;
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -40,7 +40,7 @@ const COUNT_BUCKETS: [f64; 13] =
 /// How often the recorder folds the samples of histograms, which otherwise pile up unread.
 pub const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-static METRICS: OnceLock<Metrics> = OnceLock::new();
+static METRICS: Mutex<Option<Metrics>> = Mutex::new(None);
 
 /// What the process measured so far. Clones share the recorder.
 #[derive(Clone, Debug)]
@@ -56,7 +56,8 @@ impl Metrics {
     /// # Errors
     /// Machine, when another recorder was installed.
     pub fn install(daemon: &'static str) -> Result<Self, Failure> {
-        if let Some(metrics) = METRICS.get() {
+        let mut installed = METRICS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(metrics) = &*installed {
             return Ok(metrics.clone());
         }
         let refuse = |error: String| Failure::machine("metrics cannot start").because(error);
@@ -77,7 +78,7 @@ impl Metrics {
             "daemon" => daemon, "version" => version::PACKAGE, "commit" => version::COMMIT
         )
         .set(1.0);
-        Ok(METRICS.get_or_init(|| metrics).clone())
+        Ok(installed.insert(metrics).clone())
     }
 
     /// All metrics in Prometheus' text format.

@@ -62,11 +62,14 @@ struct Measure {
 
 impl Measures {
     fn new() -> Self {
-        metrics::describe_histogram!("kvd_request_seconds", "how long requests took");
-        metrics::describe_counter!("kvd_requests_refused_total", "requests without a reply");
+        metrics::describe_histogram!("flotilla_kv_request_seconds", "how long requests took");
+        metrics::describe_counter!(
+            "flotilla_kv_requests_refused_total",
+            "requests without a reply"
+        );
         let measure = |method: &'static str| Measure {
-            seconds: metrics::histogram!("kvd_request_seconds", "method" => method),
-            refused: metrics::counter!("kvd_requests_refused_total", "method" => method),
+            seconds: metrics::histogram!("flotilla_kv_request_seconds", "method" => method),
+            refused: metrics::counter!("flotilla_kv_requests_refused_total", "method" => method),
         };
         Self {
             get: measure("get"),
