@@ -102,7 +102,7 @@ impl Plan {
         if self.kv == 0 && self.workers == 0 {
             return refuse("a cluster of no members and no workers".to_owned());
         }
-        self.place.map_or(Ok(()), Place::check)
+        self.place.map_or(Ok(()), |place| place.check(self.insecure))
     }
 }
 

@@ -96,18 +96,32 @@ impl Place {
         SocketAddr::new(self.ip, self.base_port + WORKER_OFFSET + number - 1)
     }
 
-    /// Refuses a place that has no room for all ports.
+    /// Refuses a place that has no room for all ports, that nobody can connect to, or that is open
+    /// to other machines without the word of who starts it.
     ///
     /// # Errors
-    /// Wrong call, saying which ports fit.
-    pub fn check(self) -> Result<(), Failure> {
-        if (1..=BASE_PORT_MAX).contains(&self.base_port) {
-            return Ok(());
+    /// Wrong call, saying what fits.
+    pub fn check(self, insecure: bool) -> Result<(), Failure> {
+        let refuse = |message: String| Err(Failure::new(Code::WrongCall, message));
+        let Self { ip, base_port } = self;
+        if !(1..=BASE_PORT_MAX).contains(&base_port) {
+            return refuse(format!(
+                "the base port is {base_port}, but must be 1 to {BASE_PORT_MAX}"
+            ));
         }
-        Err(Failure::new(
-            Code::WrongCall,
-            format!("the base port is {}, but must be 1 to {BASE_PORT_MAX}", self.base_port),
-        ))
+        if ip.is_unspecified() {
+            return refuse(format!(
+                "{ip} is no address to connect to: --listen-ip must be the address at which \
+                 others reach this machine, or 127.0.0.1"
+            ));
+        }
+        if !insecure && !ip.to_canonical().is_loopback() {
+            return refuse(format!(
+                "{ip} can be reached from other machines, and connections are not encrypted: \
+                 accept that with --insecure, or listen on 127.0.0.1"
+            ));
+        }
+        Ok(())
     }
 
     /// Refuses a place where one of these addresses is taken, so that nothing is started then.
@@ -185,9 +199,20 @@ mod tests {
     #[test]
     fn every_port_of_the_highest_base_fits() {
         let place = Place { base_port: BASE_PORT_MAX, ..Place::default() };
-        place.check().unwrap();
+        place.check(false).unwrap();
         assert!(place.worker_admin(WORKERS_MAX).port() > BASE_PORT_MAX);
-        assert!(Place { base_port: BASE_PORT_MAX + 1, ..place }.check().is_err());
-        assert!(Place { base_port: 0, ..place }.check().is_err());
+        assert!(Place { base_port: BASE_PORT_MAX + 1, ..place }.check(false).is_err());
+        assert!(Place { base_port: 0, ..place }.check(false).is_err());
+    }
+
+    #[test]
+    fn only_an_address_of_ones_own_is_taken_unasked() {
+        let at = |ip: &str| Place { ip: ip.parse().unwrap(), ..Place::default() };
+        for everywhere in ["0.0.0.0", "::"] {
+            assert!(at(everywhere).check(true).unwrap_err().to_string().contains("--listen-ip"));
+        }
+        assert!(at("10.1.2.3").check(false).unwrap_err().to_string().contains("--insecure"));
+        assert!(at("10.1.2.3").check(true).is_ok());
+        assert!(at("::1").check(false).is_ok());
     }
 }
