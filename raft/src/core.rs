@@ -10,6 +10,10 @@ use crate::{
     SnapshotWrite, Term, WriteId, clock::Clock, durability::Durability, log::Log,
 };
 
+/// How many messages wait for the hard state. On a disk that does not answer the oldest go first:
+/// a lost message costs a repetition.
+const HELD_MAX: usize = 1_024;
+
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) config: Config,
@@ -129,6 +133,9 @@ impl Core {
         if self.durability.hard_state_is_durable() {
             self.messages.push(envelope);
         } else {
+            if self.held.len() == HELD_MAX {
+                self.held.pop_front();
+            }
             self.held.push_back(envelope);
         }
     }
