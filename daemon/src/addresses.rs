@@ -14,8 +14,9 @@ use crate::ports;
 /// How many connections may wait to be accepted.
 pub const BACKLOG: u32 = 1024;
 
-/// The longest host name, as DNS has it.
-const HOST_BYTES_MAX: usize = 253;
+/// The longest host name: one that fits with its port into the 255 bytes in which members remember
+/// each other's addresses.
+const HOST_BYTES_MAX: usize = 249;
 
 /// The network settings of a daemon that serves clients, as they were given.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +72,7 @@ impl Addresses {
             }
             None => listen.to_string(),
         };
-        let (host, port) = parts("advertise", &advertise)?;
+        let (host, port) = host_and_port("advertise", &advertise)?;
         let peer_port = ports::above(port, ports::PEER_OFFSET)
             .ok_or_else(|| no_port("advertise", &advertise, "peer"))?;
         let advertise_peer = format!("{host}:{peer_port}");
@@ -88,7 +89,7 @@ pub fn resolve(setting: &str, text: &str) -> Result<SocketAddr, Failure> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
-    let (host, port) = parts(setting, text)?;
+    let (host, port) = host_and_port(setting, text)?;
     let unknown = || Failure::machine(format!("{setting}: the host {host} has no address"));
     let mut found = (host, port).to_socket_addrs().map_err(|error| unknown().because(error))?;
     found.next().ok_or_else(unknown)
@@ -156,8 +157,11 @@ fn no_port(setting: &str, address: &str, purpose: &str) -> Failure {
     ))
 }
 
-/// Host and port of `text`; an IPv6 host keeps its brackets.
-fn parts<'a>(setting: &str, text: &'a str) -> Result<(&'a str, u16), Failure> {
+/// Host and port of `text`, the value of `setting`; an IPv6 host keeps its brackets.
+///
+/// # Errors
+/// Configuration, when the text is malformed or too long.
+pub fn host_and_port<'a>(setting: &str, text: &'a str) -> Result<(&'a str, u16), Failure> {
     let refuse = || {
         Failure::configuration(format!(
             "{setting} is {text:?}, but must be host:port, such as 127.0.0.1:7300"

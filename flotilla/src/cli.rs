@@ -9,7 +9,7 @@ use daemon::{Code, Failure, version};
 use tokio::runtime::Builder;
 
 use crate::output::Output;
-use crate::{bench, demo, kv, mr, proto_files, status, up};
+use crate::{bench, demo, kv, members, mr, proto_files, status, up};
 
 const EXAMPLES: &str = "\
 Try it:
@@ -52,6 +52,8 @@ enum Command {
     Kv(kv::Arguments),
     /// Ask every member how it is: who leads, terms, indexes, lag
     Status(status::Arguments),
+    /// Choose which member of a group leads
+    Members(members::Arguments),
     /// Submit, watch and cancel MapReduce jobs
     #[command(after_help = mr::HELP)]
     Mr(mr::Arguments),
@@ -96,6 +98,7 @@ fn run(command: Command, program: &str, output: Output) -> Result<(), Failure> {
             Command::Up(arguments) => up::run(arguments, program, output).await,
             Command::Kv(arguments) => kv::run(arguments, output).await,
             Command::Status(arguments) => status::run(arguments, output).await,
+            Command::Members(arguments) => members::run(arguments, output).await,
             Command::Mr(arguments) => mr::run(arguments, output).await,
             Command::Bench(arguments) => bench::run(arguments, output).await,
             Command::Proto(arguments) => proto_files::run(&arguments, output),

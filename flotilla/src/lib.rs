@@ -9,6 +9,7 @@ mod cli;
 pub mod demo;
 mod kv;
 pub mod local;
+mod members;
 mod mr;
 mod output;
 mod proto_files;

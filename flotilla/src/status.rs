@@ -97,7 +97,7 @@ pub(crate) fn leader<'a>(
 }
 
 /// A wrong call rather than an absent member.
-fn malformed(answers: &BTreeMap<String, Answer>) -> Option<Error> {
+pub(crate) fn malformed(answers: &BTreeMap<String, Answer>) -> Option<Error> {
     let invalid = |answer: &Answer| match answer {
         Err(error @ Error::Rejected(Rejected::Invalid(_))) => Some(error.clone()),
         Ok(_) | Err(_) => None,

@@ -262,7 +262,9 @@ fn refusal(refused: &Refused) -> Refusal {
             let leader = leader.as_ref().map(|leader| leader.client_address.clone());
             Refusal { leader: leader.unwrap_or_default(), ..never(Reason::NotLeader, message) }
         }
-        Refused::Overtaken | Refused::Unborn => never(Reason::NotLeader, message),
+        Refused::Overtaken | Refused::Unborn | Refused::Transferring => {
+            never(Reason::NotLeader, message)
+        }
         Refused::Overloaded { .. } => never(Reason::Limit, message),
         Refused::LowSpace => never(Reason::NoSpace, message),
         Refused::TooLarge { .. } => never(Reason::Invalid, message),

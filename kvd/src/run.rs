@@ -93,6 +93,7 @@ async fn check_shards(handle: &Handle<KvMachine>, shards: u32) -> Failure {
             | Err(
                 Refused::NotLeader { .. }
                 | Refused::Overtaken
+                | Refused::Transferring
                 | Refused::Overloaded { .. }
                 | Refused::TooLarge { .. }
                 | Refused::LowSpace

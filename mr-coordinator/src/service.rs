@@ -110,6 +110,7 @@ impl Desk {
             Refused::NotLeader { .. } => self.not_leader(),
             Refused::Unborn
             | Refused::Overtaken
+            | Refused::Transferring
             | Refused::Overloaded { .. }
             | Refused::Shutdown
             | Refused::Deadline

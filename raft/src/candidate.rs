@@ -3,25 +3,32 @@
 
 use std::collections::BTreeMap;
 
-use crate::{MessageKind, NodeId, core::Core, node::Next, quorum, quorum::Tally};
+use crate::{Ballot, MessageKind, NodeId, core::Core, node::Next, quorum, quorum::Tally};
 
 #[derive(Debug)]
 pub(crate) struct Candidate {
-    /// A dry run.
-    pub(crate) pre_vote: bool,
+    ballot: Ballot,
     votes: BTreeMap<NodeId, bool>,
     ticks_left: u32,
 }
 
 impl Candidate {
     /// Asks the others. Its term is the one it asks for, unless this is a dry run.
-    pub(crate) fn new(core: &mut Core, pre_vote: bool) -> Self {
-        let term = if pre_vote { core.hard.term.next() } else { core.hard.term };
+    pub(crate) fn new(core: &mut Core, ballot: Ballot) -> Self {
+        let term = match ballot {
+            Ballot::PreVote => core.hard.term.next(),
+            Ballot::Vote | Ballot::Transfer => core.hard.term,
+        };
         let last = core.log.last();
         for peer in core.peers() {
-            core.send_as(term, peer, MessageKind::VoteRequest { pre_vote, last });
+            core.send_as(term, peer, MessageKind::VoteRequest { ballot, last });
         }
-        Self { pre_vote, votes: BTreeMap::new(), ticks_left: core.draw_timeout_ticks() }
+        Self { ballot, votes: BTreeMap::new(), ticks_left: core.draw_timeout_ticks() }
+    }
+
+    /// Whether it only asks what would be.
+    pub(crate) fn is_dry_run(&self) -> bool {
+        self.ballot == Ballot::PreVote
     }
 
     /// Without an answer the candidate starts over, with a dry run again. As long as its own vote is
@@ -32,7 +39,7 @@ impl Candidate {
             return Next::Stay;
         }
         self.ticks_left = self.ticks_left.saturating_sub(1);
-        if self.ticks_left == 0 { Next::PreCampaign } else { Next::Stay }
+        if self.ticks_left == 0 { Next::Campaign(Ballot::PreVote) } else { Next::Stay }
     }
 
     /// A member answered. A candidate's own vote counts, like any other, once it is durable.
@@ -42,7 +49,7 @@ impl Candidate {
         match quorum::tally(core.voters.len(), granted, self.votes.len() - granted) {
             Tally::Open => Next::Stay,
             Tally::Lost => Next::Follow(None),
-            Tally::Won if self.pre_vote => Next::Campaign,
+            Tally::Won if self.is_dry_run() => Next::Campaign(Ballot::Vote),
             Tally::Won => Next::Lead,
         }
     }

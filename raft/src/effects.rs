@@ -49,6 +49,12 @@ pub enum Refused {
     /// Ask the leader.
     #[error("this member does not lead")]
     NotLeader,
+    /// Ask again, soon: the leadership is being handed over.
+    #[error("the leadership is being handed over")]
+    Transferring,
+    /// The leadership can't be handed to who is no member.
+    #[error("the group has no such member")]
+    NoSuchMember,
     /// Ask again later.
     #[error("the limit {0} is reached")]
     Overloaded(&'static str),

@@ -35,6 +35,16 @@ pub enum Event {
         /// In which term.
         term: Term,
     },
+    /// It hands its leadership over.
+    Transferring {
+        /// To whom.
+        to: NodeId,
+    },
+    /// It keeps its leadership: who was to take it over did not, in time.
+    TransferFailed {
+        /// Who.
+        to: NodeId,
+    },
     /// It gave its vote.
     Voted {
         /// In which term.

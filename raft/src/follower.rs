@@ -1,7 +1,7 @@
 //! A member that follows a leader, or waits for one to appear.
 
 use crate::{
-    AppendResult, DropReason, Entry, Event, Index, Install, MessageKind, NodeId, Position,
+    AppendResult, Ballot, DropReason, Entry, Event, Index, Install, MessageKind, NodeId, Position,
     SnapshotRoot, core::Core, node::Next,
 };
 
@@ -37,7 +37,11 @@ impl Follower {
 
     pub(crate) fn tick(&mut self) -> Next {
         self.silent_ticks += 1;
-        if self.silent_ticks >= self.timeout_ticks { Next::PreCampaign } else { Next::Stay }
+        if self.silent_ticks >= self.timeout_ticks {
+            Next::Campaign(Ballot::PreVote)
+        } else {
+            Next::Stay
+        }
     }
 
     /// Whether a leader was heard lately: then nobody needs an election (thesis, section 4.2.3).

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
     AppendResult, Entry, Event, Index, MessageKind, NodeId, Payload, Position, ReadId, ReadOutcome,
+    Refused,
     core::Core,
     node::Next,
     progress::{Progress, State},
@@ -22,6 +23,16 @@ pub(crate) struct Leader {
     rounds: VecDeque<Round>,
     heartbeat_ticks_left: u32,
     quorum_ticks_left: u32,
+    transfer: Option<Transfer>,
+}
+
+/// The leadership is being handed over (thesis, section 3.10).
+#[derive(Debug)]
+struct Transfer {
+    to: NodeId,
+    /// It was asked to campaign, since the last heartbeat.
+    asked: bool,
+    ticks_left: u32,
 }
 
 /// Reads that wait for one confirmation.
@@ -45,6 +56,7 @@ impl Leader {
             rounds: VecDeque::new(),
             heartbeat_ticks_left: core.config.heartbeat_ticks,
             quorum_ticks_left: core.config.election_ticks_min,
+            transfer: None,
         }
     }
 
@@ -53,11 +65,21 @@ impl Leader {
         if self.heartbeat_ticks_left == 0 {
             self.heartbeat_ticks_left = core.config.heartbeat_ticks;
             self.round += 1;
+            if let Some(transfer) = &mut self.transfer {
+                transfer.asked = false;
+            }
             // What was lost on the way is sent again.
             for progress in self.peers.values_mut() {
                 if let State::Probe { waiting } = &mut progress.state {
                     *waiting = false;
                 }
+            }
+        }
+        if let Some(transfer) = &mut self.transfer {
+            transfer.ticks_left -= 1;
+            if transfer.ticks_left == 0 {
+                core.events.push(Event::TransferFailed { to: transfer.to });
+                self.transfer = None;
             }
         }
         self.quorum_ticks_left -= 1;
@@ -74,6 +96,43 @@ impl Leader {
         }
         core.events.push(Event::LostQuorum { term: core.hard.term });
         Next::Follow(None)
+    }
+
+    /// Whether proposals would only keep the next leader from taking over.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.transfer.is_some()
+    }
+
+    /// Begins to hand the leadership over.
+    pub(crate) fn transfer(&mut self, core: &mut Core, to: NodeId) -> Result<(), Refused> {
+        if to == core.id {
+            return Ok(());
+        }
+        if !self.peers.contains_key(&to) {
+            return Err(Refused::NoSuchMember);
+        }
+        match &self.transfer {
+            Some(transfer) if transfer.to != to => return Err(Refused::Transferring),
+            Some(_) => {}
+            None => {
+                let ticks_left = core.config.election_ticks_min;
+                self.transfer = Some(Transfer { to, asked: false, ticks_left });
+                core.events.push(Event::Transferring { to });
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the next leader to campaign, once it has everything.
+    fn ask_to_campaign(&mut self, core: &mut Core) {
+        let Some(transfer) = self.transfer.as_mut().filter(|transfer| !transfer.asked) else {
+            return;
+        };
+        let progress = self.peers.get(&transfer.to);
+        if progress.is_some_and(|progress| progress.matched() == core.log.last().index) {
+            transfer.asked = true;
+            core.send(transfer.to, MessageKind::TimeoutNow);
+        }
     }
 
     /// A follower answered an append.
@@ -141,6 +200,7 @@ impl Leader {
         for (&peer, progress) in &mut self.peers {
             replicate(core, peer, progress, round);
         }
+        self.ask_to_campaign(core);
         self.confirm_reads(core);
     }
 

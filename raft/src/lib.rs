@@ -126,7 +126,7 @@ pub use entry::{
 };
 pub use event::{DropReason, Event};
 pub use machine::{Applied, BadSnapshot, CHUNK_BYTES_MAX, Capture, StateMachine};
-pub use message::{AppendResult, Envelope, Message, MessageKind, NUMBER_MAX};
+pub use message::{AppendResult, Ballot, Envelope, Message, MessageKind, NUMBER_MAX};
 pub use node::Node;
 pub use replica::{Frozen, Outcome, Output, Replica};
 pub use types::{GroupTime, Index, Instant, NodeId, Position, ReadId, Term, TicketId, WriteId};

@@ -26,8 +26,8 @@ pub struct Message {
 pub enum MessageKind {
     /// RequestVote (figure 2), or its dry run (Ongaro's thesis, section 9.6).
     VoteRequest {
-        /// A dry run promises nothing.
-        pre_vote: bool,
+        /// What the answer is for.
+        ballot: Ballot,
         /// The end of the candidate's log.
         last: Position,
     },
@@ -59,6 +59,20 @@ pub enum MessageKind {
     /// A leader offers a snapshot in place of entries that it no longer holds. The receiver's
     /// driver fetches the chunks; an [`AppendResult::Matched`] tells the leader that it is done.
     SnapshotOffer(SnapshotRoot),
+    /// The leader asks a follower that has all of its log to campaign at once (TimeoutNow of
+    /// Ongaro's thesis, section 3.10).
+    TimeoutNow,
+}
+
+/// What a vote is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ballot {
+    /// A dry run, which promises nothing.
+    PreVote,
+    /// An election, because no leader is heard.
+    Vote,
+    /// An election that the leader itself has asked for: that it is alive is no objection.
+    Transfer,
 }
 
 /// What came of an append.
@@ -95,6 +109,7 @@ impl Message {
         match &self.kind {
             MessageKind::VoteRequest { last, .. } => in_term && possible(*last),
             MessageKind::VoteReply { .. } => true,
+            MessageKind::TimeoutNow => in_term,
             MessageKind::AppendRequest { previous, entries, .. } => {
                 in_term && possible(*previous) && self.in_order(*previous, entries)
             }

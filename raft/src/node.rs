@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    AppendResult, Config, DropReason, Effects, Event, Index, Instant, Message, MessageKind, NodeId,
-    Payload, Position, Progress, ReadId, Recovered, Refused, RoleKind, SnapshotRoot, Status, Term,
-    WriteId, candidate::Candidate, core::Core, follower::Follower, leader::Leader,
+    AppendResult, Ballot, Config, DropReason, Effects, Event, Index, Instant, Message, MessageKind,
+    NodeId, Payload, Position, Progress, ReadId, Recovered, Refused, RoleKind, SnapshotRoot,
+    Status, Term, WriteId, candidate::Candidate, core::Core, follower::Follower, leader::Leader,
 };
 
 /// One member of one group. It answers calls at once, by changing itself and by gathering
@@ -30,8 +30,7 @@ pub(crate) enum Next {
     Stay,
     /// A follower in the current term.
     Follow(Option<NodeId>),
-    PreCampaign,
-    Campaign,
+    Campaign(Ballot),
     Lead,
 }
 
@@ -85,7 +84,10 @@ impl Node {
     /// [`Refused`]: nothing was appended, and the payload will never be executed.
     pub fn propose(&mut self, now: Instant, payload: Payload) -> Result<Position, Refused> {
         self.core.clock.advance(now);
-        let Role::Leader(_) = self.role else { return Err(Refused::NotLeader) };
+        let Role::Leader(leader) = &self.role else { return Err(Refused::NotLeader) };
+        if leader.is_leaving() {
+            return Err(Refused::Transferring);
+        }
         if self.core.uncommitted_bytes >= self.core.config.uncommitted_bytes_max {
             return Err(Refused::Overloaded("uncommitted_bytes_max"));
         }
@@ -104,6 +106,18 @@ impl Node {
         }
         leader.read(id);
         Ok(())
+    }
+
+    /// Hands the leadership over to another member, as soon as that has all of the log. Proposals
+    /// are refused meanwhile. It is given up after an election timeout, which an event tells.
+    ///
+    /// # Errors
+    /// [`Refused`]: nothing was begun.
+    pub fn transfer(&mut self, to: NodeId) -> Result<(), Refused> {
+        match &mut self.role {
+            Role::Leader(leader) => leader.transfer(&mut self.core, to),
+            Role::Follower(_) | Role::Candidate(_) => Err(Refused::NotLeader),
+        }
     }
 
     /// The disk has made all writes up to `id` durable.
@@ -224,7 +238,8 @@ impl Node {
     /// the role; it is then of the current term, or a pre-vote of a later one.
     fn passes_term_rule(&mut self, from: NodeId, message: &Message) -> bool {
         let current = self.core.hard.term;
-        if let MessageKind::VoteRequest { .. } = message.kind
+        if let MessageKind::VoteRequest { ballot: Ballot::PreVote | Ballot::Vote, .. } =
+            message.kind
             && message.term > current
             && self.leader_is_alive()
         {
@@ -236,11 +251,12 @@ impl Node {
             return false;
         }
         let dry_run = match message.kind {
-            MessageKind::VoteRequest { pre_vote, .. } => pre_vote,
+            MessageKind::VoteRequest { ballot, .. } => ballot == Ballot::PreVote,
             MessageKind::VoteReply { pre_vote, granted } => pre_vote && granted,
             MessageKind::AppendRequest { .. }
             | MessageKind::AppendReply { .. }
-            | MessageKind::SnapshotOffer(_) => false,
+            | MessageKind::SnapshotOffer(_)
+            | MessageKind::TimeoutNow => false,
         };
         if message.term > current && !dry_run {
             self.core.enter(message.term, None);
@@ -267,10 +283,12 @@ impl Node {
                 let result = AppendResult::Matched(Index(0));
                 self.core.send(from, MessageKind::AppendReply { round: 0, result });
             }
-            MessageKind::VoteRequest { pre_vote, .. } => {
+            MessageKind::VoteRequest { ballot, .. } => {
+                let pre_vote = ballot == Ballot::PreVote;
                 self.core.send(from, MessageKind::VoteReply { pre_vote, granted: false });
             }
             MessageKind::SnapshotOffer(_)
+            | MessageKind::TimeoutNow
             | MessageKind::VoteReply { .. }
             | MessageKind::AppendReply { .. } => {
                 self.core.drop_message(from, DropReason::Stale);
@@ -281,12 +299,12 @@ impl Node {
     fn dispatch(&mut self, from: NodeId, message: Message) {
         let core = &mut self.core;
         let next = match (message.kind, &mut self.role) {
-            (MessageKind::VoteRequest { pre_vote, last }, _) => {
-                self.answer_vote(from, message.term, pre_vote, last);
+            (MessageKind::VoteRequest { ballot, last }, _) => {
+                self.answer_vote(from, message.term, ballot == Ballot::PreVote, last);
                 Next::Stay
             }
             (MessageKind::VoteReply { pre_vote, granted }, Role::Candidate(candidate))
-                if pre_vote == candidate.pre_vote
+                if pre_vote == candidate.is_dry_run()
                     && is_answer_to(pre_vote, granted, message.term, core) =>
             {
                 candidate.voted(core, from, granted)
@@ -320,7 +338,17 @@ impl Node {
                 follower.offered(core, from, root);
                 Next::Stay
             }
-            (MessageKind::VoteReply { .. } | MessageKind::AppendReply { .. }, _) => {
+            (MessageKind::TimeoutNow, Role::Follower(follower))
+                if follower.leader == Some(from) =>
+            {
+                Next::Campaign(Ballot::Transfer)
+            }
+            (
+                MessageKind::VoteReply { .. }
+                | MessageKind::AppendReply { .. }
+                | MessageKind::TimeoutNow,
+                _,
+            ) => {
                 core.drop_message(from, DropReason::Stale);
                 Next::Stay
             }
@@ -362,29 +390,24 @@ impl Node {
                 core.events.push(Event::Following { term: core.hard.term, leader });
                 self.role = Role::Follower(Follower::new(core, leader));
             }
-            Next::PreCampaign => {
+            Next::Campaign(Ballot::PreVote) => {
                 core.events.push(Event::PreCampaigning { term: core.hard.term.next() });
-                self.become_candidate(true);
+                let mut candidate = Candidate::new(core, Ballot::PreVote);
+                // Its own yes to a dry run promises nothing, so it need not wait for the disk.
+                let next = candidate.voted(core, core.id, true);
+                self.role = Role::Candidate(candidate);
+                self.transition(next);
             }
-            Next::Campaign => {
+            Next::Campaign(ballot @ (Ballot::Vote | Ballot::Transfer)) => {
                 core.enter(core.hard.term.next(), Some(core.id));
                 core.events.push(Event::Campaigning { term: core.hard.term });
-                self.become_candidate(false);
+                self.role = Role::Candidate(Candidate::new(core, ballot));
             }
             Next::Lead => {
                 core.events.push(Event::Leading { term: core.hard.term, last: core.log.last() });
                 self.role = Role::Leader(Leader::new(core));
             }
         }
-    }
-
-    fn become_candidate(&mut self, pre_vote: bool) {
-        let mut candidate = Candidate::new(&mut self.core, pre_vote);
-        // Its own yes to a dry run promises nothing, so it need not wait for the disk.
-        let next =
-            if pre_vote { candidate.voted(&self.core, self.core.id, true) } else { Next::Stay };
-        self.role = Role::Candidate(candidate);
-        self.transition(next);
     }
 }
 

@@ -163,6 +163,14 @@ impl<S: StateMachine> Replica<S> {
         Ok(())
     }
 
+    /// Hands the leadership over, as [`Node::transfer`].
+    ///
+    /// # Errors
+    /// [`Refused`]: nothing was begun.
+    pub fn transfer(&mut self, to: NodeId) -> Result<(), Refused> {
+        self.node.transfer(to)
+    }
+
     /// Answers from the state as it is here and now, however old.
     pub fn query_stale(&self, query: S::Query) -> S::Answer {
         self.machine.query(query)

@@ -102,6 +102,16 @@ scripts! {
         reads_that_wait_are_bounded,
         single_member,
     ],
+    raft_transfer: [
+        after_snapshot,
+        back,
+        ignore_proposals,
+        late_request_to_campaign_is_harmless,
+        lost_request_is_repeated,
+        timeout,
+        to_slow_follower,
+        to_up_to_date,
+    ],
     raft_time: [
         continues_from_the_last_stamp,
         new_leader_never_falls_behind,

@@ -1,12 +1,18 @@
 //! The admin service of every daemon that hosts a group.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use proto::admin as pb;
 use proto::admin::admin_server::{Admin, AdminServer};
-use raft::{Index, StateMachine};
+use raft::{Index, NodeId, StateMachine};
+use tokio::time::Instant;
 use tonic::{Request, Response};
 
-use crate::handle::{Handle, MemberStatus, Role, Status};
+use crate::handle::{Handle, MemberStatus, Refused, Role, Status, TransferRefused};
+
+/// How long a transfer of the leadership may take. The core gives up much sooner.
+const TRANSFER_LIMIT: Duration = Duration::from_secs(10);
 
 /// The admin service, for the client port.
 pub fn service<S: StateMachine>(
@@ -34,6 +40,30 @@ where
     ) -> Result<Response<pb::StatusReply>, tonic::Status> {
         let status = self.handle.status();
         Ok(Response::new(to_wire(status, self.daemon, self.version)))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<pb::TransferLeadershipRequest>,
+    ) -> Result<Response<pb::TransferLeadershipReply>, tonic::Status> {
+        let to = Some(request.into_inner().to).filter(|to| *to > 0).map(NodeId);
+        match self.handle.transfer(to, Instant::now() + TRANSFER_LIMIT).await {
+            Ok(leader) => Ok(Response::new(pb::TransferLeadershipReply { leader: leader.0 })),
+            Err(refused) => Err(not_transferred(&refused)),
+        }
+    }
+}
+
+fn not_transferred(refused: &TransferRefused) -> tonic::Status {
+    let message = refused.to_string();
+    match refused {
+        TransferRefused::Refused(Refused::NotLeader { leader: Some(leader) }) => {
+            let (node, address) = (leader.node, &leader.client_address);
+            tonic::Status::unavailable(format!("{message}; member {node} at {address} does"))
+        }
+        TransferRefused::Refused(_) => tonic::Status::unavailable(message),
+        TransferRefused::NoSuchMember => tonic::Status::not_found(message),
+        TransferRefused::NotTakenOver => tonic::Status::aborted(message),
     }
 }
 

@@ -56,6 +56,19 @@ impl Birth {
         agree.then_some(founders)
     }
 
+    /// Members that were born with others than those that are awaited, and with whom. They never
+    /// will be born again, so the settings of somebody are wrong.
+    pub(crate) fn disagreeing(&self) -> Vec<(NodeId, Vec<u64>)> {
+        let ids = |peer: &Peer| peer.born_with.iter().map(|founder| founder.node.0).collect();
+        let born = self.heard.iter().filter(|(_, peer)| !peer.born_with.is_empty());
+        let differs = |peer: &Peer| {
+            let born_with: BTreeSet<NodeId> =
+                peer.born_with.iter().map(|founder| founder.node).collect();
+            born_with != self.awaited
+        };
+        born.filter(|(_, peer)| differs(peer)).map(|(node, peer)| (*node, ids(peer))).collect()
+    }
+
     /// Who has not been heard yet.
     pub(crate) fn missing(&self) -> Vec<NodeId> {
         self.awaited.iter().copied().filter(|node| !self.heard.contains_key(node)).collect()
@@ -106,6 +119,13 @@ mod tests {
         birth.hear(founder(3, 3), vec![]);
         let with_another_me = vec![founder(1, 9), founder(2, 2), founder(3, 3)];
         assert_eq!(birth.hear(founder(2, 2), with_another_me), None);
+    }
+
+    #[test]
+    fn a_member_of_another_set_is_named() {
+        let mut birth = three();
+        assert_eq!(birth.hear(founder(2, 2), vec![founder(1, 1), founder(2, 2)]), None);
+        assert_eq!(birth.disagreeing(), [(NodeId(2), vec![1, 2])]);
     }
 
     #[test]

@@ -18,6 +18,10 @@ pub(crate) fn observe(event: &Event) {
             info!(%term, "campaigning");
         }
         Event::Leading { term, last } => info!(%term, %last, "leading"),
+        Event::Transferring { to } => info!(%to, "handing the leadership over"),
+        Event::TransferFailed { to } => {
+            warn!(%to, "the leadership stays here: the other did not take it over in time");
+        }
         Event::LostQuorum { term } => warn!(%term, "stepping down: no quorum was heard from"),
         Event::Voted { term, candidate } => info!(%term, %candidate, "voted"),
         Event::Truncated { from } => {

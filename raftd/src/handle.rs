@@ -41,6 +41,9 @@ pub enum Refused {
     /// Another entry took its place in the log; try again.
     #[error("the leader changed before the request was committed")]
     Overtaken,
+    /// Ask again, soon; it may be another member then.
+    #[error("the leadership is being handed over")]
+    Transferring,
     /// Ask again later.
     #[error("the member has too much to do (limit {limit})")]
     Overloaded {
@@ -67,6 +70,20 @@ pub enum Refused {
     /// The group is being born.
     #[error("the group is being born: waiting for its other members")]
     Unborn,
+}
+
+/// Why the leadership was not handed over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferRefused {
+    /// It was not begun.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// There is nobody, or no such member, to hand it to.
+    #[error("the group has no such member that could lead")]
+    NoSuchMember,
+    /// It stays where it is, or went to somebody else.
+    #[error("the member did not take the leadership over in time")]
+    NotTakenOver,
 }
 
 /// What a member is.
@@ -138,7 +155,11 @@ pub(crate) enum Request<S: StateMachine> {
     Tick { deadline: Instant, answer: oneshot::Sender<Outcome<()>> },
     Query { query: S::Query, answer: oneshot::Sender<Result<S::Answer, Refused>> },
     QueryStale { query: S::Query, answer: oneshot::Sender<Result<S::Answer, Refused>> },
+    Transfer { to: Option<NodeId>, answer: oneshot::Sender<Transferred> },
 }
+
+/// Who leads now, after a transfer.
+pub(crate) type Transferred = Result<NodeId, TransferRefused>;
 
 /// A handle to a replica. Clones speak to the same one.
 pub struct Handle<S: StateMachine> {
@@ -210,6 +231,25 @@ impl<S: StateMachine> Handle<S> {
         let (answer, answered) = oneshot::channel();
         self.submit(Request::QueryStale { query, answer })?;
         answered.await.unwrap_or(Err(Refused::Shutdown))
+    }
+
+    /// Hands the leadership over to a member, or to the one that has most of the log; ends when
+    /// that leads. Only the leader does so. Proposals are refused meanwhile.
+    ///
+    /// # Errors
+    /// [`TransferRefused`]: this member may lead on.
+    pub async fn transfer(
+        &self,
+        to: Option<NodeId>,
+        deadline: Instant,
+    ) -> Result<NodeId, TransferRefused> {
+        let (answer, answered) = oneshot::channel();
+        self.submit(Request::Transfer { to, answer })?;
+        match tokio::time::timeout_at(deadline, answered).await {
+            Ok(Ok(transferred)) => transferred,
+            Ok(Err(_)) => Err(Refused::Shutdown.into()),
+            Err(_) => Err(TransferRefused::NotTakenOver),
+        }
     }
 
     /// The leader, as far as this member knows.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use daemon::{Failure, Shutdown};
 use raft::{
-    Frozen, Index, Install, Instant, NodeId, Output, Payload, ReadId, Replica, RoleKind,
+    Event, Frozen, Index, Install, Instant, NodeId, Output, Payload, ReadId, Replica, RoleKind,
     SnapshotRoot, StateMachine, TicketId,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,7 +19,9 @@ use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use crate::events;
-use crate::handle::{MemberStatus, Outcome, Refused, Request, Role, Status};
+use crate::handle::{
+    MemberStatus, Outcome, Refused, Request, Role, Status, TransferRefused, Transferred,
+};
 use crate::peer::{self, Incoming, News, Peers};
 use crate::settings::Member;
 use crate::store::{Snapshots, Store, Written};
@@ -29,6 +31,9 @@ const DRAIN_MAX: usize = 1_024;
 
 /// How long a snapshot may take to arrive before the leader has to offer it again.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long a member that is to stop waits for another to lead in its place.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the host task is fed by.
 pub(crate) struct Inputs<S: StateMachine> {
@@ -71,11 +76,19 @@ pub(crate) struct Waiting<S: StateMachine> {
     proposals: HashMap<TicketId, oneshot::Sender<Outcome<S::Response>>>,
     ticks: HashMap<TicketId, oneshot::Sender<Outcome<()>>>,
     queries: HashMap<ReadId, oneshot::Sender<Result<S::Answer, Refused>>>,
+    /// Who waits for the leadership to be handed over, and to whom.
+    transfers: Vec<(NodeId, oneshot::Sender<Transferred>)>,
 }
 
 impl<S: StateMachine> Default for Waiting<S> {
     fn default() -> Self {
-        Self { next: 0, proposals: HashMap::new(), ticks: HashMap::new(), queries: HashMap::new() }
+        Self {
+            next: 0,
+            proposals: HashMap::new(),
+            ticks: HashMap::new(),
+            queries: HashMap::new(),
+            transfers: Vec::new(),
+        }
     }
 }
 
@@ -87,7 +100,7 @@ impl<S: StateMachine> Waiting<S> {
 }
 
 impl<S: StateMachine> Driver<S> {
-    /// Drives the replica until shutdown or a failure.
+    /// Drives the replica until shutdown or a failure. A leader that is to stop hands over first.
     pub(crate) async fn run(
         mut self,
         mut inputs: Inputs<S>,
@@ -95,12 +108,13 @@ impl<S: StateMachine> Driver<S> {
     ) -> Result<(), Failure> {
         let mut clock = tokio::time::interval(self.tick);
         clock.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut leaving = None;
         self.act();
         loop {
             let mut ticked = false;
             tokio::select! {
                 biased;
-                () = shutdown.requested() => return Ok(()),
+                () = shutdown.requested(), if leaving.is_none() => leaving = Some(self.leave()),
                 failure = &mut inputs.store_failed => return Err(store_failure(failure)),
                 _ = clock.tick() => { ticked = true; self.replica.tick(self.now()) },
                 Ok(()) = inputs.written.changed() => self.written(&mut inputs.written),
@@ -113,7 +127,30 @@ impl<S: StateMachine> Driver<S> {
             self.drain(&mut inputs);
             self.act();
             self.publish(ticked);
+            // Its vote counts for the next leader, so it stays until there is one.
+            let follows = !self.leads() && self.replica.node().leader().is_some();
+            if leaving.is_some_and(|until| follows || self.now() >= until) {
+                return Ok(());
+            }
         }
+    }
+
+    fn leads(&self) -> bool {
+        self.replica.node().role() == RoleKind::Leader
+    }
+
+    /// Begins to hand the leadership over, if it is here; until when to wait for that.
+    fn leave(&mut self) -> Instant {
+        let begun = self.successor().is_some_and(|to| self.replica.transfer(to).is_ok());
+        let patience = if begun { LEAVE_TIMEOUT } else { Duration::ZERO };
+        self.at(std::time::Instant::now() + patience)
+    }
+
+    /// Who has most of the log, of those that were heard from lately.
+    fn successor(&self) -> Option<NodeId> {
+        let peers = self.replica.status().peers.into_iter();
+        let active = peers.filter(|progress| progress.active);
+        active.max_by_key(|progress| progress.matched).map(|progress| progress.node)
     }
 
     /// Takes in what else is there.
@@ -175,6 +212,37 @@ impl<S: StateMachine> Driver<S> {
             Request::QueryStale { query, answer } => {
                 reply(answer, Ok(self.replica.query_stale(query)));
             }
+            Request::Transfer { to, answer } => match self.transfer(to) {
+                Ok(to) if to == self.peers.me.node => reply(answer, Ok(to)),
+                Ok(to) => self.waiting.transfers.push((to, answer)),
+                Err(refused) => reply(answer, Err(refused)),
+            },
+        }
+    }
+
+    /// Begins to hand the leadership over; to whom.
+    fn transfer(&mut self, to: Option<NodeId>) -> Transferred {
+        let Some(to) = to.or_else(|| self.successor()) else {
+            let refused = raft::Refused::NotLeader;
+            let nobody = self.leads().then_some(TransferRefused::NoSuchMember);
+            return Err(nobody.unwrap_or_else(|| self.refused(refused).into()));
+        };
+        self.replica.transfer(to).map(|()| to).map_err(|refused| match refused {
+            raft::Refused::NoSuchMember => TransferRefused::NoSuchMember,
+            refused => self.refused(refused).into(),
+        })
+    }
+
+    /// Tells those who wait for a transfer what came of it.
+    fn end_transfers(&mut self, event: &Event) {
+        let leader = match event {
+            Event::Following { leader: Some(leader), .. } => Some(*leader),
+            Event::TransferFailed { .. } | Event::Leading { .. } => None,
+            _ => return,
+        };
+        for (to, answer) in self.waiting.transfers.drain(..) {
+            let led = leader.filter(|leader| *leader == to);
+            reply(answer, led.ok_or(TransferRefused::NotTakenOver));
         }
     }
 
@@ -203,6 +271,8 @@ impl<S: StateMachine> Driver<S> {
     fn refused(&self, refused: raft::Refused) -> Refused {
         match refused {
             raft::Refused::NotLeader => Refused::NotLeader { leader: self.leader() },
+            // A member that is unknown is nobody's answer but a transfer's, which tells it.
+            raft::Refused::Transferring | raft::Refused::NoSuchMember => Refused::Transferring,
             raft::Refused::Overloaded(limit) => Refused::Overloaded { limit },
         }
     }
@@ -267,6 +337,7 @@ impl<S: StateMachine> Driver<S> {
         }
         for event in &output.events {
             events::observe(event);
+            self.end_transfers(event);
         }
     }
 
@@ -388,7 +459,7 @@ fn reply<T>(answer: oneshot::Sender<T>, value: T) {
     drop(answer.send(value));
 }
 
-fn store_failure(failure: Result<Failure, oneshot::error::RecvError>) -> Failure {
+pub(crate) fn store_failure(failure: Result<Failure, oneshot::error::RecvError>) -> Failure {
     failure.unwrap_or_else(|_| Failure::machine("the store's thread has ended"))
 }
 

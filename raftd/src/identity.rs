@@ -146,13 +146,14 @@ impl Acquaintances {
         if claim.cluster != self.cluster {
             return Err(Mistrust::Cluster(claim.cluster.clone(), self.cluster.clone()));
         }
+        // Of a member of another group nothing can be said: it has an incarnation of its own there.
+        if claim.group.is_some() && self.group.is_some() && claim.group != self.group {
+            return Err(Mistrust::Group);
+        }
         if self.group.is_some()
             && self.founders.get(&node).is_some_and(|pinned| *pinned != claim.incarnation)
         {
             return Err(Mistrust::Wiped(node));
-        }
-        if claim.group.is_some() && self.group.is_some() && claim.group != self.group {
-            return Err(Mistrust::Group);
         }
         if claim.boot < known.boot {
             return Err(Mistrust::OlderBoot(node, claim.boot, known.boot));
@@ -252,6 +253,8 @@ mod tests {
         assert!(matches!(known.check(&other), Err(Mistrust::Cluster(..))));
         let group = Claim { group: Some([0; 32]), ..claim(1, 1, 0, 0) };
         assert_eq!(known.check(&group), Err(Mistrust::Group));
+        let elsewhere = Claim { incarnation: [7; 16], ..group };
+        assert_eq!(known.check(&elsewhere), Err(Mistrust::Group));
         let newer = Claim { version: 2, ..claim(1, 1, 0, 0) };
         assert!(matches!(known.check(&newer), Err(Mistrust::Version(2, 1))));
     }

@@ -43,6 +43,7 @@ mod wire;
 
 pub use handle::{
     COMMAND_BYTES_MAX, Handle, MemberStatus, Outcome, REQUESTS_MAX, Refused, Role, Status,
+    TransferRefused,
 };
 pub use identity::{Founder, GroupId, Incarnation};
 pub use network::{Network, PeerFlags};

@@ -1,7 +1,7 @@
 //! Where a daemon that hosts a group listens, and what it tells others.
 
 use daemon::Failure;
-use daemon::addresses::{self, Addresses, check_exposed, resolve};
+use daemon::addresses::{self, Addresses, check_exposed, host_and_port, resolve};
 use raft::NodeId;
 use serde::Serialize;
 
@@ -54,6 +54,7 @@ impl Network<'_> {
             check_exposed(addresses.peer, self.client.insecure)?;
         }
         if let Some(text) = self.peer_advertise.or(peer) {
+            host_and_port("peer_advertise", text)?;
             text.clone_into(&mut addresses.advertise_peer);
         }
         Ok(addresses)

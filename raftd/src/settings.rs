@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use daemon::Failure;
+use daemon::addresses::host_and_port;
+use daemon::settings::check_range;
 use raft::NodeId;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +21,12 @@ pub const CLUSTER_BYTES_MAX: usize = 63;
 
 /// The peer port is the client port plus this, unless it is said otherwise.
 const PEER_PORT_OFFSET: u16 = 50;
+
+/// The longest tick: who waits longer than that for a sign of life has no use for a group.
+const TICK_MS_MAX: u64 = 60_000;
+
+/// The most ticks of a timeout.
+const TICKS_MAX: u64 = 100_000;
 
 /// The table `group` of a daemon's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,6 +176,13 @@ impl Settings {
     /// # Errors
     /// Configuration, when they do not fit together.
     pub fn core(&self) -> Result<raft::Config, Failure> {
+        check_range("group.tick_ms", self.tick_ms, 1..=TICK_MS_MAX)?;
+        for (setting, ticks) in [
+            ("group.heartbeat_ticks", self.heartbeat_ticks),
+            ("group.election_ticks_min", self.election_ticks_min),
+        ] {
+            check_range(setting, ticks.into(), 1..=TICKS_MAX)?;
+        }
         let config = raft::Config {
             tick_us: self.tick_ms.saturating_mul(1_000),
             heartbeat_ticks: self.heartbeat_ticks,
@@ -204,9 +219,10 @@ fn parse(text: &str) -> Result<Member, Failure> {
         Some((client, peer)) => (client.trim(), Some(peer.trim())),
         None => (addresses.trim(), None),
     };
-    let (host, port) = host_and_port(client).ok_or_else(|| wrong("has no address with a port"))?;
+    let parts = |address| host_and_port("group.members", address).ok().filter(|parts| parts.1 > 0);
+    let (host, port) = parts(client).ok_or_else(|| wrong("has no address with a port"))?;
     let peer_address = match peer {
-        Some(peer) if host_and_port(peer).is_some() => peer.to_owned(),
+        Some(peer) if parts(peer).is_some() => peer.to_owned(),
         Some(_) => return Err(wrong("has no peer address with a port")),
         None => {
             let port = port
@@ -215,16 +231,7 @@ fn parse(text: &str) -> Result<Member, Failure> {
             format!("{host}:{port}")
         }
     };
-    if client.len() > ADDRESS_BYTES_MAX || peer_address.len() > ADDRESS_BYTES_MAX {
-        return Err(wrong("has too long an address"));
-    }
     Ok(Member { node, peer_address, client_address: client.to_owned() })
-}
-
-fn host_and_port(address: &str) -> Option<(&str, u16)> {
-    let (host, port) = address.rsplit_once(':')?;
-    let port = port.parse().ok().filter(|&port| port > 0)?;
-    (!host.is_empty()).then_some((host, port))
 }
 
 #[cfg(test)]
@@ -252,10 +259,26 @@ mod tests {
             (&["a:7300"], "has no \"=\""),
             (&["0=a:7300"], "no id of at least 1"),
             (&["1=a:65530"], "leaves no port"),
+            (&["1=bad host:7300"], "no address with a port"),
+            (&["1=a:7300,p q:1"], "no peer address"),
             (&["1=a:7300", "1=b:7300"], "names member 1 twice"),
             (&["2=b:7300"], "does not name this member"),
         ] {
             let failure = members(texts).unwrap_err();
+            assert!(failure.to_string().contains(expected), "{failure}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_no_clock_can_count_are_refused() {
+        let usual = Settings::default;
+        for (settings, expected) in [
+            (Settings { heartbeat_ticks: 1 << 31, ..usual() }, "group.heartbeat_ticks is"),
+            (Settings { election_ticks_min: 1 << 31, ..usual() }, "group.election_ticks_min is"),
+            (Settings { tick_ms: u64::MAX, ..usual() }, "group.tick_ms is"),
+            (Settings { tick_ms: 0, ..usual() }, "group.tick_ms is 0"),
+        ] {
+            let failure = settings.core().unwrap_err();
             assert!(failure.to_string().contains(expected), "{failure}");
         }
     }

@@ -12,11 +12,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
 use tonic::transport::Channel;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::birth::Birth;
 use crate::handle::{Handle, MemberStatus, Outcome, REQUESTS_MAX, Refused, Request, Role, Status};
-use crate::host::{Driver, Inputs, Waiting, lost};
+use crate::host::{Driver, Inputs, Waiting, lost, store_failure};
 use crate::identity::{Acquaintances, Founder, GroupId, group_id};
 use crate::peer::{self, News, Peers, Sender};
 use crate::settings::{Member, Settings};
@@ -66,11 +66,12 @@ impl Host {
         let members: Arc<BTreeMap<NodeId, Member>> =
             Arc::new(members.into_iter().map(|member| (member.node, member)).collect());
         let core = settings.core()?;
+        let others = members.values().filter(|member| member.node.0 != settings.node);
+        let channels = Arc::new(peer::channels(others)?);
+        // All that can be wrong with the settings is known by now, and nothing was made.
         let (opened, signals) = store::open(settings)?;
         restore(&mut machine, &opened)?;
         let (peers, news) = acquaint(settings, advertised, &members, &opened);
-        let others = members.values().filter(|member| member.node.0 != settings.node);
-        let channels = Arc::new(peer::channels(others)?);
 
         let (requests, requests_in) = mpsc::channel(REQUESTS_MAX);
         let (inbox, inbox_in) = mpsc::channel(INBOX_MAX);
@@ -79,9 +80,12 @@ impl Host {
         let (status, status_in) = watch::channel(unborn(settings, &members));
         let node = NodeId(settings.node);
         let handle = Handle::new(requests, status_in, members.clone(), channels.clone(), node);
-        let raft = peer::service(peers.clone(), inbox, opened.snapshots.clone(), shutdown.clone());
+        // They outlive the replica, which hands over when it is to stop.
+        let connections = Shutdown::new();
+        let (snapshots, closing) = (opened.snapshots.clone(), connections.clone());
+        let raft = peer::service(peers.clone(), inbox, snapshots, closing.clone());
         let routes = services(&handle, Routes::new(raft));
-        let server = tokio::spawn(daemon::grpc::serve(routes, listener, shutdown.clone()));
+        let server = tokio::spawn(daemon::grpc::serve(routes, listener, closing));
 
         let inputs = Inputs {
             requests: requests_in,
@@ -104,8 +108,14 @@ impl Host {
             status,
             jobs,
             shutdown: shutdown.clone(),
+            connections: connections.clone(),
         };
-        Ok((Self { task: tokio::spawn(life.run(inputs)), server }, handle))
+        let task = tokio::spawn(async move {
+            let ended = life.run(inputs).await;
+            connections.request();
+            ended
+        });
+        Ok((Self { task, server }, handle))
     }
 
     /// Ends after shutdown, or with the failure that stopped the host.
@@ -142,6 +152,7 @@ struct Life<S: StateMachine> {
     status: watch::Sender<Status>,
     jobs: mpsc::Sender<crate::host::Job>,
     shutdown: Shutdown,
+    connections: Shutdown,
 }
 
 impl<S: StateMachine> Life<S> {
@@ -157,8 +168,8 @@ impl<S: StateMachine> Life<S> {
             let (sender, messages) = Sender::new();
             senders.insert(to, sender);
             let (peers, channel) = (self.peers.clone(), channel.clone());
-            let (lost, shutdown) = (self.lost.clone(), self.shutdown.clone());
-            tokio::spawn(peer::run_sender(peers, to, channel, messages, lost, shutdown));
+            let (lost, closing) = (self.lost.clone(), self.connections.clone());
+            tokio::spawn(peer::run_sender(peers, to, channel, messages, lost, closing));
         }
         let voters: BTreeSet<NodeId> = self.members.keys().copied().collect();
         let recovered = std::mem::take(&mut self.opened.recovered);
@@ -202,11 +213,15 @@ impl<S: StateMachine> Life<S> {
         let mut interval = tokio::time::interval(BIRTH_INTERVAL);
         let (peers, channels, lost_out) = (&self.peers, &self.channels, &self.lost);
         info!(members = self.members.len(), "the group is being born");
-        let mut missing = Vec::new();
+        let (mut missing, mut disagreeing) = (Vec::new(), Vec::new());
         loop {
             if let Some(founders) = birth.founders() {
                 let group = group_id(&self.peers.cluster, &founders);
-                self.opened.store.bear(group, founders.clone()).await?;
+                tokio::select! {
+                    biased;
+                    failure = &mut inputs.store_failed => return Err(store_failure(failure)),
+                    born = self.opened.store.bear(group, founders.clone()) => born?,
+                }
                 info!("the group is born");
                 return Ok(Some((group, founders)));
             }
@@ -215,9 +230,16 @@ impl<S: StateMachine> Life<S> {
                 let names: Vec<String> = missing.iter().map(NodeId::to_string).collect();
                 info!(missing = names.join(","), "waiting for members");
             }
+            if disagreeing != birth.disagreeing() {
+                disagreeing = birth.disagreeing();
+                for (peer, born_with) in &disagreeing {
+                    warn!(%peer, ?born_with, "a member was born with others: check group.members");
+                }
+            }
             tokio::select! {
                 biased;
                 () = self.shutdown.requested() => return Ok(None),
+                failure = &mut inputs.store_failed => return Err(store_failure(failure)),
                 Some(request) = inputs.requests.recv() => refuse_unborn(request),
                 Some(_) = inputs.inbox.recv() => {}
                 failure = lost(&mut inputs.lost) => return Err(failure),
@@ -324,5 +346,6 @@ fn refuse_unborn<S: StateMachine>(request: Request<S>) {
         Request::Query { answer, .. } | Request::QueryStale { answer, .. } => {
             drop(answer.send(Err(Refused::Unborn)));
         }
+        Request::Transfer { answer, .. } => drop(answer.send(Err(Refused::Unborn.into()))),
     }
 }

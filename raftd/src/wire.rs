@@ -4,7 +4,7 @@
 use bytes::{Bytes, BytesMut};
 use proto::raft as pb;
 use raft::{
-    AppendResult, Digest, Entry, GroupTime, Index, Message, MessageKind, Payload, Position,
+    AppendResult, Ballot, Digest, Entry, GroupTime, Index, Message, MessageKind, Payload, Position,
     SnapshotRoot, Term,
 };
 
@@ -16,11 +16,13 @@ pub(crate) struct Malformed(&'static str);
 pub(crate) fn to_wire(message: Message) -> pb::Message {
     use pb::message::Kind;
     let kind = match message.kind {
-        MessageKind::VoteRequest { pre_vote, last } => Kind::VoteRequest(pb::VoteRequest {
-            pre_vote,
+        MessageKind::VoteRequest { ballot, last } => Kind::VoteRequest(pb::VoteRequest {
+            pre_vote: ballot == Ballot::PreVote,
+            transfer: ballot == Ballot::Transfer,
             last_index: last.index.0,
             last_term: last.term.0,
         }),
+        MessageKind::TimeoutNow => Kind::TimeoutNow(pb::TimeoutNow {}),
         MessageKind::VoteReply { pre_vote, granted } => {
             Kind::VoteReply(pb::VoteReply { pre_vote, granted })
         }
@@ -62,9 +64,15 @@ pub(crate) fn from_wire(message: pb::Message) -> Result<Message, Malformed> {
     use pb::message::Kind;
     let kind = match message.kind.ok_or(Malformed("it says nothing"))? {
         Kind::VoteRequest(request) => MessageKind::VoteRequest {
-            pre_vote: request.pre_vote,
+            ballot: match (request.pre_vote, request.transfer) {
+                (true, false) => Ballot::PreVote,
+                (false, false) => Ballot::Vote,
+                (false, true) => Ballot::Transfer,
+                (true, true) => return Err(Malformed("a dry run is no transfer")),
+            },
             last: position(request.last_index, request.last_term),
         },
+        Kind::TimeoutNow(pb::TimeoutNow {}) => MessageKind::TimeoutNow,
         Kind::VoteReply(reply) => {
             MessageKind::VoteReply { pre_vote: reply.pre_vote, granted: reply.granted }
         }
@@ -167,7 +175,10 @@ mod tests {
             entry(11, Payload::Tick),
         ];
         for kind in [
-            MessageKind::VoteRequest { pre_vote: true, last: at },
+            MessageKind::VoteRequest { ballot: Ballot::PreVote, last: at },
+            MessageKind::VoteRequest { ballot: Ballot::Vote, last: at },
+            MessageKind::VoteRequest { ballot: Ballot::Transfer, last: at },
+            MessageKind::TimeoutNow,
             MessageKind::VoteReply { pre_vote: false, granted: true },
             MessageKind::AppendRequest { previous: at, commit: Index(6), round: 4, entries },
             MessageKind::AppendReply { round: 4, result: AppendResult::Matched(Index(9)) },

@@ -109,6 +109,7 @@ impl Fault {
             Self::Pause => "pause",
             Self::Partition => "partition",
             Self::Clog => "clog",
+            Self::Transfer => "transfer",
         }
     }
 }
@@ -121,5 +122,6 @@ pub(crate) enum Input {
     Written(raft::WriteId),
     Captured(Option<raft::SnapshotRoot>),
     Fetched(raft::SnapshotRoot, Option<Vec<Bytes>>),
+    Transfer(NodeId),
     Ask { client: u64, number: u64, request: Request },
 }

@@ -20,6 +20,8 @@ pub enum Fault {
     Partition,
     /// Links hold back what is sent on them, and deliver it all in the end.
     Clog,
+    /// The leader is asked to hand over to somebody.
+    Transfer,
 }
 
 /// A fault that happens every so often and lasts for so long; both are means or maxima of a draw.
@@ -192,7 +194,14 @@ impl Mix {
         if on(rng) {
             mix.crash_in_step_per_million = pick(rng, &[20, 200, 2_000]);
         }
-        for fault in [Fault::Crash, Fault::CrashMany, Fault::Pause, Fault::Partition, Fault::Clog] {
+        for fault in [
+            Fault::Crash,
+            Fault::CrashMany,
+            Fault::Pause,
+            Fault::Partition,
+            Fault::Clog,
+            Fault::Transfer,
+        ] {
             if on(rng) {
                 let every_us = pick(rng, &[300_000, 1_000_000, 3_000_000, 10_000_000]);
                 let lasts_us_max = pick(rng, &[50_000, 500_000, 3_000_000]);

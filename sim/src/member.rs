@@ -208,6 +208,8 @@ impl Member {
                     .expect("chunks that were stored decode");
             }
             Input::Fetched(_, None) => replica.install_failed(),
+            // Refused when it leads no more, or hands over to another already.
+            Input::Transfer(to) => drop(replica.transfer(to)),
             Input::Ask { client, number, request } => {
                 return self.ask(now, Asked { client, number, floor }, request).err();
             }

@@ -59,6 +59,12 @@ impl World {
                 self.trace.line(now_us, format_args!("clogged: {links:?}"));
                 self.network.clog(links, now_us + lasts_us);
             }
+            // Whoever takes itself for a leader is asked, also one that is none any more.
+            Fault::Transfer => {
+                for id in self.voters.clone() {
+                    self.transfer(id, victim);
+                }
+            }
         }
         Ok(())
     }
@@ -139,6 +145,14 @@ impl World {
                 let life = member.life();
                 self.agenda.after(0, Happening::Run(life));
             }
+        }
+    }
+
+    /// Asks a member to hand its leadership over. Nothing happens if it has none.
+    pub(crate) fn transfer(&mut self, from: NodeId, to: NodeId) {
+        let member = &self.members[&from];
+        if member.is_up() && member.standing().role == RoleKind::Leader {
+            self.give(from, Input::Transfer(to));
         }
     }
 

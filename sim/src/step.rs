@@ -67,6 +67,9 @@ impl World {
                     let position = root.position;
                     self.trace.line(now_us, format_args!("n{id} {outcome} {position}"));
                 }
+                Input::Transfer(to) => {
+                    self.trace.line(now_us, format_args!("n{id} asked to hand over to n{to}"));
+                }
                 Input::Ask { client, number, request } => {
                     let kind = match request {
                         crate::client::Request::Write { .. } => "write",
@@ -81,7 +84,8 @@ impl World {
                 | Input::Tick
                 | Input::Written(_)
                 | Input::Captured(_)
-                | Input::Fetched(..) => None,
+                | Input::Fetched(..)
+                | Input::Transfer(_) => None,
             };
             if let (Some(reply), Some(asker)) = (member.take_in(now_us, input, floor), asker) {
                 replies.push((asker, reply));
@@ -106,6 +110,8 @@ impl World {
             match event {
                 raft::Event::Leading { .. } => self.tally.elections += 1,
                 raft::Event::LostQuorum { .. } => self.tally.quorums_lost += 1,
+                raft::Event::Transferring { .. } => self.tally.transfers += 1,
+                raft::Event::TransferFailed { .. } => self.tally.transfers_failed += 1,
                 raft::Event::Truncated { .. } => self.tally.truncations += 1,
                 raft::Event::Compacted { .. } => self.tally.snapshots += 1,
                 raft::Event::Installed { suffix_kept, .. } => {
@@ -251,7 +257,8 @@ impl World {
             MessageKind::VoteReply { .. } | MessageKind::AppendReply { .. } => Kind::Reply,
             MessageKind::VoteRequest { .. }
             | MessageKind::AppendRequest { .. }
-            | MessageKind::SnapshotOffer(_) => Kind::Request,
+            | MessageKind::SnapshotOffer(_)
+            | MessageKind::TimeoutNow => Kind::Request,
         };
         let link = (from, to);
         if self.network.withholds(link, &message) {

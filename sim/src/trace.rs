@@ -8,7 +8,7 @@ use std::{
     fmt::{self, Write},
 };
 
-use raft::{AppendResult, DropReason, Event, Message, MessageKind};
+use raft::{AppendResult, Ballot, DropReason, Event, Message, MessageKind};
 
 /// How many lines are kept for the report of a failure.
 pub const RECENT_LINES_MAX: usize = 50;
@@ -71,9 +71,15 @@ impl fmt::Display for Shown<'_> {
         let Message { term, kind } = self.0;
         write!(f, "t{term} ")?;
         match kind {
-            MessageKind::VoteRequest { pre_vote, last } => {
-                write!(f, "{}vote? {last}", pre(*pre_vote))
+            MessageKind::VoteRequest { ballot, last } => {
+                let kind = match ballot {
+                    Ballot::PreVote => "pre-vote",
+                    Ballot::Vote => "vote",
+                    Ballot::Transfer => "transfer-vote",
+                };
+                write!(f, "{kind}? {last}")
             }
+            MessageKind::TimeoutNow => f.write_str("timeout-now"),
             MessageKind::VoteReply { pre_vote, granted } => {
                 write!(f, "{}vote {}", pre(*pre_vote), if *granted { "yes" } else { "no" })
             }
@@ -111,6 +117,8 @@ impl fmt::Display for Happened<'_> {
             Event::PreCampaigning { term } => write!(f, "pre-campaigns for t{term}"),
             Event::Campaigning { term } => write!(f, "campaigns in t{term}"),
             Event::Leading { term, last } => write!(f, "leads t{term} from {last}"),
+            Event::Transferring { to } => write!(f, "hands over to n{to}"),
+            Event::TransferFailed { to } => write!(f, "n{to} did not take over"),
             Event::LostQuorum { term } => write!(f, "leads t{term} no more: no quorum"),
             Event::Voted { term, candidate } => write!(f, "votes for n{candidate} in t{term}"),
             Event::Truncated { from } => write!(f, "truncates from {from}"),

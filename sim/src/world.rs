@@ -59,6 +59,10 @@ pub struct Tally {
     pub suffixes_kept: u64,
     /// Leaders that stepped down for want of a quorum.
     pub quorums_lost: u64,
+    /// Times that a leader began to hand over.
+    pub transfers: u64,
+    /// Of those, the ones that it gave up.
+    pub transfers_failed: u64,
     /// Crashes.
     pub crashes: u64,
     /// Pauses.
@@ -91,6 +95,8 @@ impl Tally {
         self.installs += other.installs;
         self.suffixes_kept += other.suffixes_kept;
         self.quorums_lost += other.quorums_lost;
+        self.transfers += other.transfers;
+        self.transfers_failed += other.transfers_failed;
         self.crashes += other.crashes;
         self.pauses += other.pauses;
         self.partitions += other.partitions;

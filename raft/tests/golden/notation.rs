@@ -9,7 +9,7 @@
 
 use bytes::Bytes;
 use flotilla_raft::{
-    AppendResult, Digest, DropReason, Entry, Event, GroupTime, HardState, Index, Message,
+    AppendResult, Ballot, Digest, DropReason, Entry, Event, GroupTime, HardState, Index, Message,
     MessageKind, NodeId, Payload, Position, RoleKind, SnapshotRoot, Status, Term, Write,
 };
 
@@ -44,9 +44,15 @@ impl Notation {
     fn kind(self, kind: &MessageKind) -> String {
         let dry = |pre_vote| if pre_vote { "pre-vote" } else { "vote" };
         match kind {
-            MessageKind::VoteRequest { pre_vote, last } => {
-                format!("{}? last={last}", dry(*pre_vote))
+            MessageKind::VoteRequest { ballot, last } => {
+                let kind = match ballot {
+                    Ballot::PreVote => "pre-vote",
+                    Ballot::Vote => "vote",
+                    Ballot::Transfer => "transfer-vote",
+                };
+                format!("{kind}? last={last}")
             }
+            MessageKind::TimeoutNow => "timeout-now".to_owned(),
             MessageKind::VoteReply { pre_vote, granted } => {
                 format!("{} {}", dry(*pre_vote), if *granted { "yes" } else { "no" })
             }
@@ -100,6 +106,8 @@ pub(crate) fn event(event: &Event) -> String {
         Event::PreCampaigning { term } => format!("pre-campaigns for {term}"),
         Event::Campaigning { term } => format!("campaigns in {term}"),
         Event::Leading { term, last } => format!("leads {term} from {last}"),
+        Event::Transferring { to } => format!("hands over to n{to}"),
+        Event::TransferFailed { to } => format!("keeps what n{to} did not take over"),
         Event::LostQuorum { term } => format!("lost its quorum in {term}"),
         Event::Voted { term, candidate } => format!("votes for n{candidate} in {term}"),
         Event::Truncated { from } => format!("truncates from {from}"),
@@ -212,8 +220,13 @@ pub(crate) fn parse_message(text: &str) -> (NodeId, NodeId, Message) {
     };
     let number = |name: &str| parse_number(value(name));
     let kind = match *kind {
-        "vote?" | "pre-vote?" => MessageKind::VoteRequest {
-            pre_vote: *kind == "pre-vote?",
+        "timeout-now" => MessageKind::TimeoutNow,
+        "vote?" | "pre-vote?" | "transfer-vote?" => MessageKind::VoteRequest {
+            ballot: match *kind {
+                "pre-vote?" => Ballot::PreVote,
+                "vote?" => Ballot::Vote,
+                _ => Ballot::Transfer,
+            },
             last: parse_position(value("last")),
         },
         "vote" | "pre-vote" => {

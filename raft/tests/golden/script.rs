@@ -110,8 +110,8 @@ fn execute(world: &mut World, command: &str) {
         }
         ["deliver" | "drop" | "copy" | "cut", ..] => carry(world, &words),
         [
-            "propose" | "read" | "compact" | "install" | "written" | "hold" | "release" | "gather"
-            | "take",
+            "propose" | "read" | "transfer" | "compact" | "install" | "written" | "hold"
+            | "release" | "gather" | "take",
             ..,
         ] => serve(world, &words),
         [verb, ids @ ..] if !ids.is_empty() => {
@@ -223,6 +223,11 @@ fn serve(world: &mut World, words: &[&str]) {
                 if let Err(refused) = world.node(id).read(ReadId(parse_number(read))) {
                     world.say(format!("n{id} refuses read {read}: {refused}"));
                 }
+            }
+        }
+        ("transfer", [to]) => {
+            if let Err(refused) = world.node(id).transfer(parse_node(to)) {
+                world.say(format!("n{id} refuses: {refused}"));
             }
         }
         ("compact", [index]) => world.compact(id, Index(parse_number(index))),

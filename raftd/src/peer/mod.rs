@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::identity::{Acquaintances, Claim, Founder, GroupId, Incarnation, Mistrust};
-use crate::settings::Member;
+use crate::settings::{ADDRESS_BYTES_MAX, Member};
 
 pub(crate) use sender::{Sender, ask_birth, run as run_sender};
 pub(crate) use service::service;
@@ -215,6 +215,9 @@ fn founder_to_wire(founder: &Founder) -> pb::InitialMember {
 }
 
 fn founder_from_wire(member: pb::InitialMember) -> Option<Founder> {
+    if member.peer_address.len().max(member.client_address.len()) > ADDRESS_BYTES_MAX {
+        return None;
+    }
     Some(Founder {
         node: NodeId(member.node),
         incarnation: member.incarnation.as_ref().try_into().ok()?,

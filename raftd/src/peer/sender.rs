@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::{BATCH_BYTES_MAX, Peers, founder_from_wire};
 use crate::identity::Founder;
+use crate::settings::ADDRESS_BYTES_MAX;
 use crate::wire;
 
 /// How many messages may wait for a peer before new ones are dropped.
@@ -128,8 +129,12 @@ async fn hello(
     let reply =
         RaftClient::new(channel.clone()).hello(request).await.map_err(Ended::Unreachable)?;
     let reply = reply.into_inner();
-    refused(to, reply.refused, reply.lost, lost)?;
+    // Only a member of this group is believed what it says of this one.
     let claim = peers.admit(reply.from)?;
+    refused(to, reply.refused, reply.lost, lost)?;
+    if reply.peer_address.len().max(reply.client_address.len()) > ADDRESS_BYTES_MAX {
+        return Err(super::Refusal::Malformed.into());
+    }
     let founder = Founder {
         node: claim.node,
         incarnation: claim.incarnation,
@@ -215,7 +220,8 @@ fn size(message: &Message) -> usize {
         MessageKind::VoteRequest { .. }
         | MessageKind::VoteReply { .. }
         | MessageKind::AppendReply { .. }
-        | MessageKind::SnapshotOffer(_) => 64,
+        | MessageKind::SnapshotOffer(_)
+        | MessageKind::TimeoutNow => 64,
     }
 }
 

@@ -1,7 +1,7 @@
 //! R11, a term is durable before it is used: whoever speaks in a term has it on the disk. A dry run
 //! speaks of a term that nobody has entered, and promises nothing.
 
-use raft::MessageKind;
+use raft::{Ballot, MessageKind};
 
 use super::{Step, Violation};
 
@@ -9,11 +9,12 @@ pub(super) fn check(step: Step<'_>) -> Result<(), Violation> {
     let durable = step.member().disk().image().hard_state.term;
     for envelope in &step.output.messages {
         let dry_run = match envelope.message.kind {
-            MessageKind::VoteRequest { pre_vote, .. } => pre_vote,
+            MessageKind::VoteRequest { ballot, .. } => ballot == Ballot::PreVote,
             MessageKind::VoteReply { pre_vote, granted } => pre_vote && granted,
             MessageKind::AppendRequest { .. }
             | MessageKind::AppendReply { .. }
-            | MessageKind::SnapshotOffer(_) => false,
+            | MessageKind::SnapshotOffer(_)
+            | MessageKind::TimeoutNow => false,
         };
         let term = envelope.message.term;
         if term > durable && !dry_run {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use raft::{HardState, MessageKind, NodeId, Term};
+use raft::{Ballot, HardState, MessageKind, NodeId, Term};
 
 use super::{Step, Violation};
 
@@ -19,13 +19,16 @@ impl Votes {
     pub(super) fn check(&mut self, step: Step<'_>) -> Result<(), Violation> {
         for envelope in &step.output.messages {
             let candidate = match envelope.message.kind {
-                MessageKind::VoteRequest { pre_vote: false, .. } => step.node,
+                MessageKind::VoteRequest { ballot: Ballot::Vote | Ballot::Transfer, .. } => {
+                    step.node
+                }
                 MessageKind::VoteReply { pre_vote: false, granted: true } => envelope.to,
                 MessageKind::VoteRequest { .. }
                 | MessageKind::VoteReply { .. }
                 | MessageKind::AppendRequest { .. }
                 | MessageKind::AppendReply { .. }
-                | MessageKind::SnapshotOffer(_) => continue,
+                | MessageKind::SnapshotOffer(_)
+                | MessageKind::TimeoutNow => continue,
             };
             let term = envelope.message.term;
             let durable = step.member().disk().image().hard_state;
