@@ -27,7 +27,7 @@ const TIME_GOOD_FOR: Duration = Duration::from_secs(30);
 const TIME_SLACK: Duration = Duration::from_secs(15);
 
 /// The longest that a request may live, with a margin below the servers' 5 minutes.
-const LIFE_MAX: Duration = Duration::from_secs(280);
+const LIFE_MAX: Duration = Duration::from_secs(250);
 
 /// The most shards that a server may tell of: bounds what a wrong one makes a client allocate.
 pub(crate) const SHARDS_MAX: u32 = 16 * 1024;
@@ -210,7 +210,7 @@ mod tests {
     fn time_goes_on_by_the_clients_clock_until_it_is_too_old() {
         let (sessions, now) = told(1_000);
         let later = now + Duration::from_secs(30);
-        assert_eq!(open(&sessions, later, 600_000).id.expires_ms, 1_000 + 30_000 + 280_000);
+        assert_eq!(open(&sessions, later, 600_000).id.expires_ms, 1_000 + 30_000 + 250_000);
         let too_late = later + Duration::from_millis(1);
         let opened = sessions.try_open(3, too_late, too_late);
         assert!(matches!(opened, Some(Err(NotOpened::TimeUnknown))));

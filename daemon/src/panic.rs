@@ -17,21 +17,33 @@ use crate::exit::Code;
 ///
 /// They count for the whole process and not for their thread alone, since a store opens with
 /// the help of threads of its own, whose panics mean the same.
-static SCOPES: Mutex<Vec<(u64, Code)>> = Mutex::new(Vec::new());
+static SCOPES: Mutex<Vec<Meaning>> = Mutex::new(Vec::new());
+
+/// What a panic means while a scope is open.
+#[derive(Clone)]
+struct Meaning {
+    scope: u64,
+    code: Code,
+    what: String,
+}
 
 /// From now on a panic on any thread is told and ends the process.
 pub fn install() {
     std::panic::set_hook(Box::new(|panic| {
-        tell(panic);
+        let meaning = scopes().last().cloned();
+        let (code, what) =
+            meaning.map_or((Code::Panic, String::new()), |meaning| (meaning.code, meaning.what));
+        tell(panic, &what);
         // Both are unbuffered or empty in a daemon; an error here has nobody left to hear it.
         let _ = std::io::stderr().flush();
-        std::process::exit(code() as i32);
+        std::process::exit(code as i32);
     }));
 }
 
-/// Runs `work`; a panic anywhere in the process meanwhile ends it with `code`.
-pub fn ends_with<T>(code: Code, work: impl FnOnce() -> T) -> T {
-    let _scope = Scope::open(code);
+/// Runs `work`; a panic anywhere in the process meanwhile ends it with `code`, and `what` tells what
+/// that means.
+pub fn ends_with<T>(code: Code, what: impl Into<String>, work: impl FnOnce() -> T) -> T {
+    let _scope = Scope::open(code, what.into());
     work()
 }
 
@@ -39,30 +51,26 @@ pub fn ends_with<T>(code: Code, work: impl FnOnce() -> T) -> T {
 struct Scope(u64);
 
 impl Scope {
-    fn open(code: Code) -> Self {
+    fn open(code: Code, what: String) -> Self {
         let mut scopes = scopes();
-        let number = scopes.iter().map(|(number, _)| number + 1).max().unwrap_or(0);
-        scopes.push((number, code));
-        Self(number)
+        let scope = scopes.iter().map(|meaning| meaning.scope + 1).max().unwrap_or(0);
+        scopes.push(Meaning { scope, code, what });
+        Self(scope)
     }
 }
 
 impl Drop for Scope {
     fn drop(&mut self) {
-        scopes().retain(|(number, _)| *number != self.0);
+        scopes().retain(|meaning| meaning.scope != self.0);
     }
 }
 
 /// Nothing panics while it holds the lock, and if it did the list would still be whole.
-fn scopes() -> MutexGuard<'static, Vec<(u64, Code)>> {
+fn scopes() -> MutexGuard<'static, Vec<Meaning>> {
     SCOPES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn code() -> Code {
-    scopes().last().map_or(Code::Panic, |(_, code)| *code)
-}
-
-fn tell(panic: &PanicHookInfo<'_>) {
+fn tell(panic: &PanicHookInfo<'_>, what: &str) {
     let text = text(panic.payload());
     let place = panic.location().map_or_else(String::new, ToString::to_string);
     let current = std::thread::current();
@@ -70,12 +78,13 @@ fn tell(panic: &PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
     let traced = backtrace.status() == BacktraceStatus::Captured;
     if tracing::enabled!(tracing::Level::ERROR) {
-        tracing::error!(panic = text, place, thread, "a panic ends the daemon");
+        tracing::error!(panic = text, place, thread, what, "a panic ends the daemon");
         if traced {
             tracing::error!(%backtrace, "backtrace of the panic");
         }
     } else {
-        eprintln!("a panic ends the process: {text}, at {place}, in thread {thread}");
+        let what = if what.is_empty() { String::new() } else { format!("{what}: ") };
+        eprintln!("{what}a panic ends the process: {text}, at {place}, in thread {thread}");
         if traced {
             eprintln!("{backtrace}");
         }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::exit::{Code, Failure};
+use crate::readiness::Readiness;
 use crate::signals::Shutdown;
 use crate::telemetry::{self, Format};
 use crate::{panic, settings, version};
@@ -127,6 +128,22 @@ fn build(name: &str, worker_threads: Option<u16>) -> Result<Runtime, Failure> {
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .map_err(|error| Failure::machine("the runtime cannot start").because(error))
+}
+
+/// Polls what tells readiness until shutdown, from when on the daemon is not ready: it only ends
+/// what it has begun. Never returns.
+pub async fn until_stopping(
+    shutdown: &Shutdown,
+    telling: impl Future<Output = ()>,
+    readiness: &Readiness,
+) {
+    tokio::select! {
+        biased;
+        () = shutdown.requested() => {}
+        () = telling => {}
+    }
+    readiness.not_ready("shutting down");
+    std::future::pending::<()>().await;
 }
 
 /// Something ended that should have lasted until shutdown; the rest is told to end, too.

@@ -58,14 +58,18 @@ async fn play(role: String, shutdown: Shutdown) -> Result<(), Failure> {
             std::thread::spawn(|| panic!("a thread broke"));
             std::future::pending().await
         }
-        "panic at open" => panic::ends_with(Code::Damaged, || panic!("a page broke")),
-        "panic of a helper at open" => panic::ends_with(Code::Damaged, || {
-            let helper = std::thread::spawn(|| panic!("a segment broke"));
-            helper.join().expect("the process ends before this is told");
-            Ok(())
-        }),
+        "panic at open" => {
+            panic::ends_with(Code::Damaged, "the store is damaged", || panic!("a page broke"))
+        }
+        "panic of a helper at open" => {
+            panic::ends_with(Code::Damaged, "the store is damaged", || {
+                let helper = std::thread::spawn(|| panic!("a segment broke"));
+                helper.join().expect("the process ends before this is told");
+                Ok(())
+            })
+        }
         "panic after open" => {
-            panic::ends_with(Code::Damaged, || ());
+            panic::ends_with(Code::Damaged, "the store is damaged", || ());
             panic!("an invariant broke")
         }
         "configuration" => Err(Failure::configuration("another cluster's directory")),

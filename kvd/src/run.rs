@@ -8,7 +8,7 @@ use daemon::{
     admin::Admin,
     grpc,
     metrics::Metrics,
-    runtime::{early, joined},
+    runtime::{early, joined, until_stopping},
 };
 use raftd::{Advertised, Handle, Host, Refused, Role, Status};
 use tokio::sync::watch;
@@ -50,7 +50,7 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
     };
     let machine = KvMachine::new(shards);
     let (host, handle) =
-        Host::start(&config.group, &advertised, machine, peer_port, add_forward, &inner)?;
+        Host::start(&config.group, &advertised, machine, peer_port, add_forward, &inner).await?;
 
     let requests = Requests::new(handle.clone(), shards, limits);
     let routes = grpc::routes(proto::DESCRIPTORS, SERVICES, &readiness, &shutdown)
@@ -69,9 +69,8 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
         ended = &mut admin => return early(joined(ended, "the admin port"), "the admin port", &inner),
         served = client => served,
         wrong = check_shards(&handle, shards) => Err(wrong),
-        () = follow(handle.watch_status(), &readiness) => Ok(()),
+        () = until_stopping(&shutdown, follow(handle.watch_status(), &readiness), &readiness) => Ok(()),
     };
-    readiness.not_ready("shutting down");
     inner.request();
     let stopped = host.await;
     served.and(stopped).and(joined(admin.await, "the admin port"))

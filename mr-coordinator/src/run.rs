@@ -9,7 +9,7 @@ use daemon::{
     admin::Admin,
     grpc,
     metrics::Metrics,
-    runtime::{early, joined},
+    runtime::{early, joined, until_stopping},
 };
 use raftd::{Advertised, Handle, Host, Role, Status};
 use tokio::sync::watch;
@@ -53,7 +53,7 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
     let no_services = |_: &Handle<Machine>, routes| routes;
     let machine = Machine::new();
     let (host, handle) =
-        Host::start(&config.group, &advertised, machine, peer_port, no_services, &inner)?;
+        Host::start(&config.group, &advertised, machine, peer_port, no_services, &inner).await?;
 
     let (driver, calls, leading) =
         Driver::new(handle.clone(), root.clone(), lanes.clone(), scheduling, can_exchange);
@@ -76,9 +76,8 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
         ended = &mut host => return early(ended, "the replica", &inner),
         ended = &mut admin => return early(joined(ended, "the admin port"), "the admin port", &inner),
         served = client => served,
-        () = follow(handle.watch_status(), leading, &readiness) => Ok(()),
+        () = until_stopping(&shutdown, follow(handle.watch_status(), leading, &readiness), &readiness) => Ok(()),
     };
-    readiness.not_ready("shutting down");
     let driven = joined(driver.await.map(Ok), "the driver");
     inner.request();
     let stopped = host.await;

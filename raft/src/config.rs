@@ -18,7 +18,8 @@ pub struct Config {
     pub inflight_messages_max: usize,
     /// How many bytes may be on their way to a follower.
     pub inflight_bytes_max: u64,
-    /// How many bytes a leader appends beyond what is committed before it refuses proposals.
+    /// How many bytes a leader appends beyond what is committed, and beyond what its own disk has
+    /// answered for, before it refuses proposals.
     pub uncommitted_bytes_max: u64,
     /// How many rounds that confirm leadership for reads may be on their way.
     pub read_rounds_max: usize,

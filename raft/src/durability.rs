@@ -13,8 +13,10 @@ use crate::{Entry, HardState, Index, SnapshotWrite, Write, WriteId};
 pub(crate) struct Durability {
     /// The write that is being gathered; it is handed out by `take`.
     gathering: Write,
+    gathering_bytes: u64,
     /// Handed out, not answered yet; ids ascend.
     in_flight: VecDeque<InFlight>,
+    in_flight_bytes: u64,
     /// The id of the last write that changed the hard state.
     hard_state_write: WriteId,
     /// The last answered write.
@@ -28,6 +30,7 @@ struct InFlight {
     id: WriteId,
     /// Up to where the log is durable once it is answered.
     proves: Index,
+    bytes: u64,
 }
 
 impl Durability {
@@ -35,7 +38,9 @@ impl Durability {
     pub(crate) fn new(index: Index) -> Self {
         Self {
             gathering: Write::empty(WriteId(1)),
+            gathering_bytes: 0,
             in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
             hard_state_write: WriteId(0),
             answered: WriteId(0),
             index,
@@ -45,6 +50,11 @@ impl Durability {
     /// The log is durable up to here.
     pub(crate) fn index(&self) -> Index {
         self.index
+    }
+
+    /// The size of the entries that the disk has not answered for.
+    pub(crate) fn waiting_bytes(&self) -> u64 {
+        self.gathering_bytes + self.in_flight_bytes
     }
 
     /// Whether the latest term and vote are durable.
@@ -59,6 +69,7 @@ impl Durability {
 
     /// Adds an entry to the end of the log.
     pub(crate) fn append(&mut self, entry: Entry) {
+        self.gathering_bytes += entry.size();
         self.gathering.entries.push(entry);
     }
 
@@ -69,7 +80,13 @@ impl Durability {
         for write in &mut self.in_flight {
             write.proves = write.proves.min(keeps);
         }
-        self.gathering.entries.retain(|entry| entry.index < from);
+        self.retain(|entry| entry.index < from);
+    }
+
+    /// Forgets the others of the entries that are being gathered.
+    fn retain(&mut self, stays: impl Fn(&Entry) -> bool) {
+        self.gathering.entries.retain(stays);
+        self.gathering_bytes = self.gathering.entries.iter().map(Entry::size).sum();
     }
 
     pub(crate) fn snapshot(&mut self, snapshot: SnapshotWrite) {
@@ -83,7 +100,7 @@ impl Durability {
             );
         }
         // What was gathered and is covered by the snapshot would stand before the log's beginning.
-        self.gathering.entries.retain(|entry| entry.index >= snapshot.first);
+        self.retain(|entry| entry.index >= snapshot.first);
         let reset = snapshot.reset || self.gathering.snapshot.is_some_and(|earlier| earlier.reset);
         self.gathering.snapshot = Some(SnapshotWrite { reset, ..snapshot });
     }
@@ -97,7 +114,9 @@ impl Durability {
         let write = std::mem::replace(&mut self.gathering, next);
         let entries = write.entries.last().map_or(Index(0), |entry| entry.index);
         let snapshot = write.snapshot.map_or(Index(0), |snapshot| snapshot.root.position.index);
-        self.in_flight.push_back(InFlight { id: write.id, proves: entries.max(snapshot) });
+        let bytes = std::mem::take(&mut self.gathering_bytes);
+        self.in_flight_bytes += bytes;
+        self.in_flight.push_back(InFlight { id: write.id, proves: entries.max(snapshot), bytes });
         Some(write)
     }
 
@@ -107,6 +126,7 @@ impl Durability {
         while let Some(write) = self.in_flight.pop_front_if(|write| write.id <= id) {
             self.index = self.index.max(write.proves);
             self.answered = write.id;
+            self.in_flight_bytes -= write.bytes;
         }
     }
 }

@@ -174,5 +174,13 @@ fn contradicts(core: &Core, known: Index, previous: Position, entries: &[Entry])
         .iter()
         .find(|entry| entry.index > known)
         .is_some_and(|entry| entry.stamp < core.stamp_at(entry.index.previous()));
-    falls || denied(previous) || entries.iter().any(|entry| denied(entry.position()))
+    // An entry that is here already stands in the log with the stamp that it was given once.
+    let restamped = |entry: &Entry| {
+        core.log
+            .get(entry.index)
+            .is_some_and(|own| own.term == entry.term && own.stamp != entry.stamp)
+    };
+    falls
+        || denied(previous)
+        || entries.iter().any(|entry| denied(entry.position()) || restamped(entry))
 }

@@ -89,7 +89,7 @@
 //!
 //! # What is absent
 //!
-//! Changes of membership and learners, transfer of leadership, reads by lease, and entries older
+//! Changes of membership and learners, reads by lease, and entries older
 //! than memory (the log in memory reaches back to the last snapshot and a tail before it). Members
 //! are fixed when a node is made. Commands, sessions and exactly-once belong to the machines.
 //!

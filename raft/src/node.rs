@@ -88,7 +88,9 @@ impl Node {
         if leader.is_leaving() {
             return Err(Refused::Transferring);
         }
-        if self.core.uncommitted_bytes >= self.core.config.uncommitted_bytes_max {
+        // The others commit without this member's disk, which may hang without an error.
+        let behind = self.core.uncommitted_bytes.max(self.core.durability.waiting_bytes());
+        if behind >= self.core.config.uncommitted_bytes_max {
             return Err(Refused::Overloaded("uncommitted_bytes_max"));
         }
         Ok(self.core.propose(payload))

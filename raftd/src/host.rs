@@ -16,7 +16,7 @@ use raft::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::events;
 use crate::handle::{
@@ -29,8 +29,8 @@ use crate::store::{Snapshots, Store, Written};
 /// How many of each input are taken in before the host acts.
 const DRAIN_MAX: usize = 1_024;
 
-/// How long a snapshot may take to arrive before the leader has to offer it again.
-const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long to wait after a snapshot that did not arrive.
+const INSTALL_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a member that is to stop waits for another to lead in its place.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -149,8 +149,9 @@ impl<S: StateMachine> Driver<S> {
     /// Who has most of the log, of those that were heard from lately.
     fn successor(&self) -> Option<NodeId> {
         let peers = self.replica.status().peers.into_iter();
-        let active = peers.filter(|progress| progress.active);
-        active.max_by_key(|progress| progress.matched).map(|progress| progress.node)
+        // Right after the look at the quorum nobody counts as active.
+        let best = peers.max_by_key(|progress| (progress.active, progress.matched));
+        best.map(|progress| progress.node)
     }
 
     /// Takes in what else is there.
@@ -296,7 +297,12 @@ impl<S: StateMachine> Driver<S> {
                     Ok(installed) => {
                         info!(index = %root.position.index, installed, "fetched a snapshot");
                     }
-                    Err(error) => error!(%error, "a snapshot does not decode"),
+                    // Its chunks are those that the leader named, so no retry will change it.
+                    Err(error) => {
+                        let message = "the leader's snapshot does not decode here: is this member \
+                                       of an older version? upgrade it";
+                        return Err(Failure::configuration(message).because(error));
+                    }
                 }
             }
             Job::Fetched(Err(reason)) => {
@@ -377,11 +383,12 @@ impl<S: StateMachine> Driver<S> {
         let (snapshots, peers, jobs) =
             (self.snapshots.clone(), self.peers.clone(), self.jobs.clone());
         tokio::spawn(async move {
-            let fetched = peer::fetch(&peers, &member, install.root, snapshots);
-            let fetched = match tokio::time::timeout(INSTALL_TIMEOUT, fetched).await {
-                Ok(fetched) => fetched.map(|chunks| (install.root, chunks)),
-                Err(_) => Err(format!("it took longer than {INSTALL_TIMEOUT:?}")),
-            };
+            let fetched = peer::fetch(&peers, &member, install.root, snapshots).await;
+            let fetched = fetched.map(|chunks| (install.root, chunks));
+            if fetched.is_err() {
+                // The leader offers it again with the next heartbeat.
+                tokio::time::sleep(INSTALL_PAUSE).await;
+            }
             // The host has ended when nobody listens.
             let _ = jobs.send(Job::Fetched(fetched)).await;
         });

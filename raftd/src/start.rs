@@ -20,13 +20,16 @@ use crate::host::{Driver, Inputs, Waiting, lost, store_failure};
 use crate::identity::{Acquaintances, Founder, GroupId, group_id};
 use crate::peer::{self, News, Peers, Sender};
 use crate::settings::{Member, Settings};
-use crate::store::{self, Opened};
+use crate::store::{self, Opened, Signals};
 
 /// How many batches of peers may wait for the host task; behind them the connection waits.
 const INBOX_MAX: usize = 256;
 
 /// How many jobs (snapshots being stored or fetched) may wait for the host task.
 const JOBS_MAX: usize = 8;
+
+/// How long opening the store may take before it is told, again and again.
+const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often members that have not been heard from are asked again while a group is born.
 const BIRTH_INTERVAL: Duration = Duration::from_millis(100);
@@ -54,10 +57,10 @@ impl Host {
     /// # Errors
     /// Configuration, when settings are wrong or the directory is another member's; damaged, when
     /// data is missing or damaged; machine, when the machine refuses.
-    pub fn start<S: StateMachine>(
+    pub async fn start<S: StateMachine>(
         settings: &Settings,
         advertised: &Advertised,
-        mut machine: S,
+        machine: S,
         listener: TcpListener,
         services: impl FnOnce(&Handle<S>, Routes) -> Routes,
         shutdown: &Shutdown,
@@ -69,8 +72,7 @@ impl Host {
         let others = members.values().filter(|member| member.node.0 != settings.node);
         let channels = Arc::new(peer::channels(others)?);
         // All that can be wrong with the settings is known by now, and nothing was made.
-        let (opened, signals) = store::open(settings)?;
-        restore(&mut machine, &opened)?;
+        let (opened, signals, machine) = open(settings, machine).await?;
         let (peers, news) = acquaint(settings, advertised, &members, &opened);
 
         let (requests, requests_in) = mpsc::channel(REQUESTS_MAX);
@@ -273,6 +275,32 @@ async fn ask_around(
         match answer {
             Ok((founder, born_with)) => drop(birth.hear(founder, born_with)),
             Err(reason) => tracing::debug!(reason, "a member was not heard"),
+        }
+    }
+}
+
+/// Opens the store and puts its last snapshot into the machine, on a thread of its own: both may
+/// take long, and meanwhile the daemon tells that it is not ready.
+async fn open<S: StateMachine>(
+    settings: &Settings,
+    mut machine: S,
+) -> Result<(Opened, Signals, S), Failure> {
+    let settings = settings.clone();
+    let data = settings.data.display().to_string();
+    let opening = tokio::task::spawn_blocking(move || {
+        let (opened, signals) = store::open(&settings)?;
+        restore(&mut machine, &opened)?;
+        Ok((opened, signals, machine))
+    });
+    tokio::pin!(opening);
+    loop {
+        match tokio::time::timeout(OPEN_PATIENCE, &mut opening).await {
+            Ok(Ok(opened)) => return opened,
+            Ok(Err(error)) => {
+                let message = "the thread that opened the store panicked";
+                return Err(Failure::new(daemon::Code::Panic, message).because(error));
+            }
+            Err(_) => warn!(data, "the store is still being opened"),
         }
     }
 }

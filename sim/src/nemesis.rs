@@ -61,8 +61,9 @@ impl World {
             }
             // Whoever takes itself for a leader is asked, also one that is none any more.
             Fault::Transfer => {
+                let to = NodeId(self.rng.random_range(1..=self.voters.len() as u64));
                 for id in self.voters.clone() {
-                    self.transfer(id, victim);
+                    self.transfer(id, to);
                 }
             }
         }

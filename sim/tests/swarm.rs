@@ -51,6 +51,8 @@ fn groups_of_three() {
     happened("pauses", total.pauses, 100);
     happened("partitions", total.partitions, 100);
     happened("clogs", total.clogs, 100);
+    happened("transfers", total.transfers, 20);
+    happened("transfers given up", total.transfers_failed, 5);
     happened("acknowledged writes", total.done, 1_000);
     happened("reads", total.reads, 1_000);
     happened("rejected writes", total.rejected, 1);

@@ -3,6 +3,8 @@
 //! A transfer is the manifest and then the chunks in its order. Everything is checked against the
 //! digests that the leader's offer pins, so it does not matter who sent it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::Stream;
 use proto::raft as pb;
@@ -18,6 +20,9 @@ use crate::store::Snapshots;
 
 /// How many chunks may wait for the connection, or for the disk.
 const CHUNKS_WAITING_MAX: usize = 32;
+
+/// How long a transfer may stand still.
+const STALL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The manifest is sent in pieces of this size.
 const MANIFEST_PIECE_BYTES: usize = 32 << 10;
@@ -83,10 +88,11 @@ pub(crate) async fn fetch(
         manifest: Bytes::copy_from_slice(&root.manifest.0),
         only: Vec::new(),
     };
-    let mut stream = client.fetch(request).await.map_err(|status| status.to_string())?.into_inner();
+    let fetching = unless_it_stalls(client.fetch(request));
+    let mut stream = fetching.await?.into_inner();
     let (pieces, waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
     let storing = tokio::task::spawn_blocking(move || receive(&snapshots, root, waiting));
-    while let Some(piece) = stream.message().await.map_err(|status| status.to_string())? {
+    while let Some(piece) = unless_it_stalls(stream.message()).await? {
         let kind = piece.kind.ok_or("a malformed transfer")?;
         if pieces.send(kind).await.is_err() {
             break; // What is wrong with it, the blocking task tells.
@@ -94,6 +100,15 @@ pub(crate) async fn fetch(
     }
     drop(pieces);
     storing.await.map_err(|error| error.to_string())?
+}
+
+/// What the giver sends next. However large a snapshot is, each piece of it comes soon, or the
+/// giver's disk hangs, and another may be asked.
+async fn unless_it_stalls<T>(step: impl Future<Output = Result<T, Status>>) -> Result<T, String> {
+    match tokio::time::timeout(STALL_LIMIT, step).await {
+        Ok(step) => step.map_err(|status| status.to_string()),
+        Err(_) => Err(format!("nothing came for {STALL_LIMIT:?}")),
+    }
 }
 
 /// Stores what comes in and gives it back.

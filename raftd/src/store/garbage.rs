@@ -65,9 +65,9 @@ impl Pins {
     }
 
     pub(super) fn install(&mut self, name: Digest) {
-        if let Some(at) = self.finished.iter().position(|finished| *finished == name) {
-            self.suspects.snapshots.extend(self.finished.drain(..=at));
-        }
+        // Another that was finished before may be about to be installed all the same: one that was
+        // fetched while this one was taken. What is not is pushed out by later ones.
+        self.finished.retain(|finished| *finished != name);
         self.suspects.snapshots.extend(self.installed);
         self.installed = Some(name);
         self.epoch += 1;
@@ -162,7 +162,7 @@ struct Known {
 impl Collector<'_> {
     fn look_through_everything(&mut self) -> Result<(), StoreError> {
         let mut from = Some(Vec::new());
-        while let Some(begin) = from.take() {
+        while let Some(begin) = from.take().filter(|_| !self.shared.pins().stop) {
             let mut keys = Vec::new();
             self.shared.records.scan(&begin, &mut |key, _| {
                 if keys.len() == STEP {

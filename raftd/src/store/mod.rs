@@ -44,6 +44,7 @@ pub use snapshots::{Reader, ReceiveError, Snapshots};
 
 use crate::identity::{Founder, GroupId, Incarnation};
 use crate::settings::Settings;
+use crate::store::sled_records::SledRecords;
 
 /// What a store needs to know and whom it tells.
 pub struct StoreOptions {
@@ -81,6 +82,7 @@ pub struct Store {
     shared: Arc<thread::Shared>,
     snapshots: Snapshots,
     threads: Vec<JoinHandle<()>>,
+    databases: [Arc<SledRecords>; 2],
 }
 
 impl std::fmt::Debug for Store {
@@ -107,14 +109,12 @@ impl Store {
             Ok((records, directory.snapshots, directory.lock, engine, recovered))
         };
         // The database panics on damaged data.
-        let opened =
-            daemon::panic::ends_with(Code::Damaged, || catch_unwind(AssertUnwindSafe(opening)));
-        let (records, chunks, lock, engine, recovered) = opened.unwrap_or_else(|_| {
-            Err(StoreError::Damaged(format!(
-                "{} is damaged: its database panics when it is read",
-                path.display()
-            )))
-        })?;
+        let damaged = format!("{} is damaged: its database panics when it is read", path.display());
+        let opened = daemon::panic::ends_with(Code::Damaged, damaged.clone(), || {
+            catch_unwind(AssertUnwindSafe(opening))
+        });
+        let (records, chunks, lock, engine, recovered) =
+            opened.unwrap_or(Err(StoreError::Damaged(damaged)))?;
         let StoreOptions { free_bytes_min, on_written, on_failed } = options;
         let (fatal, pace) = (Arc::new(pace::Fatal::new(on_failed)), Arc::new(pace::Pace::new()));
         let chunks = Arc::new(chunks);
@@ -125,7 +125,6 @@ impl Store {
         let writer = thread::Writer {
             shared: shared.clone(),
             engine,
-            records: records.clone(),
             snapshots: snapshots.clone(),
             reserve: space::Reserve::new(path, free_bytes_min),
             pace,
@@ -133,10 +132,15 @@ impl Store {
             _lock: lock,
         };
         let start = Start { recovered, state, write_sequence, snapshots: snapshots.clone() };
-        // Its drop ends the threads, also if one of them can't be started.
-        let mut store =
-            Self { shared: shared.clone(), snapshots: snapshots.clone(), threads: vec![] };
         let databases = [records, chunks];
+        // Its drop ends the threads, also if one of them can't be started.
+        let mut store = Self {
+            shared: shared.clone(),
+            snapshots: snapshots.clone(),
+            threads: vec![],
+            databases,
+        };
+        let databases = store.databases.clone();
         store.threads = vec![
             thread::spawn("store", fatal.clone(), move || writer.run())?,
             thread::spawn("store-chunks", fatal.clone(), move || snapshots.run())?,
@@ -183,6 +187,11 @@ impl Drop for Store {
                 // A panic has been told already.
                 drop(thread.join());
             }
+        }
+        // After a failure nothing may touch the disk again, as sled would when it is dropped: it
+        // panics when it is refused.
+        if self.shared.fatal.is_told() {
+            std::mem::forget(self.databases.clone());
         }
     }
 }

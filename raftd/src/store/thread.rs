@@ -129,8 +129,9 @@ pub(super) fn spawn(
 pub(super) fn watch(shared: &Shared, databases: &[Arc<SledRecords>]) -> Result<(), StoreError> {
     let mut stopped = shared.stopped.lock().unwrap_or_else(PoisonError::into_inner);
     while !*stopped {
-        if let Some(error) = databases.iter().find_map(|database| database.failure()) {
-            return Err(error);
+        for database in databases {
+            database.failure().map_or(Ok(()), Err)?;
+            database.check()?;
         }
         stopped = shared
             .stopping
@@ -145,7 +146,6 @@ pub(super) fn watch(shared: &Shared, databases: &[Arc<SledRecords>]) -> Result<(
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) engine: Engine<Arc<SledRecords>, FileSlots>,
-    pub(super) records: Arc<SledRecords>,
     pub(super) snapshots: Snapshots,
     pub(super) reserve: Reserve,
     pub(super) pace: Arc<Pace>,
@@ -156,12 +156,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn run(mut self) -> Result<(), StoreError> {
-        let result = self.write_until_stopped();
-        if result.is_err() {
-            // Nothing of it must touch the disk again.
-            std::mem::forget(self);
-        }
-        result
+        self.write_until_stopped()
     }
 
     fn write_until_stopped(&mut self) -> Result<(), StoreError> {
@@ -253,7 +248,6 @@ impl Writer {
             return Ok(());
         }
         times.looked = Some(Instant::now());
-        self.records.check()?;
         let low = self.reserve.look()? == Space::Low;
         self.shared.low_on_space.store(low, Ordering::Relaxed);
         Ok(())
