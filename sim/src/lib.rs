@@ -103,6 +103,22 @@ pub enum Plant {
     RejectUnknown,
     /// No clock ever ticks.
     StoppedClocks,
+    /// The network makes the log of every candidate look longer than it is.
+    InflateLogs,
+    /// New entries are written together with what is committed before them.
+    WriteCommittedAgain,
+    /// A snapshot lacks its last chunk.
+    CutSnapshots,
+    /// The disk keeps the log that a snapshot replaces.
+    KeepReplacedLog,
+    /// A member that starts does not look at its vote.
+    StartWithoutVote,
+    /// The host tells a leader at every tick that its followers have answered.
+    ForgeAnswers,
+    /// The host tells a member that asks about an election that all are for it.
+    ForgePreVotes,
+    /// Members run with other limits than they should.
+    IgnoreLimits,
 }
 
 /// Which run.

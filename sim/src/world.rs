@@ -257,12 +257,12 @@ impl World {
             }
             Happening::Captured(life, stored) => {
                 if self.is_alive(life) {
-                    self.captured(life.node, stored);
+                    self.captured(life.node, stored)?;
                 }
             }
             Happening::Fetched(life, install) => {
                 if self.is_alive(life) {
-                    self.fetched(life.node, install);
+                    self.fetched(life.node, install)?;
                 }
             }
             Happening::Think { client } => self.think(client),
