@@ -16,7 +16,7 @@ use crate::{
     invariants::{Heard, Step, Violation},
     machine::{CommandId, Machine},
     member::encode,
-    network::Kind,
+    network::{Kind, bytes_of},
     trace::{Happened, Shown, Trace},
 };
 
@@ -251,6 +251,9 @@ impl World {
             | MessageKind::SnapshotOffer(_)
             | MessageKind::TimeoutNow => Kind::Request,
         };
+        self.tally.sent += 1;
+        self.tally.requests += u64::from(kind == Kind::Request);
+        self.tally.bytes += bytes_of(&message);
         let link = (from, to);
         if self.network.withholds(link, &message) {
             self.trace.line(now_us, format_args!("n{from} > n{to} {} (held)", Shown(&message)));
