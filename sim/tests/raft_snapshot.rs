@@ -91,6 +91,41 @@ fn all_crash() {
     });
 }
 
+/// A leader that is cut off fills its log with what is never committed, further than the snapshot
+/// reaches that the others take meanwhile. When it comes back that snapshot replaces all of it, in
+/// memory and on the disk, and a start from that disk finds nothing of it. Seeds rarely get there.
+#[test]
+fn discard_divergent_suffix() {
+    let mix = small(Mix::calm());
+    let mix = Mix { config: Config { retained_bytes: 0, ..mix.config }, ..mix };
+    scenario("discard_divergent_suffix", 3, &mix, |world| {
+        world.one(3)?;
+        let old = world.expect_leader()?;
+        world.disconnect(old);
+        for _ in 0..4 * ENTRIES {
+            world.propose(old, 8);
+        }
+        let mut last = Index(0);
+        for _ in 0..ENTRIES {
+            last = world.one(2)?;
+        }
+        // The snapshot that this makes due is stored.
+        world.run_for(SECOND_US / 10)?;
+        let suffix = world.member(old).standing().last.index;
+        expect(suffix > last, format!("it ends at {suffix}, the others at {last}"))?;
+        world.connect(old);
+        world.run_until(SECOND_US, |world| world.tally().installs > 0)?;
+        expect(world.tally().suffixes_kept == 0, "nothing of it is kept")?;
+        world.run_for(SECOND_US)?;
+        expect(world.member(old).standing().last.index == last, "it has what the others have")?;
+        world.kill(old)?;
+        world.restart(old)?;
+        expect(world.member(old).standing().last.index == last, "and on its disk, too")?;
+        world.one(3)?;
+        expect(world.tally().installs > 0, "all that by a snapshot")
+    });
+}
+
 /// As long as all keep up, the log stays small and nobody needs a snapshot of another.
 #[test]
 fn basic() {

@@ -2,7 +2,7 @@
 //!
 //! The checkers read the members' memory, disks and messages, and compare them with the [`Ghost`]:
 //! what the run has shown so far, which no crash erases. The names R1, R2 and so on are those of
-//! docs/testing.md. Each checker is proven able to fail by a planted bug in `tests/planted.rs`.
+//! docs/testing.md, which also says by which bug each was seen to fail.
 
 mod acknowledged;
 mod append_only;

@@ -20,9 +20,10 @@ pub(super) fn check(ghost: &Ghost, step: Step<'_>) -> Result<(), Violation> {
             return Err(violation(step, &format!("installs {covered}: from {from} to {to}")));
         }
         let had = ghost.logs.get(&step.node).and_then(|log| log.get(covered.index));
+        let had = had.map(|(term, _)| term);
         let holds = match had {
             // The install itself cuts once; if there was another cut, the entry may have gone by it.
-            Some((term, _)) if term == covered.term => suffix_kept || cuts > 1,
+            Some(term) if term == covered.term => suffix_kept || cuts > 1,
             Some(_) => !suffix_kept || cuts > 0,
             // It was not there before the step, but may have come with it.
             None => true,
