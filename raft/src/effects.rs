@@ -107,4 +107,8 @@ pub struct Progress {
     pub matched: Index,
     /// It was heard from lately.
     pub active: bool,
+    /// How many append messages are on their way to it.
+    pub in_flight_messages: usize,
+    /// How many bytes of entries they carry.
+    pub in_flight_bytes: u64,
 }

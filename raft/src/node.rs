@@ -212,6 +212,8 @@ impl Node {
                     node,
                     matched: progress.matched(),
                     active: progress.active,
+                    in_flight_messages: progress.in_flight_messages(),
+                    in_flight_bytes: progress.in_flight_bytes(),
                 });
                 peers.collect()
             }

@@ -63,6 +63,14 @@ impl Progress {
         self.matched
     }
 
+    pub(crate) fn in_flight_messages(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    pub(crate) fn in_flight_bytes(&self) -> u64 {
+        self.in_flight_bytes
+    }
+
     pub(crate) fn acked_round(&self) -> u64 {
         self.acked_round
     }

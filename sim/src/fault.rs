@@ -7,6 +7,8 @@
 use raft::Config;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
+use crate::TICK_US;
+
 /// One of the faults that the nemesis brings about, again and again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
@@ -103,7 +105,7 @@ impl Mix {
     pub fn calm() -> Self {
         Self {
             config: Config {
-                tick_us: 10_000,
+                tick_us: TICK_US,
                 heartbeat_ticks: 5,
                 election_ticks_min: 30,
                 ..Config::default()
@@ -235,7 +237,7 @@ fn pick<T: Copy>(rng: &mut StdRng, choices: &[T]) -> T {
 fn draw_config(rng: &mut StdRng) -> Config {
     let heartbeat_ticks = rng.random_range(1..=6);
     let config = Config {
-        tick_us: 10_000,
+        tick_us: TICK_US,
         heartbeat_ticks,
         election_ticks_min: heartbeat_ticks * rng.random_range(3..=8),
         append_bytes_max: pick(rng, &[1, 200, 2_000, 1 << 20]),

@@ -19,8 +19,11 @@
 //! cargo run -p flotilla-sim -- --seed 17 --members 3 --trace
 //! ```
 //!
+//! Many seeds run with `cargo run --release -p flotilla-sim -- sweep --seeds 0..2000`, on all cores;
+//! each failure is followed by the command that shows it again.
+//!
 //! The same seed and the same build give the same trace, byte for byte, and therefore the same
-//! hash, which the command prints. Another version of the code draws other dice: a seed belongs to
+//! hash, which the command prints with every run. Another version of the code draws other dice: a seed belongs to
 //! a commit.
 //!
 //! # How to read a trace
@@ -72,6 +75,8 @@ pub use fault::Mix;
 pub use invariants::Violation;
 pub use world::{Tally, World};
 
+/// How long a tick is, in virtual time.
+pub const TICK_US: u64 = 10_000;
 /// How long faults happen in a run, in virtual time.
 pub const CHAOS_US: u64 = 20_000_000;
 
@@ -103,6 +108,22 @@ pub enum Plant {
     RejectUnknown,
     /// No clock ever ticks.
     StoppedClocks,
+    /// The network makes the log of every candidate look longer than it is.
+    InflateLogs,
+    /// New entries are written together with what is committed before them.
+    WriteCommittedAgain,
+    /// A snapshot lacks its last chunk.
+    CutSnapshots,
+    /// The disk keeps the log that a snapshot replaces.
+    KeepReplacedLog,
+    /// A member that starts does not look at its vote.
+    StartWithoutVote,
+    /// The host tells a leader at every tick that its followers have answered.
+    ForgeAnswers,
+    /// The host tells a member that asks about an election that all are for it.
+    ForgePreVotes,
+    /// Members run with other limits than they should.
+    IgnoreLimits,
 }
 
 /// Which run.
@@ -124,6 +145,16 @@ impl Options {
     /// A run of a seed without planted bugs.
     pub fn new(seed: u64, members: u64) -> Self {
         Self { seed, members, chaos_us: CHAOS_US, plant: Plant::None, only: None }
+    }
+
+    /// The command that shows this run, of which it can't tell planted bugs.
+    pub fn command(&self) -> String {
+        let Self { seed, members, chaos_us, .. } = self;
+        let ticks = match chaos_us {
+            &CHAOS_US => String::new(),
+            chaos_us => format!(" --ticks {}", chaos_us / TICK_US),
+        };
+        format!("cargo run -p flotilla-sim -- --seed {seed} --members {members}{ticks} --trace")
     }
 }
 
@@ -162,7 +193,7 @@ impl fmt::Display for Failure {
         for line in &self.recent {
             writeln!(f, "{line}")?;
         }
-        write!(f, "again: cargo run -p flotilla-sim -- --seed {seed} --members {members} --trace")
+        write!(f, "again: {}", self.options.command())
     }
 }
 

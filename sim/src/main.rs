@@ -1,30 +1,30 @@
 //! Replays a seed, or searches a range of them.
 
+mod sweep;
+
 use std::{
     io::{self, Write},
-    ops::ControlFlow,
+    ops::{ControlFlow, Range},
     process::ExitCode,
 };
 
-use clap::Parser;
-use flotilla_sim::{CHAOS_US, Options, Report, Tally, run, trace::Listener};
+use clap::{Args, Parser, Subcommand};
+use flotilla_sim::{CHAOS_US, Options, Report, TICK_US, Tally, run, trace::Listener};
 
 /// Runs simulated Raft groups from seeds. Exits 1 if an invariant is broken.
 #[derive(Debug, Parser)]
-#[command(name = "flotilla-sim")]
+#[command(name = "flotilla-sim", args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// The first seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// How many seeds to run
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
-    /// How many members a group has; by default 1, 3 and 5 in turn
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=7))]
-    members: Option<u64>,
-    /// How many seconds of virtual time faults happen for
-    #[arg(long, default_value_t = CHAOS_US / 1_000_000, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    seconds: u64,
+    #[command(flatten)]
+    world: WorldArguments,
     /// Print every line of the trace
     #[arg(long)]
     trace: bool,
@@ -33,51 +33,106 @@ struct Arguments {
     keep_going: bool,
 }
 
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs many seeds on all cores, and prints for each failure the command that shows it again
+    Sweep {
+        /// The seeds, as `A..B`; B is not run
+        #[arg(long, value_parser = seeds)]
+        seeds: Range<u64>,
+        #[command(flatten)]
+        world: WorldArguments,
+    },
+}
+
+/// What the world of a seed is like, besides what the seed says.
+#[derive(Clone, Copy, Debug, Args)]
+struct WorldArguments {
+    /// How many members a group has; by default 1, 3 and 5 in turn
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=7))]
+    members: Option<u64>,
+    /// How many seconds of virtual time faults happen for
+    #[arg(long, default_value_t = CHAOS_US / 1_000_000, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+    /// The same in ticks of 10 ms
+    #[arg(long, conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..=8_640_000))]
+    ticks: Option<u64>,
+}
+
+impl WorldArguments {
+    fn options(&self, seed: u64) -> Options {
+        let chaos_us = self.ticks.map_or(self.seconds * 1_000_000, |ticks| ticks * TICK_US);
+        let members = self.members.unwrap_or([1, 3, 5][usize::try_from(seed % 3).unwrap_or(0)]);
+        Options { chaos_us, ..Options::new(seed, members) }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let mut total = Tally::default();
-    let (mut virtual_us, mut failures) = (0, 0_u64);
+    if let Some(Command::Sweep { seeds, world }) = arguments.command {
+        return sweep::sweep(seeds, |seed| world.options(seed));
+    }
+    let mut total = Total::default();
     for seed in arguments.seed..arguments.seed.saturating_add(arguments.count) {
-        let members =
-            arguments.members.unwrap_or([1, 3, 5][usize::try_from(seed % 3).unwrap_or(0)]);
-        let options =
-            Options { chaos_us: arguments.seconds * 1_000_000, ..Options::new(seed, members) };
-        let report = run(options, arguments.trace.then(printer));
-        total.add(&report.tally);
-        virtual_us += report.virtual_us;
-        if report.failure.is_some() {
-            failures += 1;
-        }
+        let report = run(arguments.world.options(seed), arguments.trace.then(printer));
+        total.add(&report);
         if tell(&arguments, &report).is_break() {
             break;
         }
     }
-    let seconds = virtual_us / 1_000_000;
-    let said = writeln!(io::stdout(), "{seconds} virtual seconds, {failures} failures, {total:?}");
-    if said.is_err() || failures > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    total.tell()
+}
+
+/// What several runs amount to.
+#[derive(Debug, Default)]
+struct Total {
+    tally: Tally,
+    virtual_us: u64,
+    failures: u64,
+}
+
+impl Total {
+    fn add(&mut self, report: &Report) {
+        self.tally.add(&report.tally);
+        self.virtual_us += report.virtual_us;
+        self.failures += u64::from(report.failure.is_some());
+    }
+
+    fn tell(self) -> ExitCode {
+        let Self { tally, virtual_us, failures } = self;
+        let seconds = virtual_us / 1_000_000;
+        let said =
+            writeln!(io::stdout(), "{seconds} virtual seconds, {failures} failures, {tally:?}");
+        if said.is_err() || failures > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    }
 }
 
 /// Tells how a run went. Whether to go on.
 fn tell(arguments: &Arguments, report: &Report) -> ControlFlow<()> {
-    let Options { seed, members, .. } = report.options;
     let said = match &report.failure {
-        Some(failure) if arguments.keep_going => {
-            let what = failure.violation.to_string();
-            let what = what.lines().next().unwrap_or_default();
-            writeln!(io::stdout(), "seed {seed} members {members} {what}")
-        }
-        Some(failure) => writeln!(io::stdout(), "{failure}"),
-        None if arguments.count == 1 => {
-            let Report { trace_hash, lines, tally, .. } = report;
-            writeln!(io::stdout(), "{lines} lines, trace {trace_hash}\n{tally:?}")
-        }
-        None => Ok(()),
+        Some(failure) if !arguments.keep_going => writeln!(io::stdout(), "{failure}"),
+        Some(_) | None => Ok(()),
     };
-    if said.is_err() || (report.failure.is_some() && !arguments.keep_going) {
-        ControlFlow::Break(())
-    } else {
-        ControlFlow::Continue(())
-    }
+    let said = said.and_then(|()| writeln!(io::stdout(), "{}", line(report)));
+    let stops = report.failure.is_some() && !arguments.keep_going;
+    if said.is_err() || stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
+
+/// A run in one line.
+fn line(report: &Report) -> String {
+    let Report { options: Options { seed, members, .. }, lines, trace_hash, .. } = report;
+    let what = report.failure.as_ref().map(|failure| failure.violation.to_string());
+    let what = what.as_deref().and_then(|what| what.lines().next()).unwrap_or("ok");
+    format!("seed {seed} members {members} {what}, {lines} lines, trace {trace_hash}")
+}
+
+/// `A..B`, with something in between.
+fn seeds(text: &str) -> Result<Range<u64>, String> {
+    let wrong = || "seeds are given as A..B, with A below B".to_owned();
+    let (from, to) = text.split_once("..").ok_or_else(wrong)?;
+    let number = |text: &str| text.parse::<u64>().map_err(|_| wrong());
+    let seeds = number(from)?..number(to)?;
+    if seeds.is_empty() { Err(wrong()) } else { Ok(seeds) }
 }
 
 /// Prints the lines of a trace. When nobody reads them any more, there is nothing left to do.

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use raft::{
-    Capture, Config, Index, Instant, NodeId, Output, Payload, Position, ReadId, Refused, Replica,
-    RoleKind, SnapshotRoot, StateMachine, Status, Term, TicketId, Write,
+    AppendResult, Capture, Config, Index, Instant, Message, MessageKind, NodeId, Output, Payload,
+    Position, ReadId, Refused, Replica, RoleKind, SnapshotRoot, StateMachine, Status, Term,
+    TicketId, Write,
 };
 use rand::rngs::StdRng;
 
@@ -26,6 +27,8 @@ pub struct Member {
     /// Its name.
     pub id: NodeId,
     incarnation: u64,
+    /// The settings that it should keep to.
+    pub(crate) config: Config,
     replica: Option<Replica<Machine>>,
     pub(crate) disk: Disk,
     pub(crate) paused: bool,
@@ -79,6 +82,7 @@ impl Member {
         Self {
             id,
             incarnation: 0,
+            config: Config::default(),
             replica: None,
             disk: Disk::default(),
             paused: false,
@@ -140,7 +144,10 @@ impl Member {
         seed: u64,
         now_us: u64,
     ) -> Result<(), String> {
-        let recovered = self.disk.recovered();
+        let mut recovered = self.disk.recovered();
+        if self.plant == Plant::StartWithoutVote {
+            recovered.hard_state.vote = None;
+        }
         let mut machine = Machine::skipping(self.plant == Plant::SkipApply && self.id.0 == 2);
         if let Some(root) = recovered.snapshot {
             let stored = self.disk.stored(&root).ok_or("the chunks of the snapshot are gone")?;
@@ -148,6 +155,15 @@ impl Member {
             machine.restore(&mut chunks).map_err(|error| error.to_string())?;
         }
         let (id, now) = (self.id, self.clock(now_us));
+        self.config = config;
+        let limitless = self.plant == Plant::IgnoreLimits;
+        let config = if limitless {
+            let Config { inflight_messages_max, inflight_bytes_max, .. } = Config::default();
+            let uncommitted_bytes_max = Config::default().uncommitted_bytes_max;
+            Config { inflight_messages_max, inflight_bytes_max, uncommitted_bytes_max, ..config }
+        } else {
+            config
+        };
         self.replica = Some(Replica::new(config, id, voters, recovered, machine, seed, now));
         self.standing = self.stand();
         Ok(())
@@ -199,7 +215,10 @@ impl Member {
         let replica = self.replica.as_mut().expect("only a member that is up takes in anything");
         match input {
             Input::Message { from, message } => replica.step(now, from, message),
-            Input::Tick => replica.tick(now),
+            Input::Tick => {
+                replica.tick(now);
+                forge(self.plant, self.id, replica, now);
+            }
             Input::Written(id) => replica.written(id),
             Input::Captured(root) => replica.captured(root),
             Input::Fetched(root, Some(chunks)) => {
@@ -248,6 +267,9 @@ impl Member {
     pub(crate) fn take_output(&mut self) -> (Output<Machine>, Standing) {
         let replica = self.replica.as_mut().expect("only a member that is up has an output");
         let mut output = replica.take_output();
+        if let Some(write) = &mut output.write {
+            spoil(self.plant, self.standing.commit, replica, write);
+        }
         if self.plant == Plant::RejectUnknown {
             let unknown = |outcome: &&mut raft::Outcome<_>| **outcome == raft::Outcome::Unknown;
             let outcomes = output.outcomes.iter_mut().map(|(_, outcome)| outcome);
@@ -312,10 +334,47 @@ impl Default for Standing {
     }
 }
 
+/// Planted bugs: messages that nobody sent.
+fn forge(plant: Plant, id: NodeId, replica: &mut Replica<Machine>, now: Instant) {
+    let Status { role, term, .. } = replica.status();
+    let message = match (plant, role) {
+        (Plant::ForgeAnswers, RoleKind::Leader) => {
+            let result = AppendResult::Matched(Index(0));
+            Message { term, kind: MessageKind::AppendReply { round: 0, result } }
+        }
+        (Plant::ForgePreVotes, RoleKind::Candidate) => {
+            let kind = MessageKind::VoteReply { pre_vote: true, granted: true };
+            Message { term: term.next(), kind }
+        }
+        _ => return,
+    };
+    for peer in (1..=3).map(NodeId).filter(|peer| *peer != id) {
+        replica.step(now, peer, message.clone());
+    }
+}
+
+/// Planted bugs: a write that is not what the core asked for.
+fn spoil(plant: Plant, commit: Index, replica: &Replica<Machine>, write: &mut Write) {
+    if plant == Plant::KeepReplacedLog
+        && let Some(snapshot) = &mut write.snapshot
+    {
+        snapshot.reset = false;
+    }
+    if plant == Plant::WriteCommittedAgain
+        && let Some(first) = write.entries.first().map(|entry| entry.index)
+    {
+        let again = replica.node().log(commit).take_while(|entry| entry.index < first);
+        write.entries.splice(0..0, again.cloned().collect::<Vec<_>>());
+    }
+}
+
 /// The snapshot that a frozen state makes.
-pub(crate) fn encode(frozen: raft::Frozen<crate::machine::Frozen>) -> Stored {
+pub(crate) fn encode(frozen: raft::Frozen<crate::machine::Frozen>, plant: Plant) -> Stored {
     let history = frozen.capture.history();
-    let chunks: Vec<bytes::Bytes> = frozen.capture.chunks().collect();
+    let mut chunks: Vec<bytes::Bytes> = frozen.capture.chunks().collect();
+    if plant == Plant::CutSnapshots {
+        chunks.pop();
+    }
     let root = SnapshotRoot {
         position: frozen.position,
         stamp: frozen.stamp,

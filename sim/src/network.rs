@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use raft::{Message, NodeId};
+use raft::{Entry, Message, MessageKind, NodeId};
 use rand::{RngExt, rngs::StdRng};
 
 use crate::fault::Mix;
@@ -18,6 +18,22 @@ pub type Link = (NodeId, NodeId);
 pub(crate) enum Kind {
     Request,
     Reply,
+}
+
+/// What a message takes on the wire beside its entries.
+const MESSAGE_BYTES: u64 = 64;
+
+/// What a message takes on the wire.
+pub(crate) fn bytes_of(message: &Message) -> u64 {
+    let entries = match &message.kind {
+        MessageKind::AppendRequest { entries, .. } => entries.iter().map(Entry::size).sum(),
+        MessageKind::VoteRequest { .. }
+        | MessageKind::VoteReply { .. }
+        | MessageKind::AppendReply { .. }
+        | MessageKind::SnapshotOffer(_)
+        | MessageKind::TimeoutNow => 0,
+    };
+    MESSAGE_BYTES + entries
 }
 
 /// What a script withholds: the first message on a link that it picks.

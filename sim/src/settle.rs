@@ -1,10 +1,11 @@
-//! The end of a run: the faults stop, and the group has to come to rest (R23).
+//! The end of a run: the faults stop, and the group has to come to rest (R23), with logs that are
+//! bounded (R22).
 //!
 //! Safety alone is easily had by doing nothing. Within bounded virtual time there must be a leader
-//! whom all follow, a new entry must get committed, all members must have applied the same and be
+//! whom all follow and who stays, a new entry must get committed, all members must have applied the same and be
 //! in the same state, and no request may be left open.
 
-use raft::{NodeId, RoleKind};
+use raft::{Entry, NodeId, Replica, RoleKind};
 
 use crate::{World, invariants::Violation};
 
@@ -21,23 +22,36 @@ const EQUAL_WITHIN_US: u64 = 5_000_000;
 /// of its own, of 10 ms at most, and a sync, of 2 ms at most.
 const ENTRY_WITHIN_US: u64 = 12_000;
 
+/// Until the last snapshot that was due when all came to rest is stored.
+const COMPACT_WITHIN_US: u64 = 1_000_000;
+
 impl World {
     /// Ends all faults and waits for the group to come to rest.
     ///
     /// # Errors
     /// A violation; `R23` if it does not come to rest.
     pub fn settle(&mut self) -> Result<(), Violation> {
+        let snapshots_fail = self.mix.snapshot_failure_per_mille > 0;
         self.end_faults()?;
         self.run_for(FAULTS_END_WITHIN_US)?;
         self.must(LEADER_WITHIN_US, "no leader whom all follow", |world| {
             world.followed_leader().is_some()
         })?;
+        let elections = self.tally.elections;
         let backlog_us = ENTRY_WITHIN_US * self.backlog();
         let commits = self.commit_within(COMMIT_WITHIN_US + backlog_us)?;
         if !commits {
             return Err(self.restless("nothing gets committed"));
         }
         self.must(EQUAL_WITHIN_US + backlog_us, "the members differ", Self::is_at_rest)?;
+        if self.tally.elections > elections {
+            return Err(self.restless("a leader whom all followed was replaced"));
+        }
+        // After a snapshot that failed the log grows until the next one is due.
+        let compact = snapshots_fail || self.run_until(COMPACT_WITHIN_US, Self::is_compact)?;
+        if !compact {
+            return Err(Violation::new("R22", self.standings("the log is not compacted")));
+        }
         self.invariants.finish(&self.members)?;
         self.trace.line(self.agenda.now_us(), format_args!("all at rest"));
         Ok(())
@@ -104,6 +118,19 @@ impl World {
         })
     }
 
+    /// Whether every log is bounded: by what may be behind the last snapshot, which is at most half
+    /// as much again as makes one due, since members stagger theirs, and by what is kept before it.
+    fn is_compact(&self) -> bool {
+        self.members.values().all(|member| {
+            let Some(status) = member.replica().map(Replica::status) else { return false };
+            let snapshot_bytes = status.snapshot.map_or(0, |root| root.bytes);
+            let due = member.config.snapshot_log_bytes_min.max(snapshot_bytes);
+            let entry = member.replica().into_iter().flat_map(|it| it.node().log(status.first));
+            let largest = entry.map(Entry::size).max().unwrap_or(0);
+            status.log_bytes <= due + due / 2 + member.config.retained_bytes + 2 * largest
+        })
+    }
+
     fn must(
         &mut self,
         limit_us: u64,
@@ -114,11 +141,15 @@ impl World {
     }
 
     fn restless(&self, why: &str) -> Violation {
+        Violation::new("R23", self.standings(why))
+    }
+
+    fn standings(&self, why: &str) -> String {
         let standings: Vec<String> = self
             .members
             .values()
             .map(|member| format!("n{} {:?}", member.id, member.standing()))
             .collect();
-        Violation::new("R23", format!("{why}:\n{}", standings.join("\n")))
+        format!("{why}:\n{}", standings.join("\n"))
     }
 }

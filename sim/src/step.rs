@@ -1,7 +1,10 @@
 //! A step of a member: it takes in what has gathered, the invariants look at what comes out, and
 //! only then is it done, in part if the member dies in the middle.
 
-use raft::{AppendResult, Envelope, Index, Install, MessageKind, NodeId, Output, Payload, Write};
+use raft::{
+    AppendResult, Envelope, Index, Install, MessageKind, NodeId, Output, Payload, Position, Term,
+    Write,
+};
 use rand::RngExt;
 
 use crate::{
@@ -10,11 +13,11 @@ use crate::{
     client::Reply,
     disk::Stored,
     fault::DOWN_US_MAX,
-    invariants::{Step, Violation},
+    invariants::{Heard, Step, Violation},
     machine::{CommandId, Machine},
     member::encode,
-    network::Kind,
-    trace::{Happened, Shown},
+    network::{Kind, bytes_of},
+    trace::{Happened, Shown, Trace},
 };
 
 /// How long a step takes a member that has more to do.
@@ -43,41 +46,15 @@ impl World {
             return Ok(());
         }
         let floor = self.invariants.ghost().committed();
-        let mut replies = Vec::new();
+        let (mut replies, mut heard) = (Vec::new(), Heard::default());
         let (inputs, more) = member.take_inbox(self.mix.batch_inputs_max);
         if more {
             member.run_is_due = true;
             self.agenda.after(STEP_US, Happening::Run(member.life()));
         }
         for input in inputs {
-            match &input {
-                Input::Message { from, message } => {
-                    self.trace.line(now_us, format_args!("n{id} < n{from} {}", Shown(message)));
-                }
-                Input::Tick => {}
-                Input::Written(write) => {
-                    self.trace.line(now_us, format_args!("n{id} written w{write}"));
-                }
-                Input::Captured(root) => {
-                    let position = root.map(|root| root.position);
-                    self.trace.line(now_us, format_args!("n{id} captured {position:?}"));
-                }
-                Input::Fetched(root, chunks) => {
-                    let outcome = if chunks.is_some() { "has fetched" } else { "can't fetch" };
-                    let position = root.position;
-                    self.trace.line(now_us, format_args!("n{id} {outcome} {position}"));
-                }
-                Input::Transfer(to) => {
-                    self.trace.line(now_us, format_args!("n{id} asked to hand over to n{to}"));
-                }
-                Input::Ask { client, number, request } => {
-                    let kind = match request {
-                        crate::client::Request::Write { .. } => "write",
-                        crate::client::Request::Read { .. } => "read",
-                    };
-                    self.trace.line(now_us, format_args!("n{id} asked c{client}.{number} {kind}"));
-                }
-            }
+            trace_input(&mut self.trace, now_us, id, &input);
+            heard.hear(&input);
             let asker = match &input {
                 Input::Ask { client, number, .. } => Some((*client, *number)),
                 Input::Message { .. }
@@ -100,7 +77,13 @@ impl World {
             self.invariants.answered_at_once(id, client, number, reply, floor)?;
             self.reply(id, client, number, reply);
         }
-        let step = Step { node: id, before: &before, output: &output, members: &self.members };
+        let step = Step {
+            node: id,
+            heard: &heard,
+            before: &before,
+            output: &output,
+            members: &self.members,
+        };
         self.invariants.step(step)?;
         self.perform(id, output)
     }
@@ -178,7 +161,7 @@ impl World {
         }
         if let Some(frozen) = capture {
             let storing_us = self.rng.random_range(0..=self.mix.snapshot_us_max);
-            self.agenda.after(storing_us, Happening::Captured(life, encode(frozen)));
+            self.agenda.after(storing_us, Happening::Captured(life, encode(frozen, self.plant)));
         }
         Ok(())
     }
@@ -223,17 +206,24 @@ impl World {
         Ok(())
     }
 
-    pub(crate) fn captured(&mut self, id: NodeId, stored: Stored) {
+    pub(crate) fn captured(&mut self, id: NodeId, stored: Stored) -> Result<(), Violation> {
         let fails = self.mix.chance(&mut self.rng, self.mix.snapshot_failure_per_mille);
         let root = (!fails).then_some(stored.root);
         if !fails {
-            self.members.get_mut(&id).expect("every id is a member's").disk.store(stored);
+            self.store(id, stored)?;
         }
         self.give(id, Input::Captured(root));
+        Ok(())
+    }
+
+    fn store(&mut self, id: NodeId, stored: Stored) -> Result<(), Violation> {
+        self.invariants.stored(id, &stored)?;
+        self.members.get_mut(&id).expect("every id is a member's").disk.store(stored);
+        Ok(())
     }
 
     /// A transfer has ended: well, if both ends are there and the giver still has the snapshot.
-    pub(crate) fn fetched(&mut self, id: NodeId, install: Install) {
+    pub(crate) fn fetched(&mut self, id: NodeId, install: Install) -> Result<(), Violation> {
         let Install { from, root } = install;
         let giver = &self.members[&from];
         let reachable = self.network.is_open((id, from)) && self.network.is_open((from, id));
@@ -245,9 +235,10 @@ impl World {
             .cloned();
         let chunks = stored.as_ref().map(|stored| stored.chunks.clone());
         if let Some(stored) = stored {
-            self.members.get_mut(&id).expect("every id is a member's").disk.store(stored);
+            self.store(id, stored)?;
         }
         self.give(id, Input::Fetched(root, chunks));
+        Ok(())
     }
 
     fn send(&mut self, from: NodeId, envelope: Envelope) {
@@ -260,6 +251,9 @@ impl World {
             | MessageKind::SnapshotOffer(_)
             | MessageKind::TimeoutNow => Kind::Request,
         };
+        self.tally.sent += 1;
+        self.tally.requests += u64::from(kind == Kind::Request);
+        self.tally.bytes += bytes_of(&message);
         let link = (from, to);
         if self.network.withholds(link, &message) {
             self.trace.line(now_us, format_args!("n{from} > n{to} {} (held)", Shown(&message)));
@@ -281,6 +275,12 @@ impl World {
         {
             *granted = true;
         }
+        if self.plant == Plant::InflateLogs
+            && let MessageKind::VoteRequest { last, .. } = kind
+        {
+            let term = Term(envelope.message.term.0 - 1);
+            *last = Position { term, index: Index(last.index.0 + 1_000) };
+        }
         if self.plant == Plant::ForgeAcknowledgements
             && let MessageKind::AppendReply { result: AppendResult::Matched(index), .. } = kind
         {
@@ -296,6 +296,38 @@ impl World {
             }
         }
         envelope
+    }
+}
+
+/// What a member takes in, as the trace shows it.
+fn trace_input(trace: &mut Trace, now_us: u64, id: NodeId, input: &Input) {
+    match input {
+        Input::Message { from, message } => {
+            trace.line(now_us, format_args!("n{id} < n{from} {}", Shown(message)));
+        }
+        Input::Tick => {}
+        Input::Written(write) => {
+            trace.line(now_us, format_args!("n{id} written w{write}"));
+        }
+        Input::Captured(root) => {
+            let position = root.map(|root| root.position);
+            trace.line(now_us, format_args!("n{id} captured {position:?}"));
+        }
+        Input::Fetched(root, chunks) => {
+            let outcome = if chunks.is_some() { "has fetched" } else { "can't fetch" };
+            let position = root.position;
+            trace.line(now_us, format_args!("n{id} {outcome} {position}"));
+        }
+        Input::Transfer(to) => {
+            trace.line(now_us, format_args!("n{id} asked to hand over to n{to}"));
+        }
+        Input::Ask { client, number, request } => {
+            let kind = match request {
+                crate::client::Request::Write { .. } => "write",
+                crate::client::Request::Read { .. } => "read",
+            };
+            trace.line(now_us, format_args!("n{id} asked c{client}.{number} {kind}"));
+        }
     }
 }
 

@@ -71,6 +71,12 @@ pub struct Tally {
     pub partitions: u64,
     /// Times that links were clogged.
     pub clogs: u64,
+    /// Messages that members sent to each other.
+    pub sent: u64,
+    /// Of those, the ones that ask for an answer: what the labs count as calls.
+    pub requests: u64,
+    /// The size of all that were sent.
+    pub bytes: u64,
     /// Messages between members that arrived.
     pub messages: u64,
     /// Writes acknowledged.
@@ -101,6 +107,9 @@ impl Tally {
         self.pauses += other.pauses;
         self.partitions += other.partitions;
         self.clogs += other.clogs;
+        self.sent += other.sent;
+        self.requests += other.requests;
+        self.bytes += other.bytes;
         self.messages += other.messages;
         self.done += other.done;
         self.rejected += other.rejected;
@@ -257,12 +266,12 @@ impl World {
             }
             Happening::Captured(life, stored) => {
                 if self.is_alive(life) {
-                    self.captured(life.node, stored);
+                    self.captured(life.node, stored)?;
                 }
             }
             Happening::Fetched(life, install) => {
                 if self.is_alive(life) {
-                    self.fetched(life.node, install);
+                    self.fetched(life.node, install)?;
                 }
             }
             Happening::Think { client } => self.think(client),

@@ -85,3 +85,45 @@ fn rejecting_what_is_unknown() {
 fn clocks_that_stand_still() {
     caught(Plant::StoppedClocks, "R23");
 }
+
+#[test]
+fn voting_for_a_log_that_is_behind() {
+    caught(Plant::InflateLogs, "R13");
+    caught(Plant::InflateLogs, "R4");
+}
+
+#[test]
+fn writing_what_is_committed_again() {
+    caught(Plant::WriteCommittedAgain, "R14");
+}
+
+#[test]
+fn snapshots_that_lack_something() {
+    caught(Plant::CutSnapshots, "R15");
+}
+
+#[test]
+fn keeping_the_log_that_a_snapshot_replaces() {
+    caught(Plant::KeepReplacedLog, "R16");
+}
+
+#[test]
+fn starting_without_the_vote() {
+    caught(Plant::StartWithoutVote, "R17");
+    caught(Plant::StartWithoutVote, "R9");
+}
+
+#[test]
+fn leading_without_a_quorum() {
+    caught(Plant::ForgeAnswers, "R20");
+}
+
+#[test]
+fn campaigning_without_having_asked() {
+    caught(Plant::ForgePreVotes, "R21");
+}
+
+#[test]
+fn ignoring_limits() {
+    caught(Plant::IgnoreLimits, "R22");
+}

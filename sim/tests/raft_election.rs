@@ -4,7 +4,7 @@ mod depth;
 
 use depth::{expect, scenario};
 use flotilla_sim::Mix;
-use raft::NodeId;
+use raft::{NodeId, RoleKind};
 
 const SECOND_US: u64 = 1_000_000;
 
@@ -79,5 +79,48 @@ fn rejoin_does_not_disrupt() {
         world.run_for(2 * SECOND_US)?;
         expect(world.leader() == Some(leader), "the leader stays")?;
         expect(world.members().all(|member| member.standing().term == term), "in its term")
+    });
+}
+
+/// A leader that reaches nobody gives up its office by itself.
+#[test]
+fn check_quorum_steps_down() {
+    scenario("check_quorum_steps_down", 3, &Mix::calm(), |world| {
+        world.one(3)?;
+        let leader = world.expect_leader()?;
+        world.disconnect(leader);
+        world.run_for(SECOND_US)?;
+        let role = world.member(leader).standing().role;
+        expect(role != RoleKind::Leader, "it leads no more")?;
+        expect(world.tally().quorums_lost > 0, "because it lost its quorum")?;
+        world.connect(leader);
+        Ok(())
+    });
+}
+
+/// Who has missed what was committed is not elected, and does not even begin an election.
+#[test]
+fn pre_vote_blocks_stale_candidate() {
+    scenario("pre_vote_blocks_stale_candidate", 3, &Mix::calm(), |world| {
+        world.one(3)?;
+        let leader = world.expect_leader()?;
+        let [stale, other] = [1, 2].map(|step| NodeId((leader.0 - 1 + step) % 3 + 1));
+        world.disconnect(stale);
+        let committed = world.one(2)?;
+        world.disconnect(leader);
+        world.connect(stale);
+        let term = world.member(stale).standing().term;
+        let led = world.run_until(5 * SECOND_US, |world| {
+            let standing = world.member(stale).standing();
+            // It may learn of a later term, but must not raise it.
+            standing.leader.is_some_and(|now| now != leader) && standing.term > term
+        })?;
+        expect(led && world.leader() == Some(other), "the one that has it all leads")?;
+        world.run_until(SECOND_US, |world| world.member(stale).standing().applied >= committed)?;
+        let applied = world.member(stale).standing().applied;
+        expect(applied >= committed, "and brings the other what it lacks")?;
+        world.connect(leader);
+        world.one(3)?;
+        Ok(())
     });
 }

@@ -143,3 +143,46 @@ fn leader_failure() {
         Ok(())
     });
 }
+
+#[test]
+fn follower_failure() {
+    scenario("follower_failure", 3, &Mix::calm(), |world| {
+        world.one(3)?;
+        let leader = world.expect_leader()?;
+        let ring = others(leader, 3);
+        world.disconnect(ring[0]);
+        world.one(2)?;
+        world.run_for(SECOND_US)?;
+        let last = world.one(2)?;
+        expect(world.leader() == Some(leader), "one follower is enough")?;
+        world.disconnect(ring[1]);
+        let command = world.propose(leader, 0);
+        world.run_for(SECOND_US / 100)?;
+        let stranded = world.member(leader).standing().last.index;
+        expect(stranded == last.next(), format!("appended at {stranded} behind {last}"))?;
+        world.run_for(2 * SECOND_US)?;
+        expect(world.ghost().index_of(command).is_none(), "none is not")?;
+        ring.into_iter().for_each(|id| world.connect(id));
+        world.one(3)?;
+        Ok(())
+    });
+}
+
+/// What is proposed at once in one term is committed in it, by all.
+#[test]
+fn concurrent_starts() {
+    scenario("concurrent_starts", 3, &Mix::calm(), |world| {
+        world.one(3)?;
+        let leader = world.expect_leader()?;
+        let term = world.member(leader).standing().term;
+        let commands: Vec<_> = (0..5).map(|_| world.propose(leader, 8)).collect();
+        let all = world.run_until(2 * SECOND_US, |world| {
+            let mut indexes = commands.iter().map(|&command| world.ghost().index_of(command));
+            indexes.all(|index| index.is_some_and(|index| world.applied(index) == 3))
+        })?;
+        expect(all, "all five are applied by all three")?;
+        let terms = commands.iter().filter_map(|&command| world.ghost().index_of(command));
+        let mut terms = terms.filter_map(|index| world.ghost().at(index)).map(|entry| entry.term);
+        expect(terms.all(|of| of == term), "in the term in which they were proposed")
+    });
+}

@@ -2,9 +2,10 @@
 
 mod depth;
 
-use depth::{Depth, depth, scenario};
+use depth::{Depth, depth, expect, scenario};
 use flotilla_sim::{Mix, World};
 use raft::NodeId;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 const SECOND_US: u64 = 1_000_000;
 
@@ -173,4 +174,46 @@ fn unreliable_agree() {
         world.one(5)?;
         Ok(())
     });
+}
+
+/// Members are cut off, killed, started and put back at random, while clients go on. That no write
+/// is lost that a client saw acknowledged is R12 and R6.
+fn churn(name: &str, mix: Mix) {
+    let mix = Mix { clients: 3, read_per_mille: 0, ..mix };
+    scenario(name, 5, &mix, |world| {
+        world.expect_leader()?;
+        // Another order of events for each seed.
+        let mut rng = StdRng::seed_from_u64(world.now_us());
+        for _ in 0..20 {
+            let mut any = || NodeId(rng.random_range(1..=5));
+            let (cut, started, killed) = (any(), any(), any());
+            if rng.random_range(0..100) < 20 {
+                world.disconnect(cut);
+            }
+            if rng.random_range(0..100) < 50 {
+                world.restart(started)?;
+                world.connect(started);
+            }
+            if rng.random_range(0..100) < 20 {
+                world.kill(killed)?;
+            }
+            world.run_for(700_000)?;
+        }
+        for id in (1..=5).map(NodeId) {
+            world.restart(id)?;
+            world.connect(id);
+        }
+        world.one(5)?;
+        expect(world.tally().done > 0, "clients get something done")
+    });
+}
+
+#[test]
+fn reliable_churn() {
+    churn("reliable_churn", Mix::calm());
+}
+
+#[test]
+fn unreliable_churn() {
+    churn("unreliable_churn", Mix::unreliable());
 }

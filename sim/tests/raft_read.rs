@@ -95,3 +95,59 @@ fn late_append_of_an_earlier_term_confirms_nothing() {
         expect(refused, format!("the read is refused: {:?}", world.reply_to(read)))
     });
 }
+
+/// A leader that was replaced behind its back does not answer from what it has; the new one does.
+#[test]
+fn read_index_safe() {
+    scenario("read_index_safe", 3, &Mix::calm(), |world| {
+        world.one(3)?;
+        let old = world.expect_leader()?;
+        // It stands still while another is elected, and notices nothing until it goes on.
+        world.stop(old);
+        world.disconnect(old);
+        let written = world.one(2)?;
+        world.go_on(old);
+        let stale = world.query(old);
+        world.connect(old);
+        let new = world.expect_leader()?;
+        expect(new != old, "another leads")?;
+        let fresh = world.query(new);
+        let answered = world.run_until(SECOND_US, |world| world.reply_to(fresh).is_some())?;
+        expect(answered, "the new leader answers")?;
+        let Some(Reply::Read(index)) = world.reply_to(fresh) else {
+            return expect(false, format!("a read: {:?}", world.reply_to(fresh)));
+        };
+        expect(index >= written, format!("{index} is not before {written}"))?;
+        world.run_for(SECOND_US)?;
+        let refused = matches!(world.reply_to(stale), Some(Reply::Refused { .. }));
+        expect(refused, format!("the old one refuses: {:?}", world.reply_to(stale)))
+    });
+}
+
+/// A new leader holds all that is committed but does not know how far that goes until an entry of
+/// its own term is committed: until then it answers no read.
+#[test]
+fn new_leader_waits_for_own_term() {
+    scenario("new_leader_waits_for_own_term", 3, &Mix::calm(), |world| {
+        let written = world.one(3)?;
+        let old = world.expect_leader()?;
+        world.kill(old)?;
+        let new = world.expect_leader()?;
+        // Its first entry reaches nobody.
+        world.disconnect(new);
+        let read = world.query(new);
+        world.run_for(SECOND_US / 20)?;
+        expect(world.reply_to(read).is_none(), "it waits")?;
+        world.connect(new);
+        let ended = world.run_until(2 * SECOND_US, |world| world.reply_to(read).is_some())?;
+        expect(ended, "the read ends")?;
+        let own = match world.reply_to(read) {
+            Some(Reply::Read(index)) => index > written,
+            // Its followers had elected another before it came back.
+            Some(Reply::Refused { .. }) => true,
+            other => return expect(false, format!("a read or a refusal: {other:?}")),
+        };
+        expect(own, "it has seen an entry of the new term")?;
+        world.restart(old)
+    });
+}

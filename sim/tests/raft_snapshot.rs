@@ -91,6 +91,87 @@ fn all_crash() {
     });
 }
 
+/// A leader that is cut off fills its log with what is never committed, further than the snapshot
+/// reaches that the others take meanwhile. When it comes back that snapshot replaces all of it, in
+/// memory and on the disk, and a start from that disk finds nothing of it. Seeds rarely get there.
+#[test]
+fn discard_divergent_suffix() {
+    let mix = small(Mix::calm());
+    let mix = Mix { config: Config { retained_bytes: 0, ..mix.config }, ..mix };
+    scenario("discard_divergent_suffix", 3, &mix, |world| {
+        world.one(3)?;
+        let old = world.expect_leader()?;
+        world.disconnect(old);
+        for _ in 0..4 * ENTRIES {
+            world.propose(old, 8);
+        }
+        let mut last = Index(0);
+        for _ in 0..ENTRIES {
+            last = world.one(2)?;
+        }
+        // The snapshot that this makes due is stored.
+        world.run_for(SECOND_US / 10)?;
+        let suffix = world.member(old).standing().last.index;
+        expect(suffix > last, format!("it ends at {suffix}, the others at {last}"))?;
+        world.connect(old);
+        world.run_until(SECOND_US, |world| world.tally().installs > 0)?;
+        expect(world.tally().suffixes_kept == 0, "nothing of it is kept")?;
+        world.run_for(SECOND_US)?;
+        expect(world.member(old).standing().last.index == last, "it has what the others have")?;
+        world.kill(old)?;
+        world.restart(old)?;
+        expect(world.member(old).standing().last.index == last, "and on its disk, too")?;
+        world.one(3)?;
+        expect(world.tally().installs > 0, "all that by a snapshot")
+    });
+}
+
+/// As long as all keep up, the log stays small and nobody needs a snapshot of another.
+#[test]
+fn basic() {
+    scenario("basic", 3, &small(Mix::calm()), |world| {
+        for round in 0..30 {
+            for _ in 0..5 + round * 7 % 10 {
+                world.one(3)?;
+            }
+            // A snapshot that has just become due is stored.
+            world.run_for(SECOND_US / 10)?;
+            for member in world.members() {
+                let bytes = member.replica().map_or(0, |replica| replica.status().log_bytes);
+                expect(bytes < 2_000, format!("the log of n{} has {bytes} bytes", member.id))?;
+            }
+        }
+        expect(world.tally().snapshots > 0, "snapshots are taken")?;
+        expect(world.tally().installs == 0, "nobody needs another's")
+    });
+}
+
+/// A snapshot is not forgotten when a member that started from it writes something else and dies.
+#[test]
+fn init() {
+    scenario("init", 3, &small(Mix::unreliable()), |world| {
+        let mut last = Index(0);
+        for _ in 0..ENTRIES {
+            last = world.one(3)?;
+        }
+        expect(world.tally().snapshots > 0, "snapshots are taken")?;
+        for _ in 0..2 {
+            for id in (1..=3).map(NodeId) {
+                world.kill(id)?;
+            }
+            for id in (1..=3).map(NodeId) {
+                world.restart(id)?;
+                let snapshot = world.member(id).standing().snapshot;
+                expect(snapshot > Index(0), format!("n{id} starts from a snapshot"))?;
+            }
+            let next = world.one(3)?;
+            expect(next > last, format!("{next} after {last}: nothing committed is lost"))?;
+            last = next;
+        }
+        Ok(())
+    });
+}
+
 /// In one step a member cuts its log, gets new entries, and installs a snapshot that covers just
 /// those. Nothing of them is left to be written, and yet the disk must learn of the cut: else the
 /// old entries behind it would come back with the next start.

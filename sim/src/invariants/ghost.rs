@@ -19,6 +19,8 @@ pub struct Ghost {
     pub(super) prefixes: BTreeMap<(Index, Term), History>,
     /// The log in the memory of each member that is up.
     pub(super) logs: BTreeMap<NodeId, MemoryLog>,
+    /// The size of the largest entry that was ever in anybody's memory.
+    pub(super) largest_entry_bytes: u64,
     /// Who led each term.
     pub(super) leaderships: BTreeMap<Term, Leadership>,
 }

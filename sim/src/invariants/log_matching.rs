@@ -105,6 +105,7 @@ fn append(
         );
         return Err(Violation::new("R3", what));
     }
+    ghost.largest_entry_bytes = ghost.largest_entry_bytes.max(entry.size());
     log.entries.push_back((entry.term, history));
     Ok(())
 }

@@ -2,10 +2,11 @@
 //!
 //! The checkers read the members' memory, disks and messages, and compare them with the [`Ghost`]:
 //! what the run has shown so far, which no crash erases. The names R1, R2 and so on are those of
-//! docs/testing.md. Each checker is proven able to fail by a planted bug in `tests/planted.rs`.
+//! docs/testing.md, which also says by which bug each was seen to fail.
 
 mod acknowledged;
 mod append_only;
+mod bounded;
 mod commit_rule;
 mod committed_never_lost;
 mod durable_before_ack;
@@ -16,15 +17,24 @@ mod ghost;
 mod leader_completeness;
 mod log_matching;
 mod monotonic;
+mod non_disruption;
+mod restart_equivalence;
+mod snapshot_equivalence;
+mod snapshot_install;
+mod stale_leader;
 mod state_machine_safety;
+mod truncation;
+mod up_to_date_voter;
 mod vote_once;
 
 use std::{collections::BTreeMap, fmt};
 
-use raft::{Index, NodeId, Output};
+use raft::{Index, MessageKind, NodeId, Output, Term};
 
 use crate::{
+    agenda::Input,
     client::Reply,
+    disk::Stored,
     machine::Machine,
     member::{Asked, Member, Standing},
 };
@@ -52,10 +62,44 @@ impl fmt::Display for Violation {
     }
 }
 
+/// What a member took in with a step, as far as checkers ask: how often its clock ticked, and in
+/// which term others spoke to it.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    pub(crate) ticks: u32,
+    /// Who answered an append.
+    pub(crate) answers: Vec<(NodeId, Term)>,
+    /// Who spoke as a leader.
+    pub(crate) calls: Vec<(NodeId, Term)>,
+}
+
+impl Heard {
+    pub(crate) fn hear(&mut self, input: &Input) {
+        match input {
+            Input::Message { from, message } => match message.kind {
+                MessageKind::AppendReply { .. } => self.answers.push((*from, message.term)),
+                MessageKind::AppendRequest { .. } | MessageKind::SnapshotOffer(_) => {
+                    self.calls.push((*from, message.term));
+                }
+                MessageKind::VoteRequest { .. }
+                | MessageKind::VoteReply { .. }
+                | MessageKind::TimeoutNow => {}
+            },
+            Input::Tick => self.ticks += 1,
+            Input::Written(_)
+            | Input::Captured(_)
+            | Input::Fetched(..)
+            | Input::Transfer(_)
+            | Input::Ask { .. } => {}
+        }
+    }
+}
+
 /// What a checker sees: a member has taken in its inputs, and nothing of its output is done yet.
 #[derive(Clone, Copy)]
 pub(crate) struct Step<'a> {
     pub(crate) node: NodeId,
+    pub(crate) heard: &'a Heard,
     pub(crate) before: &'a Standing,
     pub(crate) output: &'a Output<Machine>,
     pub(crate) members: &'a BTreeMap<NodeId, Member>,
@@ -79,6 +123,9 @@ pub struct Invariants {
     monotonic: monotonic::Monotonic,
     votes: vote_once::Votes,
     acknowledged: acknowledged::Acknowledged,
+    candidates: up_to_date_voter::Candidates,
+    stale_leader: stale_leader::StaleLeader,
+    non_disruption: non_disruption::NonDisruption,
 }
 
 impl Invariants {
@@ -104,6 +151,9 @@ impl Invariants {
     pub(crate) fn started(&mut self, member: &Member) -> Result<(), Violation> {
         let found = self.monotonic.started(member);
         self.keep(found)?;
+        self.stale_leader.forget(member.id);
+        self.non_disruption.started(member.id);
+        self.keep(restart_equivalence::started(member))?;
         let found = log_matching::started(&mut self.ghost, member);
         self.keep(found)?;
         self.keep(state_machine_safety::started(&self.ghost, member))
@@ -111,6 +161,10 @@ impl Invariants {
 
     /// A member has taken in its inputs.
     pub(crate) fn step(&mut self, step: Step<'_>) -> Result<(), Violation> {
+        let found = self.stale_leader.check(step);
+        self.keep(found)?;
+        let found = self.non_disruption.check(step);
+        self.keep(found)?;
         let quiet = step.output.events.is_empty()
             && step.output.messages.is_empty()
             && step.output.outcomes.is_empty()
@@ -119,6 +173,9 @@ impl Invariants {
         if quiet {
             return Ok(());
         }
+        // These two look at the log as the ghost remembers it from before the step.
+        self.keep(truncation::check(&self.ghost, step))?;
+        self.keep(snapshot_install::check(&self.ghost, step))?;
         // The order matters where one checker leaves facts in the ghost that the next ones use.
         let found = log_matching::check(&mut self.ghost, step);
         self.keep(found)?;
@@ -132,7 +189,10 @@ impl Invariants {
         self.keep(found)?;
         let found = self.acknowledged.check(&self.ghost, step);
         self.keep(found)?;
+        let found = self.candidates.check(step);
+        self.keep(found)?;
         self.keep(append_only::check(step))?;
+        self.keep(bounded::check(&self.ghost, step))?;
         self.keep(leader_completeness::check(&self.ghost, step))?;
         self.keep(commit_rule::check(step))?;
         self.keep(committed_never_lost::check(&self.ghost, step.members))?;
@@ -146,7 +206,15 @@ impl Invariants {
         &mut self,
         members: &BTreeMap<NodeId, Member>,
     ) -> Result<(), Violation> {
-        self.keep(committed_never_lost::check(&self.ghost, members))
+        self.keep(committed_never_lost::check(&self.ghost, members))?;
+        members
+            .values()
+            .try_for_each(|member| self.keep(snapshot_install::check_disk(&self.ghost, member)))
+    }
+
+    /// A member has stored a snapshot, of its own or of another's.
+    pub(crate) fn stored(&self, node: NodeId, stored: &Stored) -> Result<(), Violation> {
+        self.keep(snapshot_equivalence::check(&self.ghost, node, stored))
     }
 
     /// A member answered a request without taking it on.

@@ -1,0 +1,53 @@
+//! The command line: what a sweep prints, and that it is the same whichever core ran what.
+
+use std::process::Command;
+
+use flotilla_sim::{Failure, Options, Violation};
+
+/// What the command prints, line by line.
+fn prints(arguments: &[&str]) -> Vec<String> {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_flotilla-sim")).args(arguments).output().expect("it runs");
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("it prints text").lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn sweep_prints_every_seed_in_order_with_its_trace() {
+    let sweep = ["sweep", "--seeds", "100..112", "--ticks", "100"];
+    let first = prints(&sweep);
+    assert_eq!(first, prints(&sweep), "a second time it is the same");
+    assert_eq!(first.len(), 13, "a line for each seed, and the sum: {first:?}");
+    for (seed, line) in (100..112).zip(&first) {
+        let alone = prints(&["--seed", &seed.to_string(), "--ticks", "100"]);
+        assert!(line.starts_with(&format!("seed {seed} members ")), "{line}");
+        assert!(line.contains(" trace "), "{line}");
+        assert!(alone.contains(line), "{line} is that of the seed alone: {alone:?}");
+    }
+}
+
+#[test]
+fn seeds_that_are_no_range_are_refused() {
+    for seeds in ["3", "5..5", "7..2", "a..b", "..", "1..-2"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flotilla-sim"));
+        let output = command.args(["sweep", "--seeds", seeds]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{seeds}");
+    }
+}
+
+/// The command that a failure prints runs the same world, however long that was.
+#[test]
+fn failure_names_the_command_that_shows_it_again() {
+    let violation = Violation { invariant: "R1", what: "two lead".to_owned() };
+    let failure = |options| {
+        let failure = Failure { options, violation: violation.clone(), recent: Vec::new() };
+        failure.to_string()
+    };
+    let usual = failure(Options::new(7, 3));
+    assert!(
+        usual.ends_with("again: cargo run -p flotilla-sim -- --seed 7 --members 3 --trace"),
+        "{usual}"
+    );
+    let short = failure(Options { chaos_us: 250_000, ..Options::new(7, 3) });
+    assert!(short.ends_with("--seed 7 --members 3 --ticks 25 --trace"), "{short}");
+}
