@@ -71,6 +71,8 @@ impl Lane {
 /// All lanes.
 #[derive(Clone, Debug)]
 pub struct Lanes {
+    /// The first look at the shared root of a member that begins to lead.
+    pub claims: Lane,
     /// Checks of submissions.
     pub submissions: Lane,
     /// Plans, and looks at outputs and runs.
@@ -88,6 +90,7 @@ impl Lanes {
     /// Machine, when there can be no more.
     pub fn start() -> Result<Self, Failure> {
         Ok(Self {
+            claims: Lane::start("mr-claims")?,
             submissions: Lane::start("mr-submissions")?,
             plans: Lane::start("mr-plans")?,
             publications: Lane::start("mr-publish")?,

@@ -182,7 +182,7 @@ mod tests {
             let error = text(output).unwrap_err();
             assert!(error.contains(expected), "{output}: {error}");
         }
-        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 7, "nothing was created");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 6, "nothing was created");
     }
 
     #[test]
