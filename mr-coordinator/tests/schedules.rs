@@ -84,6 +84,24 @@ fn killed_worker_s_tasks_run_elsewhere() {
 }
 
 #[test]
+fn two_workers_of_one_name_cost_no_task_and_the_second_comes_when_the_first_is_gone() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, CALM, 2);
+        world.name_alike(1, 0);
+        world.workers_come_back = false;
+        let job = world.submit(1, 8, 4, "wc");
+        let succeeded = |world: &World| world.state(job) == Some(JobState::Succeeded);
+        assert!(world.run(5 * MINUTE, succeeded), "seed {seed}: {:?}", states(&world));
+        assert_eq!(world.job(job).unwrap().retries, [0, 0], "seed {seed}");
+        let first = usize::from(world.registered(1));
+        world.kill(first);
+        let heir = |world: &World| world.registered(1 - first);
+        // Four heartbeats of silence, and the second between two questions.
+        assert!(world.run(world.now + 3_200, heir), "seed {seed}");
+    }
+}
+
+#[test]
 fn late_report_of_a_paused_worker_loses_the_race() {
     let mut world = World::new(1, CALM, 2);
     let job = world.submit(1, 1, 1, "wc");

@@ -404,6 +404,8 @@ pub enum Reply {
         /// What becomes of its attempts.
         orders: Vec<Order>,
     },
+    /// To a registration: another worker of that name was heard just now.
+    NameInUse,
     /// To a registration: there are too many workers.
     TooManyWorkers,
     /// To a poll.

@@ -78,6 +78,14 @@ impl pb::workers_server::Workers for WorkersService {
                     orders,
                 }))
             }
+            Reply::NameInUse => {
+                // Not UNAVAILABLE: the worker is to tell its operator, and to ask here again.
+                let message = format!(
+                    "the name `{shown}` is in use by a worker that was heard just now; each needs \
+                     a name of its own"
+                );
+                Err(refuse(Code::AlreadyExists, message))
+            }
             Reply::TooManyWorkers => {
                 let message = "there are too many workers (limit workers_max)";
                 Err(refuse(Code::ResourceExhausted, message))
