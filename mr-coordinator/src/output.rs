@@ -32,7 +32,8 @@ pub enum OutputError {
     },
 }
 
-/// Checks the place of the output and what is there now; its normal form, relative to the root.
+/// Checks the place of the output and what is there now; the place, relative to the root, with the
+/// links on the way followed: two names of one place are one output.
 ///
 /// # Errors
 /// [`OutputError`].
@@ -41,13 +42,15 @@ pub fn check(root: &Root, spec: &Spec, can_exchange: bool) -> Result<String, Out
     if key.is_empty() {
         return Err(BadSpec::new("output", "it is the shared root itself").into());
     }
-    if key.split('/').next() == Some(WORK_ROOT) {
-        return Err(BadSpec::new("output", "it is Flotilla's own directory").into());
-    }
     if key.len() > OUTPUT_BYTES_MAX || key.rsplit('/').next().is_some_and(|n| n.len() > NAME_MAX) {
         return Err(BadSpec::new("output", "its name leaves no room for temporary names").into());
     }
     let place = root.place(&spec.output, &key)?;
+    let key = place.strip_prefix(root.path()).ok().and_then(Path::to_str);
+    let key = key.ok_or_else(|| PathError::refused(&spec.output, "it is not UTF-8"))?.to_owned();
+    if key.split('/').next() == Some(WORK_ROOT) {
+        return Err(BadSpec::new("output", "it is Flotilla's own directory").into());
+    }
     if spec.overwrite && !can_exchange {
         let problem = "the shared file system cannot replace a directory in one step";
         return Err(BadSpec::new("overwrite", problem).into());
@@ -149,6 +152,7 @@ mod tests {
         fs::write(root.join("lab/pg-a.txt"), "x").unwrap();
         fs::write(root.join("labs-done/mr-out-0"), "x").unwrap();
         symlink("/tmp", root.join("link")).unwrap();
+        symlink("old", root.join("alias")).unwrap();
         (directory, root)
     }
 
@@ -167,6 +171,7 @@ mod tests {
         let text = |output: &str| verdict(&root, &spec(output, OutputFormat::Text, false));
         assert_eq!(text("new"), Ok("new".into()));
         assert_eq!(text("./a//b/c"), Ok("a/b/c".into()));
+        assert_eq!(text("alias/x"), Ok("old/x".into()), "one place has one name");
         for (output, expected) in [
             (".", "shared root itself"),
             ("../x", "goes up"),
@@ -182,7 +187,7 @@ mod tests {
             let error = text(output).unwrap_err();
             assert!(error.contains(expected), "{output}: {error}");
         }
-        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 6, "nothing was created");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 7, "nothing was created");
     }
 
     #[test]

@@ -228,6 +228,20 @@ fn job_whose_inputs_cannot_be_planned_fails_with_the_reason() {
 }
 
 #[test]
+fn job_that_cannot_publish_says_why_until_it_can() {
+    let mut world = World::new(1, CALM, 2);
+    let job = world.submit(1, 3, 2, "wc");
+    assert!(world.run(5 * MINUTE, |world| world.state(job) == Some(JobState::Reducing)));
+    world.disk_refuses = Some("no space left".into());
+    let told = |world: &World| world.waiting_for(job).as_deref() == Some("no space left");
+    assert!(world.run(world.now + 5 * MINUTE, told), "{:?}", states(&world));
+    world.run(world.now + 60 * MINUTE, |_| false);
+    assert!(told(&world), "it says so as long as it waits: {:?}", states(&world));
+    world.disk_refuses = None;
+    assert!(world.run(world.now + MINUTE, |world| world.state(job) == Some(JobState::Succeeded)));
+}
+
+#[test]
 fn stalled_leader_takes_nobody_for_lost() {
     let mut world = World::new(5, CALM, 2);
     let job = world.submit(1, 8, 4, "wc");

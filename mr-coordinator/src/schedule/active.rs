@@ -24,6 +24,11 @@ const RETRY_AFTER_MS: [u64; 3] = [0, 1_000, 5_000];
 /// The pause before a task is run again once the outputs are being published.
 const RETRY_COMMITTING_MS: u64 = 5_000;
 
+/// The first pause before a step that did not work is tried again; it doubles.
+const STEP_PAUSE_MS: u64 = 500;
+/// The longest.
+const STEP_PAUSE_MS_MAX: u64 = 30_000;
+
 /// What a job waits for, besides its tasks: one thing at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -52,6 +57,8 @@ pub(super) struct Active {
     pub(super) not_before: Millis,
     /// How often the step was tried in vain.
     pub(super) tries: u32,
+    /// Why, as last seen.
+    pub(super) waiting_for: Option<String>,
     pub(super) leases: Leases,
     ready: BTreeSet<TaskId>,
     delayed: BTreeSet<(Millis, TaskId)>,
@@ -80,6 +87,7 @@ impl Active {
             step: Step::Idle,
             not_before: now,
             tries: 0,
+            waiting_for: None,
             leases: Leases::default(),
             ready: BTreeSet::new(),
             delayed: BTreeSet::new(),
@@ -147,6 +155,21 @@ impl Active {
 
     pub(super) fn planning(&self) -> bool {
         self.step == Step::Planning
+    }
+
+    /// The step did not work now: it is tried again, after a pause that doubles.
+    pub(super) fn try_later(&mut self, why: String, now: Millis) {
+        let pause = STEP_PAUSE_MS << self.tries.min(6);
+        self.tries = self.tries.saturating_add(1);
+        self.not_before = now.plus(pause.min(STEP_PAUSE_MS_MAX));
+        self.waiting_for = Some(why);
+        self.touch();
+    }
+
+    /// The step worked.
+    pub(super) fn step_worked(&mut self) {
+        self.tries = 0;
+        self.waiting_for = None;
     }
 
     /// Whether it has left the queue, as far as this leader is concerned.

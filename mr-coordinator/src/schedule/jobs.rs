@@ -23,10 +23,6 @@ use crate::{
 const ABORT_WAIT_MS: u64 = 2_000;
 /// The pause before a step whose record was refused is tried again.
 const REFUSED_PAUSE_MS: u64 = 200;
-/// The first pause before publishing is tried again; it doubles.
-const PUBLISH_PAUSE_MS: u64 = 500;
-/// The longest.
-const PUBLISH_PAUSE_MS_MAX: u64 = 30_000;
 
 impl Scheduler {
     pub(super) fn submit(
@@ -164,10 +160,14 @@ impl Scheduler {
         let Some(active) = self.active(job) else { return };
         active.step = Step::Idle;
         match result {
-            Ok(plan) => active.plan = Some(plan),
+            Ok(plan) => {
+                active.plan = Some(plan);
+                active.step_worked();
+            }
             // Roll-forward only: the plan may come back, the decision cannot be taken back.
-            Err(_) if active.job.state == JobState::Committing => {
-                active.not_before = now.plus(PUBLISH_PAUSE_MS_MAX);
+            Err(problem) if active.job.state == JobState::Committing => {
+                active.try_later(problem, now);
+                self.effects.push(Effect::Changed { job });
             }
             Err(problem) => self.fail_job(job, CauseKind::Planning, &problem),
         }
@@ -190,8 +190,12 @@ impl Scheduler {
         let Some(active) = self.active(job) else { return };
         active.step = Step::Idle;
         match outcome {
-            PublishOutcome::Done => self.propose_step(job, Command::Finished { job, unix_ms }),
+            PublishOutcome::Done => {
+                active.step_worked();
+                self.propose_step(job, Command::Finished { job, unix_ms });
+            }
             PublishOutcome::OutputLost(partitions) => {
+                active.step_worked();
                 let lost: Vec<AttemptId> = partitions
                     .into_iter()
                     .map(TaskId::reduce)
@@ -204,10 +208,9 @@ impl Scheduler {
                     self.propose_step(job, Command::Invalidated { attempt, up_to });
                 }
             }
-            PublishOutcome::Retry(_) => {
-                let pause = PUBLISH_PAUSE_MS << active.tries.min(6);
-                active.tries = active.tries.saturating_add(1);
-                active.not_before = now.plus(pause.min(PUBLISH_PAUSE_MS_MAX));
+            PublishOutcome::Retry(why) => {
+                active.try_later(why, now);
+                self.effects.push(Effect::Changed { job });
             }
         }
     }

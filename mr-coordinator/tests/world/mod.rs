@@ -107,6 +107,8 @@ pub(crate) struct World {
     pub(crate) executions: u32,
     pub(crate) verdicts: Vec<(AttemptId, ReportAnswer)>,
     pub(crate) unknown_apps: u32,
+    /// What the shared filesystem says to everything, if it refuses.
+    pub(crate) disk_refuses: Option<String>,
     /// How long tasks take.
     pub(crate) task_ms: std::ops::Range<u64>,
 }
@@ -144,6 +146,7 @@ impl World {
             executions: 0,
             verdicts: Vec::new(),
             unknown_apps: 0,
+            disk_refuses: None,
             task_ms: 100..4_000,
         };
         for number in 0..workers {
@@ -212,6 +215,11 @@ impl World {
 
     pub(crate) fn state(&self, job: JobId) -> Option<JobState> {
         self.job(job).map(|job| job.state)
+    }
+
+    /// What the leader says that a job waits for.
+    pub(crate) fn waiting_for(&self, job: JobId) -> Option<String> {
+        self.scheduler.progress(job)?.waiting_for
     }
 
     pub(crate) fn all_ended(&self) -> bool {
@@ -315,7 +323,9 @@ impl World {
             }
             Effect::Publish { job, .. } => {
                 assert!(job.complete(), "published before all is committed");
-                let outcome = if self.chance(self.weather.output_lost) {
+                let outcome = if let Some(why) = self.disk_refuses.clone() {
+                    PublishOutcome::Retry(why)
+                } else if self.chance(self.weather.output_lost) {
                     PublishOutcome::OutputLost(vec![0])
                 } else if self.chance(self.weather.output_lost) {
                     PublishOutcome::Retry("not now".into())
