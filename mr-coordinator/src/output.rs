@@ -10,6 +10,7 @@ use crate::{
     plan::Input,
     publish::SUCCESS_FILE,
     root::{PathError, Root},
+    schedule::Trouble,
     spec::{BadSpec, OutputFormat, Spec},
 };
 
@@ -30,6 +31,19 @@ pub enum OutputError {
         /// What about it, beginning with a comma, or nothing.
         why: &'static str,
     },
+}
+
+impl OutputError {
+    /// Whether the same look may show something else later.
+    #[must_use]
+    pub fn trouble(&self) -> Trouble {
+        match self {
+            Self::Path(PathError::Io { .. }) => Trouble::Passing(self.to_string()),
+            Self::Spec(_) | Self::Path(PathError::Refused { .. }) | Self::Exists { .. } => {
+                Trouble::Final(self.to_string())
+            }
+        }
+    }
 }
 
 /// Checks the place of the output and what is there now; the place, relative to the root, with the

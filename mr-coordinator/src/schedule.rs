@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 pub use self::messages::{
     AppliedTo, Assignment, Effect, Event, Now, Order, ProposalId, PublishOutcome, Reply,
-    ReportAnswer, ReportEnd, Run, Settings, Ticket, Work,
+    ReportAnswer, ReportEnd, Run, Settings, Ticket, Trouble, Work,
 };
 use self::{active::Active, workers::Waiting};
 use crate::{

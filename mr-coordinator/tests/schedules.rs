@@ -242,6 +242,29 @@ fn job_that_cannot_publish_says_why_until_it_can() {
 }
 
 #[test]
+fn filesystem_that_refuses_for_a_while_costs_no_job() {
+    // At the loading of the plan, and at the look at the output.
+    for (reach, change) in [(JobState::Mapping, true), (JobState::Reducing, false)] {
+        for (outage, ends) in [(2, JobState::Succeeded), (20, JobState::Failed)] {
+            let mut world = World::new(1, CALM, 2);
+            let job = world.submit(1, 3, 2, "wc");
+            assert!(world.run(5 * MINUTE, |world| world.state(job) == Some(reach)));
+            world.looks_refused = Some("input/output error".into());
+            if change {
+                world.change_leader();
+            }
+            world.run(world.now + outage * MINUTE, |_| false);
+            world.looks_refused = None;
+            assert!(world.run(world.now + 5 * MINUTE, World::all_ended), "{:?}", states(&world));
+            assert_eq!(world.state(job), Some(ends), "{reach:?}, {outage} min");
+            let cause = world.job(job).unwrap().cause.clone();
+            let why = cause.map(|cause| cause.message.clone());
+            assert_eq!(why.is_some_and(|why| why.contains("input/output")), outage == 20);
+        }
+    }
+}
+
+#[test]
 fn stalled_leader_takes_nobody_for_lost() {
     let mut world = World::new(5, CALM, 2);
     let job = world.submit(1, 8, 4, "wc");

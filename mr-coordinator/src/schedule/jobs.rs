@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{
     Scheduler,
     active::Step,
-    messages::{AppliedTo, Effect, PublishOutcome, Reply, Ticket},
+    messages::{AppliedTo, Effect, PublishOutcome, Reply, Ticket, Trouble},
 };
 use crate::{
     command::Command,
@@ -155,8 +155,7 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn plan_loaded(&mut self, job: JobId, result: Result<Arc<Plan>, String>) {
-        let now = self.now;
+    pub(super) fn plan_loaded(&mut self, job: JobId, result: Result<Arc<Plan>, Trouble>) {
         let Some(active) = self.active(job) else { return };
         active.step = Step::Idle;
         match result {
@@ -164,24 +163,32 @@ impl Scheduler {
                 active.plan = Some(plan);
                 active.step_worked();
             }
-            // Roll-forward only: the plan may come back, the decision cannot be taken back.
-            Err(problem) if active.job.state == JobState::Committing => {
-                active.try_later(problem, now);
-                self.effects.push(Effect::Changed { job });
-            }
-            Err(problem) => self.fail_job(job, CauseKind::Planning, &problem),
+            Err(trouble) => self.in_trouble(job, CauseKind::Planning, trouble),
         }
     }
 
-    pub(super) fn output_checked(&mut self, job: JobId, result: Result<(), String>) {
+    pub(super) fn output_checked(&mut self, job: JobId, result: Result<(), Trouble>) {
         let Some(active) = self.active(job) else { return };
         active.step = Step::Idle;
         if active.job.state != JobState::Reducing {
             return;
         }
         match result {
-            Ok(()) => self.propose_step(job, Command::CommitStarted { job }),
-            Err(problem) => self.fail_job(job, CauseKind::OutputConflict, &problem),
+            Ok(()) => {
+                active.step_worked();
+                self.propose_step(job, Command::CommitStarted { job });
+            }
+            Err(trouble) => self.in_trouble(job, CauseKind::OutputConflict, trouble),
+        }
+    }
+
+    /// A step met trouble: it is tried again, or the job fails of it.
+    fn in_trouble(&mut self, job: JobId, kind: CauseKind, trouble: Trouble) {
+        let now = self.now;
+        let Some(active) = self.active(job) else { return };
+        match active.given_up(trouble, now) {
+            Some(problem) => self.fail_job(job, kind, &problem),
+            None => self.effects.push(Effect::Changed { job }),
         }
     }
 
