@@ -24,10 +24,12 @@ const REDIRECTS_MAX: u32 = 3;
 /// When to give up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
-    /// All attempts together.
+    /// All attempts together: none begins later.
     pub(crate) deadline: Instant,
     /// One attempt.
     pub(crate) attempt: Duration,
+    /// How far an attempt that began before the deadline may go beyond it.
+    pub(crate) overtime: Duration,
 }
 
 /// A request that carries its time limit to the server.
@@ -64,7 +66,7 @@ where
                 continue;
             }
         };
-        let limit = patience.attempt.min(left);
+        let limit = patience.attempt.min(left + patience.overtime);
         let status = match timeout(limit, send(member.channel(), limit)).await {
             Ok(Ok(reply)) => {
                 members.answered(at, &member, metadata::leader(reply.metadata()));

@@ -20,6 +20,10 @@ use crate::{
 /// How long a Get that waits for a change may take: the coordinator holds it for up to 10 s.
 const WATCH_ATTEMPT: Duration = Duration::from_secs(15);
 
+/// How long a submission may take: the coordinator looks at its inputs for up to 50 s. To ask
+/// again meanwhile would only make it look again.
+const SUBMIT_ATTEMPT: Duration = Duration::from_secs(60);
+
 /// A client of one coordinator. Clones share connections.
 #[derive(Clone, Debug)]
 pub struct JobClient {
@@ -49,14 +53,19 @@ impl JobClient {
         format!("{:032x}", rand::random::<u128>())
     }
 
-    /// Submits a job. Repeating it with the same token answers with the same job.
+    /// Submits a job. Repeating it with the same token answers with the same job. No attempt
+    /// begins behind the deadline; the last one may take a minute longer, since the coordinator
+    /// looks at all inputs before it answers.
     ///
     /// # Errors
     /// [`Error`]; [`crate::Rejected::Exists`] when the token belongs to another spec. An unknown
     /// outcome is settled by submitting again with the same token.
     pub async fn submit(&self, spec: JobSpec, token: String) -> Result<SubmitReply, Error> {
         let message = SubmitRequest { spec: Some(spec), client_token: token };
-        let outcome = calls::call(&self.inner.members, self.patience(), |channel, limit| {
+        let mut patience = self.patience();
+        patience.attempt = patience.attempt.max(SUBMIT_ATTEMPT);
+        patience.overtime = SUBMIT_ATTEMPT;
+        let outcome = calls::call(&self.inner.members, patience, |channel, limit| {
             let message = request(message.clone(), limit);
             async move { stub(channel).submit(message).await }
         });
@@ -108,7 +117,11 @@ impl JobClient {
 
     fn patience(&self) -> Patience {
         let options = &self.inner.options;
-        Patience { deadline: Instant::now() + options.deadline, attempt: options.attempt }
+        Patience {
+            deadline: Instant::now() + options.deadline,
+            attempt: options.attempt,
+            overtime: Duration::ZERO,
+        }
     }
 }
 

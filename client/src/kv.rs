@@ -252,7 +252,11 @@ impl KvClient {
 
     fn patience(&self) -> Patience {
         let options = &self.inner.options;
-        Patience { deadline: Instant::now() + options.deadline, attempt: options.attempt }
+        Patience {
+            deadline: Instant::now() + options.deadline,
+            attempt: options.attempt,
+            overtime: std::time::Duration::ZERO,
+        }
     }
 
     /// Sends a mutation under one identity until it ends.

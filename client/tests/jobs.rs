@@ -24,6 +24,8 @@ struct Coordinator {
     /// What the next calls fail with.
     failures: Arc<Mutex<VecDeque<Status>>>,
     tokens: Arc<Mutex<Vec<String>>>,
+    /// How long a submission takes.
+    looks_for: Duration,
     served: Arc<Mutex<u32>>,
 }
 
@@ -54,6 +56,7 @@ impl Jobs for Coordinator {
         request: Request<SubmitRequest>,
     ) -> Result<Response<SubmitReply>, Status> {
         self.tokens.lock().unwrap().push(request.into_inner().client_token);
+        tokio::time::sleep(self.looks_for).await;
         self.fail()?;
         Ok(Response::new(SubmitReply::default()))
     }
@@ -104,6 +107,32 @@ async fn a_submission_is_repeated_under_its_token() {
     let token = JobClient::token();
     client.submit(JobSpec::default(), token.clone()).await.unwrap();
     assert_eq!(*coordinator.tokens.lock().unwrap(), vec![token; 3]);
+}
+
+#[tokio::test]
+async fn a_submission_whose_inputs_take_long_to_look_at_is_asked_for_once() {
+    let coordinator =
+        Coordinator { looks_for: Duration::from_millis(600), ..Coordinator::default() };
+    let options = Options {
+        deadline: Duration::from_millis(300),
+        attempt: Duration::from_millis(100),
+        ..Options::default()
+    };
+    let client = JobClient::connect(vec![coordinator.serve().await], options).unwrap();
+    client.submit(JobSpec::default(), JobClient::token()).await.unwrap();
+    assert_eq!(coordinator.tokens.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_submission_to_nobody_ends_with_the_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let options = Options::with_deadline(Duration::from_millis(300));
+    let client = JobClient::connect(vec![address], options).unwrap();
+    let submitted = client.submit(JobSpec::default(), JobClient::token());
+    let refused = tokio::time::timeout(Duration::from_secs(10), submitted).await.unwrap();
+    assert!(matches!(refused, Err(Error::Rejected(Rejected::Unavailable(_)))), "{refused:?}");
 }
 
 #[tokio::test]

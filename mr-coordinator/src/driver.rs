@@ -9,8 +9,8 @@ mod leading;
 
 use std::{sync::Arc, time::Duration};
 
-use daemon::Shutdown;
-use raftd::{Handle, Role, Status};
+use daemon::{Failure, Shutdown};
+use raftd::{GroupId, Handle, Role, Status};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, Interval, MissedTickBehavior, interval},
@@ -21,7 +21,7 @@ use crate::{
     ids::{AttemptId, JobId, WorkerId},
     lanes::Lanes,
     machine::{Answer, Machine, Query},
-    root::Root,
+    root::{NotOurs, Root},
     schedule::{Event, Progress, Reply, ReportEnd, Settings},
     spec::Spec,
 };
@@ -139,6 +139,8 @@ pub struct Call {
 pub(crate) enum Done {
     /// The replicated state, for a term.
     State { term: u64, state: Option<Box<Machine>> },
+    /// Whether the shared root is the one that this state speaks of.
+    Claimed { term: u64, state: Box<Machine>, claimed: Result<(), NotOurs> },
     /// Something for the scheduler of a term.
     Event { term: u64, event: Box<Event> },
     /// The outcome of a proposal is not known: the state has to be looked at.
@@ -202,13 +204,17 @@ impl Driver {
     }
 
     /// Works until shutdown.
-    pub async fn run(mut self, shutdown: Shutdown) {
+    ///
+    /// # Errors
+    /// Configuration, when this member is to lead and its shared root is not the group's; machine,
+    /// when the root cannot be read.
+    pub async fn run(mut self, shutdown: Shutdown) -> Result<(), Failure> {
         self.follow_status();
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.requested() => break,
-                Some(done) = self.done.recv() => self.take(done),
+                Some(done) = self.done.recv() => self.take(done)?,
                 Some(call) = self.calls.recv() => self.call(call),
                 changed = self.status.changed() => match changed {
                     Ok(()) => self.follow_status(),
@@ -218,6 +224,7 @@ impl Driver {
             }
         }
         self.ready.send_replace(false);
+        Ok(())
     }
 
     fn follow_status(&mut self) {
@@ -241,9 +248,12 @@ impl Driver {
         }
     }
 
-    fn take(&mut self, done: Done) {
+    fn take(&mut self, done: Done) -> Result<(), Failure> {
         match done {
-            Done::State { term, .. } | Done::Event { term, .. } | Done::Unsure { term }
+            Done::State { term, .. }
+            | Done::Claimed { term, .. }
+            | Done::Event { term, .. }
+            | Done::Unsure { term }
                 if self.term != Some(term) => {}
             Done::State { term, state: None } => {
                 if self.leading.is_none() {
@@ -252,8 +262,17 @@ impl Driver {
             }
             Done::State { term, state: Some(state) } => match &mut self.leading {
                 Some(leading) => leading.event(&self.tools, Event::Resync { state }),
-                None => self.take_over(term, &state),
+                None => self.claim_root(term, state),
             },
+            Done::Claimed { term, state, claimed } => {
+                claimed.map_err(|not_ours| match not_ours {
+                    NotOurs::Empty { .. } | NotOurs::Foreign { .. } => {
+                        Failure::configuration(not_ours.to_string())
+                    }
+                    NotOurs::Io { .. } => Failure::machine(not_ours.to_string()),
+                })?;
+                self.take_over(term, &state);
+            }
             Done::Event { event, .. } => {
                 if let Some(leading) = &mut self.leading {
                     leading.event(&self.tools, *event);
@@ -261,6 +280,21 @@ impl Driver {
             }
             Done::Unsure { term } => ask_state(&self.tools, term),
         }
+        Ok(())
+    }
+
+    /// Looks whether the shared root is the group's before anything is done by its state: to an
+    /// empty directory every job would be lost, to another group's its jobs would be strangers.
+    fn claim_root(&self, term: u64, state: Box<Machine>) {
+        let group = self.status.borrow().group;
+        let group = group.expect("a member that leads is of a group");
+        let (root, done) = (self.tools.root.clone(), self.tools.done.clone());
+        self.tools.lanes.claims.send_surely(move || {
+            let claimed = root.claim(&token(&group), state.untouched());
+            if done.blocking_send(Done::Claimed { term, state, claimed }).is_err() {
+                tracing::trace!("a result came after the end");
+            }
+        });
     }
 
     fn take_over(&mut self, term: u64, state: &Machine) {
@@ -286,6 +320,11 @@ impl Driver {
             leading.tick(&self.tools);
         }
     }
+}
+
+/// What names a group in its shared root.
+pub(crate) fn token(group: &GroupId) -> String {
+    blake3::Hash::from_bytes(*group).to_hex().to_string()
 }
 
 /// Answers a caller that may be gone, which is its own business.

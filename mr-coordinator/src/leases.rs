@@ -107,6 +107,12 @@ impl Roster {
             .find(|worker| worker.record.name == name && worker.record.incarnation == incarnation)
     }
 
+    /// The worker of a name.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<&Worker> {
+        self.workers.values().find(|worker| worker.record.name == name)
+    }
+
     /// A worker's name, or its number when it is not known.
     #[must_use]
     pub fn name(&self, id: WorkerId) -> String {

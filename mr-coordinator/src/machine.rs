@@ -102,6 +102,12 @@ impl Machine {
         Self::default()
     }
 
+    /// Whether no job and no worker was ever in it.
+    #[must_use]
+    pub fn untouched(&self) -> bool {
+        self.jobs.is_empty() && self.last_worker == 0
+    }
+
     /// A job.
     #[must_use]
     pub fn job(&self, id: JobId) -> Option<&Arc<Job>> {

@@ -10,6 +10,7 @@ use crate::{
     plan::Input,
     publish::SUCCESS_FILE,
     root::{PathError, Root},
+    schedule::Trouble,
     spec::{BadSpec, OutputFormat, Spec},
 };
 
@@ -32,7 +33,21 @@ pub enum OutputError {
     },
 }
 
-/// Checks the place of the output and what is there now; its normal form, relative to the root.
+impl OutputError {
+    /// Whether the same look may show something else later.
+    #[must_use]
+    pub fn trouble(&self) -> Trouble {
+        match self {
+            Self::Path(PathError::Io { .. }) => Trouble::Passing(self.to_string()),
+            Self::Spec(_) | Self::Path(PathError::Refused { .. }) | Self::Exists { .. } => {
+                Trouble::Final(self.to_string())
+            }
+        }
+    }
+}
+
+/// Checks the place of the output and what is there now; the place, relative to the root, with the
+/// links on the way followed: two names of one place are one output.
 ///
 /// # Errors
 /// [`OutputError`].
@@ -41,13 +56,15 @@ pub fn check(root: &Root, spec: &Spec, can_exchange: bool) -> Result<String, Out
     if key.is_empty() {
         return Err(BadSpec::new("output", "it is the shared root itself").into());
     }
-    if key.split('/').next() == Some(WORK_ROOT) {
-        return Err(BadSpec::new("output", "it is Flotilla's own directory").into());
-    }
     if key.len() > OUTPUT_BYTES_MAX || key.rsplit('/').next().is_some_and(|n| n.len() > NAME_MAX) {
         return Err(BadSpec::new("output", "its name leaves no room for temporary names").into());
     }
     let place = root.place(&spec.output, &key)?;
+    let key = place.strip_prefix(root.path()).ok().and_then(Path::to_str);
+    let key = key.ok_or_else(|| PathError::refused(&spec.output, "it is not UTF-8"))?.to_owned();
+    if key.split('/').next() == Some(WORK_ROOT) {
+        return Err(BadSpec::new("output", "it is Flotilla's own directory").into());
+    }
     if spec.overwrite && !can_exchange {
         let problem = "the shared file system cannot replace a directory in one step";
         return Err(BadSpec::new("overwrite", problem).into());
@@ -149,6 +166,7 @@ mod tests {
         fs::write(root.join("lab/pg-a.txt"), "x").unwrap();
         fs::write(root.join("labs-done/mr-out-0"), "x").unwrap();
         symlink("/tmp", root.join("link")).unwrap();
+        symlink("old", root.join("alias")).unwrap();
         (directory, root)
     }
 
@@ -167,6 +185,7 @@ mod tests {
         let text = |output: &str| verdict(&root, &spec(output, OutputFormat::Text, false));
         assert_eq!(text("new"), Ok("new".into()));
         assert_eq!(text("./a//b/c"), Ok("a/b/c".into()));
+        assert_eq!(text("alias/x"), Ok("old/x".into()), "one place has one name");
         for (output, expected) in [
             (".", "shared root itself"),
             ("../x", "goes up"),

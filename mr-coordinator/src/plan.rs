@@ -17,6 +17,7 @@ use crate::{
     ids::{JobId, WORK_ROOT, job_directory},
     limits::*,
     root::{PathError, Root, create_dir, read_file, shown, sync_dir, write_file},
+    schedule::Trouble,
     spec::{BadSpec, InputFormat, Plan, PlanRoot, Spec, Split, put_plan, take_plan},
 };
 
@@ -49,6 +50,20 @@ pub enum PlanError {
     /// The plan file is not what the log says.
     #[error("the plan of the job is damaged: {0}")]
     Damaged(&'static str),
+}
+
+impl PlanError {
+    /// Whether the same look may show something else later.
+    #[must_use]
+    pub fn trouble(&self) -> Trouble {
+        match self {
+            Self::Store(_) | Self::Path(PathError::Io { .. }) => Trouble::Passing(self.to_string()),
+            Self::NoMatch(_)
+            | Self::Spec(_)
+            | Self::Path(PathError::Refused { .. })
+            | Self::Damaged(_) => Trouble::Final(self.to_string()),
+        }
+    }
 }
 
 /// An input file.

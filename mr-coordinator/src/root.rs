@@ -1,7 +1,8 @@
 //! The shared root: the one directory that coordinator and workers both see, and the paths in it.
 //!
-//! Decides what a path may name: it goes down only, and no link on the way leads out. Keeps the
-//! token by which a worker proves that it sees the same directory.
+//! Decides what a path may name: it goes down only, and no link on the way leads out. A root belongs
+//! to one group of coordinators for ever: a file in it names the group. Coordinators tell by it that
+//! their jobs are here, workers prove by it that they see the same directory.
 
 use std::{
     fs::{self, File},
@@ -13,7 +14,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::{ids::WORK_ROOT, limits::PATH_BYTES_MAX};
 
-/// The file that holds the token.
+/// The file that names the group, which is the root's token.
 pub const TOKEN_FILE: &str = ".flotilla-root";
 
 /// The longest token that is read.
@@ -50,6 +51,44 @@ impl PathError {
     }
 }
 
+/// Why a root is not the one of a group of coordinators.
+#[derive(Debug, thiserror::Error)]
+pub enum NotOurs {
+    /// Nobody's name is in it, and the group has jobs or workers.
+    #[error(
+        "the shared root {root} is not the one that holds this group's jobs: there is no \
+         {TOKEN_FILE} in it. Is its filesystem mounted? If the root has moved, write `{group}` to \
+         {root}/{TOKEN_FILE}"
+    )]
+    Empty {
+        /// The root.
+        root: String,
+        /// The group's token.
+        group: String,
+    },
+    /// Another group's name is in it.
+    #[error(
+        "the shared root {root} belongs to other coordinators: each group needs a root of its own. \
+         If they are gone for good, remove {root}/{TOKEN_FILE} ({theirs}; this group is {group})"
+    )]
+    Foreign {
+        /// The root.
+        root: String,
+        /// The token in it.
+        theirs: String,
+        /// The group's token.
+        group: String,
+    },
+    /// The file system refuses.
+    #[error("the shared root {root} cannot be read or written: {source}")]
+    Io {
+        /// The root.
+        root: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
 /// As much of a path as a message shows.
 pub(crate) fn shown(path: &str) -> String {
     const SHOWN_CHARACTERS: usize = 200;
@@ -62,22 +101,20 @@ pub struct Root {
     path: PathBuf,
     /// The path as the operator wrote it, made absolute: users may write it too.
     named: PathBuf,
-    token: String,
 }
 
 impl Root {
-    /// Opens the root, which must be a directory, and makes its token if there is none.
+    /// Opens the root, which must be a directory.
     ///
     /// # Errors
-    /// When the directory is not there or cannot be written.
+    /// When the directory is not there.
     pub fn open(path: &Path) -> io::Result<Self> {
         let named = std::path::absolute(path)?;
         let path = path.canonicalize()?;
         if !path.is_dir() {
             return Err(io::ErrorKind::NotADirectory.into());
         }
-        let token = token(&path)?;
-        Ok(Self { path, named, token })
+        Ok(Self { path, named })
     }
 
     /// The directory.
@@ -86,10 +123,23 @@ impl Root {
         &self.path
     }
 
-    /// What a worker reads from the token file when it sees the same root.
-    #[must_use]
-    pub fn token(&self) -> &str {
-        &self.token
+    /// Makes sure that this is the root of the group of this token. Only a `new` group, which has
+    /// no jobs and no workers yet, takes a root that is nobody's: to every other it is a mount
+    /// point without its filesystem.
+    ///
+    /// # Errors
+    /// [`NotOurs`].
+    pub fn claim(&self, group: &str, new: bool) -> Result<(), NotOurs> {
+        let root = || self.path.display().to_string();
+        let held = match read_token(&self.path) {
+            Ok(None) if new => make_token(&self.path, group),
+            held => held,
+        };
+        match held.map_err(|source| NotOurs::Io { root: root(), source })? {
+            Some(theirs) if theirs == group => Ok(()),
+            Some(theirs) => Err(NotOurs::Foreign { root: root(), theirs, group: group.to_owned() }),
+            None => Err(NotOurs::Empty { root: root(), group: group.to_owned() }),
+        }
     }
 
     /// A path in normal form, relative to the root: no `.`, no doubled or trailing slashes. The
@@ -236,27 +286,23 @@ pub(crate) fn read_file(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// The root's token. Several coordinators may make it at once: the first one's stays.
-fn token(root: &Path) -> io::Result<String> {
-    let file = root.join(TOKEN_FILE);
-    if let Some(token) = read_token(&file)? {
-        return Ok(token);
-    }
-    let fresh = uuid::Uuid::new_v4().simple().to_string();
-    let draft = root.join(format!("{TOKEN_FILE}.{fresh}"));
-    write_file(&draft, format!("{fresh}\n").as_bytes())?;
+/// Writes the root's token unless one is there by now; the one that is. Several coordinators may
+/// do so at once: the first one's stays.
+fn make_token(root: &Path, token: &str) -> io::Result<Option<String>> {
+    let draft = root.join(format!("{TOKEN_FILE}.{}", uuid::Uuid::new_v4().simple()));
+    write_file(&draft, format!("{token}\n").as_bytes())?;
     // A link appears with its whole content, and never replaces another.
-    let linked = fs::hard_link(&draft, &file);
+    let linked = fs::hard_link(&draft, root.join(TOKEN_FILE));
     fs::remove_file(&draft)?;
     match linked {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         Ok(()) | Err(_) => sync_dir(root)?,
     }
-    read_token(&file)?.ok_or_else(|| io::Error::other("the token of the shared root is empty"))
+    read_token(root)
 }
 
-fn read_token(file: &Path) -> io::Result<Option<String>> {
-    match read_file(file, TOKEN_BYTES_MAX) {
+fn read_token(root: &Path) -> io::Result<Option<String>> {
+    match read_file(&root.join(TOKEN_FILE), TOKEN_BYTES_MAX) {
         Ok(bytes) => {
             let text = String::from_utf8_lossy(&bytes).trim().to_owned();
             Ok(Some(text).filter(|text| !text.is_empty()))
@@ -273,16 +319,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn token_is_made_once_and_shared() {
+    fn root_is_taken_once_by_a_new_group_and_by_no_other() {
         let directory = tempfile::tempdir().unwrap();
-        let first = Root::open(directory.path()).unwrap();
-        let again = Root::open(directory.path()).unwrap();
-        assert_eq!(first.token(), again.token());
-        assert_eq!(first.token().len(), 32);
-        let files = fs::read_dir(directory.path()).unwrap().count();
-        assert_eq!(files, 1, "no draft is left");
-        let other = tempfile::tempdir().unwrap();
-        assert_ne!(Root::open(other.path()).unwrap().token(), first.token());
+        let root = Root::open(directory.path()).unwrap();
+        let told = root.claim("ours", false).unwrap_err().to_string();
+        assert!(told.contains("Is its filesystem mounted?"), "{told}");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "nothing was written");
+        root.claim("ours", true).unwrap();
+        for new in [true, false] {
+            root.claim("ours", new).unwrap();
+            let told = root.claim("another", new).unwrap_err().to_string();
+            assert!(told.contains("belongs to other coordinators"), "{told}");
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no draft is left");
     }
 
     #[test]

@@ -69,19 +69,21 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
     let (listen, advertise) = (addresses.listen, addresses.advertise);
     tracing::info!(%listen, advertise, admin = %addresses.admin, "serving jobs and workers");
 
+    // The driver ends by itself only for a reason that ends the daemon.
+    let driven = async { joined(driver.await, "the driver") };
+    let served = async { tokio::try_join!(client, driven).map(|((), ())| ()) };
     let mut host = std::pin::pin!(host.finished());
     let mut admin = std::pin::pin!(admin);
     let served = tokio::select! {
         biased;
         ended = &mut host => return early(ended, "the replica", &inner),
         ended = &mut admin => return early(joined(ended, "the admin port"), "the admin port", &inner),
-        served = client => served,
+        served = served => served,
         () = until_stopping(&shutdown, follow(handle.watch_status(), leading, &readiness), &readiness) => Ok(()),
     };
-    let driven = joined(driver.await.map(Ok), "the driver");
     inner.request();
     let stopped = host.await;
-    served.and(driven).and(stopped).and(joined(admin.await, "the admin port"))
+    served.and(stopped).and(joined(admin.await, "the admin port"))
 }
 
 /// Opens the shared root and looks what its file system can do.

@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 pub use self::messages::{
     AppliedTo, Assignment, Effect, Event, Now, Order, ProposalId, PublishOutcome, Reply,
-    ReportAnswer, ReportEnd, Run, Settings, Ticket, Work,
+    ReportAnswer, ReportEnd, Run, Settings, Ticket, Trouble, Work,
 };
 use self::{active::Active, workers::Waiting};
 use crate::{
@@ -54,7 +54,7 @@ pub struct Scheduler {
 }
 
 /// What only the leader knows of a job that has not ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Tasks with an attempt under way: maps, reduces.
     pub running: [u32; 2],
@@ -62,6 +62,8 @@ pub struct Progress {
     pub retries: [u32; 2],
     /// Whether its inputs are being listed and split.
     pub planning: bool,
+    /// What kept its last step from being taken, if something did.
+    pub waiting_for: Option<String>,
     /// Grows with every change that a caller can see.
     pub version: u64,
 }
@@ -150,6 +152,7 @@ impl Scheduler {
             ],
             retries: active.unrecorded_retries,
             planning: active.planning(),
+            waiting_for: active.waiting_for.clone(),
             version: active.version,
         })
     }

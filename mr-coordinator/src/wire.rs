@@ -377,6 +377,7 @@ pub fn job(job: &Job, progress: Option<&Progress>, workers: usize) -> pb::Job {
         version: version(job, progress),
         workers: u32::try_from(workers).unwrap_or(u32::MAX),
         outputs,
+        waiting_for: progress.and_then(|is| is.waiting_for.clone()).unwrap_or_default(),
     }
 }
 

@@ -380,3 +380,38 @@ async fn wrong_root_and_busy_port_are_told_before_anything_is_created() {
     assert_eq!(wrong.code(), daemon::Code::Configuration, "{wrong}");
     assert!(!bench.root.join("fresh").exists());
 }
+
+#[tokio::test]
+async fn root_that_is_not_the_group_s_ends_the_coordinator_and_no_job() {
+    let mut bench = Bench::start().await;
+    let mut worker = bench.worker("one").await;
+    let id = bench.submit(spec(), "t").await.unwrap().job.unwrap().id;
+    worker.work().await;
+    bench.wait(&id, JobState::Mapping).await;
+    bench.stop().await;
+    // After a reboot nothing is mounted where the root was.
+    let away = bench.root.with_extension("away");
+    fs::rename(&bench.root, &away).unwrap();
+    fs::create_dir(&bench.root).unwrap();
+    let run = |config| async move {
+        let run = mr_coordinator::run(&config, daemon::Shutdown::new());
+        tokio::time::timeout(LIMIT, run).await.unwrap().unwrap_err()
+    };
+    let empty = run(bench.config.clone()).await;
+    assert_eq!(empty.code(), daemon::Code::Configuration, "{empty}");
+    assert!(empty.to_string().contains("Is its filesystem mounted?"), "{empty}");
+    assert!(!bench.root.join(".flotilla-root").exists());
+    fs::remove_dir_all(&bench.root).unwrap();
+    fs::rename(&away, &bench.root).unwrap();
+    // Another group does not take this root, though nobody uses it now.
+    let mut other = bench.config.clone();
+    other.group.data = bench.root.with_extension("other");
+    let foreign = run(other).await;
+    assert_eq!(foreign.code(), daemon::Code::Configuration, "{foreign}");
+    assert!(foreign.to_string().contains("belongs to other coordinators"), "{foreign}");
+    bench.restart().await;
+    worker.reconnect(bench.workers().await);
+    worker.register(&[]).await.unwrap();
+    worker.run_all(4).await;
+    bench.wait(&id, JobState::Succeeded).await;
+}

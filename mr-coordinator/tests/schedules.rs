@@ -84,6 +84,24 @@ fn killed_worker_s_tasks_run_elsewhere() {
 }
 
 #[test]
+fn two_workers_of_one_name_cost_no_task_and_the_second_comes_when_the_first_is_gone() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, CALM, 2);
+        world.name_alike(1, 0);
+        world.workers_come_back = false;
+        let job = world.submit(1, 8, 4, "wc");
+        let succeeded = |world: &World| world.state(job) == Some(JobState::Succeeded);
+        assert!(world.run(5 * MINUTE, succeeded), "seed {seed}: {:?}", states(&world));
+        assert_eq!(world.job(job).unwrap().retries, [0, 0], "seed {seed}");
+        let first = usize::from(world.registered(1));
+        world.kill(first);
+        let heir = |world: &World| world.registered(1 - first);
+        // Four heartbeats of silence, and the second between two questions.
+        assert!(world.run(world.now + 3_200, heir), "seed {seed}");
+    }
+}
+
+#[test]
 fn late_report_of_a_paused_worker_loses_the_race() {
     let mut world = World::new(1, CALM, 2);
     let job = world.submit(1, 1, 1, "wc");
@@ -207,6 +225,43 @@ fn job_whose_inputs_cannot_be_planned_fails_with_the_reason() {
     assert!(world.run(MINUTE, |world| world.state(job) == Some(JobState::Failed)));
     let cause = world.job(job).unwrap().cause.clone().unwrap();
     assert_eq!((cause.kind, cause.message.as_str()), (CauseKind::Planning, "no such input"));
+}
+
+#[test]
+fn job_that_cannot_publish_says_why_until_it_can() {
+    let mut world = World::new(1, CALM, 2);
+    let job = world.submit(1, 3, 2, "wc");
+    assert!(world.run(5 * MINUTE, |world| world.state(job) == Some(JobState::Reducing)));
+    world.disk_refuses = Some("no space left".into());
+    let told = |world: &World| world.waiting_for(job).as_deref() == Some("no space left");
+    assert!(world.run(world.now + 5 * MINUTE, told), "{:?}", states(&world));
+    world.run(world.now + 60 * MINUTE, |_| false);
+    assert!(told(&world), "it says so as long as it waits: {:?}", states(&world));
+    world.disk_refuses = None;
+    assert!(world.run(world.now + MINUTE, |world| world.state(job) == Some(JobState::Succeeded)));
+}
+
+#[test]
+fn filesystem_that_refuses_for_a_while_costs_no_job() {
+    // At the loading of the plan, and at the look at the output.
+    for (reach, change) in [(JobState::Mapping, true), (JobState::Reducing, false)] {
+        for (outage, ends) in [(2, JobState::Succeeded), (20, JobState::Failed)] {
+            let mut world = World::new(1, CALM, 2);
+            let job = world.submit(1, 3, 2, "wc");
+            assert!(world.run(5 * MINUTE, |world| world.state(job) == Some(reach)));
+            world.looks_refused = Some("input/output error".into());
+            if change {
+                world.change_leader();
+            }
+            world.run(world.now + outage * MINUTE, |_| false);
+            world.looks_refused = None;
+            assert!(world.run(world.now + 5 * MINUTE, World::all_ended), "{:?}", states(&world));
+            assert_eq!(world.state(job), Some(ends), "{reach:?}, {outage} min");
+            let cause = world.job(job).unwrap().cause.clone();
+            let why = cause.map(|cause| cause.message.clone());
+            assert_eq!(why.is_some_and(|why| why.contains("input/output")), outage == 20);
+        }
+    }
 }
 
 #[test]

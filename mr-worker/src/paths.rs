@@ -15,6 +15,9 @@ pub const PATH_BYTES_MAX: usize = 4_096;
 /// The file by which coordinator and workers tell that they see the same root.
 pub const TOKEN_FILE: &str = ".flotilla-root";
 
+/// The directory in the root below which jobs have theirs.
+const WORK_ROOT: &str = ".flotilla";
+
 /// The longest token, in bytes.
 const TOKEN_BYTES_MAX: u64 = 256;
 
@@ -59,6 +62,15 @@ impl Root {
     /// The directory itself.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Makes and removes a directory where attempts will write; the error names the directory that
+    /// refuses.
+    pub fn check_writable(&self) -> Result<(), PathError> {
+        let work = self.path.join(WORK_ROOT);
+        let failed = |source| PathError::Io { path: work.display().to_string(), source };
+        let probe = work.join(format!("probe-{:032x}", rand::random::<u128>()));
+        fs::create_dir_all(&probe).and_then(|()| fs::remove_dir(&probe)).map_err(failed)
     }
 
     /// The token in the root, as it is now; empty if there is none yet.

@@ -33,6 +33,10 @@ pub async fn run(
         let root = config.root.display();
         Failure::configuration(format!("the shared root {root} is no directory")).because(error)
     })?;
+    // Else it would take tasks and fail them one after the other.
+    root.check_writable().map_err(|error| {
+        Failure::machine("this worker cannot write in the shared root").because(error)
+    })?;
     let slots = config.slot_count()?;
     let slot = Arc::new(with_arguments(slot, &root, config.table_bytes()?));
     let admin = addresses::resolve("admin", &config.admin)?;

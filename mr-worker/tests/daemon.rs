@@ -361,6 +361,25 @@ async fn another_shared_root_is_a_configuration_error() {
 }
 
 #[tokio::test]
+async fn a_root_that_cannot_be_written_ends_the_worker_before_it_registers() {
+    let root = root();
+    // A file where the directory should be: nobody can write below it, whatever rights he has.
+    fs::write(root.path().join(".flotilla"), "").unwrap();
+    let coordinator = Coordinator::start().await;
+    let worker = worker(root.path(), &coordinator.address.to_string(), &[]);
+    let output = tokio::select! {
+        output = worker.wait_with_output() => output.unwrap(),
+        state = coordinator.wait("a registration", |state| !state.registered.is_empty()) => {
+            panic!("it registered: {:?}", state.registered);
+        }
+    };
+    assert_eq!(output.status.code(), Some(71));
+    let said = String::from_utf8_lossy(&output.stderr);
+    let directory = root.path().join(".flotilla").display().to_string();
+    assert!(said.contains(&directory), "{said}");
+}
+
+#[tokio::test]
 async fn a_root_whose_token_comes_late_is_looked_at_again() {
     let root = root();
     fs::remove_file(root.path().join(".flotilla-root")).unwrap();

@@ -63,6 +63,9 @@ pub(super) fn job(job: &Job) -> String {
         tell("output", spec.output.clone());
     }
     tell("state", state_name(job.state()).to_owned());
+    if !job.waiting_for.is_empty() {
+        tell("waiting", format!("tried in vain, and again: {}", job.waiting_for));
+    }
     tell("maps", progress(&job.maps.unwrap_or_default()));
     tell("reduces", progress(&job.reduces.unwrap_or_default()));
     tell("workers", job.workers.to_string());
@@ -182,6 +185,7 @@ pub(super) fn value(job: &Job) -> Value {
         "version": job.version,
         "workers": job.workers,
         "outputs": job.outputs,
+        "waiting_for": (!job.waiting_for.is_empty()).then_some(&job.waiting_for),
     })
 }
 
@@ -216,6 +220,15 @@ mod tests {
                         the app at a.txt:7: no number\n  its last words:\n    thread panicked\n    \
                         at app.rs";
         assert_eq!(explain(&failure), expected);
+    }
+
+    #[test]
+    fn what_a_job_waits_for_is_told() {
+        let why = "syncing: No space left on device";
+        let stuck = Job { waiting_for: why.to_owned(), ..Job::default() };
+        assert!(job(&stuck).contains(why));
+        assert_eq!(value(&stuck)["waiting_for"], why);
+        assert_eq!(value(&Job::default())["waiting_for"], Value::Null);
     }
 
     #[test]

@@ -160,8 +160,12 @@ fn tasks(progress: Option<TaskProgress>) -> TaskProgress {
 fn line(job: &Job, maps: &TaskProgress, reduces: &TaskProgress, elapsed: Duration) -> String {
     let app = job.spec.as_ref().map_or("", |spec| spec.app.as_str());
     let seconds = elapsed.as_secs();
+    let waiting = match job.waiting_for.as_str() {
+        "" => String::new(),
+        why => format!(" | waiting: {why}"),
+    };
     format!(
-        "{} {app} {} | map {}/{} | reduce {}/{} | retries {} | workers {} | {:02}:{:02}",
+        "{} {app} {} | map {}/{} | reduce {}/{} | retries {} | workers {} | {:02}:{:02}{waiting}",
         job.id,
         state_name(job.state()),
         maps.committed,

@@ -21,7 +21,7 @@ use crate::{
     machine::Machine,
     output, plan,
     publish::{self, AllSteps, Part, Publication, PublishError},
-    schedule::{Effect, Event, Now, ProposalId, PublishOutcome, Reply, Scheduler, Ticket},
+    schedule::{Effect, Event, Now, ProposalId, PublishOutcome, Reply, Scheduler, Ticket, Trouble},
 };
 
 /// How long a proposal may take before its outcome counts as unknown.
@@ -316,11 +316,11 @@ impl Leading {
         let (root, job) = (tools.root.clone(), job.clone());
         self.on_lane(tools, &tools.lanes.plans, move || {
             let loaded = match job.plan {
-                Some(is) => plan::load(&root, job.id, is).map_err(|error| error.to_string()),
-                None => Err("the job has no plan".to_owned()),
+                Some(is) => plan::load(&root, job.id, is).map_err(|error| error.trouble()),
+                None => Err(Trouble::Final("the job has no plan".to_owned())),
             };
-            if let Err(error) = &loaded {
-                tracing::warn!(job = %job.id, error, "a plan cannot be read");
+            if let Err(trouble) = &loaded {
+                tracing::warn!(job = %job.id, ?trouble, "a plan cannot be read");
             }
             Event::PlanLoaded { job: job.id, result: loaded.map(Arc::new) }
         });
@@ -330,7 +330,7 @@ impl Leading {
         let (root, job, can_exchange) = (tools.root.clone(), job.clone(), tools.can_exchange);
         self.on_lane(tools, &tools.lanes.plans, move || {
             let result = output::check(&root, &job.spec, can_exchange).map(drop);
-            Event::OutputChecked { job: job.id, result: result.map_err(|error| error.to_string()) }
+            Event::OutputChecked { job: job.id, result: result.map_err(|error| error.trouble()) }
         });
     }
 

@@ -8,7 +8,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{VERSION_BITS, messages::Run, visible_version};
+use super::{
+    VERSION_BITS,
+    messages::{Run, Trouble},
+    visible_version,
+};
 use crate::{
     failure::Failure,
     ids::{AttemptId, AttemptNumber, TaskId, TaskKind, WorkerId},
@@ -23,6 +27,15 @@ const AVOID_MS: u64 = 2_000;
 const RETRY_AFTER_MS: [u64; 3] = [0, 1_000, 5_000];
 /// The pause before a task is run again once the outputs are being published.
 const RETRY_COMMITTING_MS: u64 = 5_000;
+
+/// The first pause before a step that did not work is tried again; it doubles.
+const STEP_PAUSE_MS: u64 = 500;
+/// The longest.
+const STEP_PAUSE_MS_MAX: u64 = 30_000;
+
+/// How long a filesystem that refuses is asked again before the job fails: an outage of a server,
+/// not for ever.
+const STEP_PATIENCE_MS: u64 = 300_000;
 
 /// What a job waits for, besides its tasks: one thing at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +65,10 @@ pub(super) struct Active {
     pub(super) not_before: Millis,
     /// How often the step was tried in vain.
     pub(super) tries: u32,
+    /// Since when.
+    tried_since: Millis,
+    /// Why, as last seen.
+    pub(super) waiting_for: Option<String>,
     pub(super) leases: Leases,
     ready: BTreeSet<TaskId>,
     delayed: BTreeSet<(Millis, TaskId)>,
@@ -80,6 +97,8 @@ impl Active {
             step: Step::Idle,
             not_before: now,
             tries: 0,
+            tried_since: now,
+            waiting_for: None,
             leases: Leases::default(),
             ready: BTreeSet::new(),
             delayed: BTreeSet::new(),
@@ -147,6 +166,44 @@ impl Active {
 
     pub(super) fn planning(&self) -> bool {
         self.step == Step::Planning
+    }
+
+    /// The step did not work now: it is tried again, after a pause that doubles.
+    pub(super) fn try_later(&mut self, why: String, now: Millis) {
+        if self.tries == 0 {
+            self.tried_since = now;
+        }
+        let pause = STEP_PAUSE_MS << self.tries.min(6);
+        self.tries = self.tries.saturating_add(1);
+        self.not_before = now.plus(pause.min(STEP_PAUSE_MS_MAX));
+        self.waiting_for = Some(why);
+        self.touch();
+    }
+
+    /// Why the job fails of this trouble; `None` when the step is tried again.
+    pub(super) fn given_up(&mut self, trouble: Trouble, now: Millis) -> Option<String> {
+        match trouble {
+            // Roll-forward only: the trouble may pass, the decision cannot be taken back.
+            Trouble::Passing(why) | Trouble::Final(why)
+                if self.job.state == JobState::Committing =>
+            {
+                self.try_later(why, now);
+                None
+            }
+            Trouble::Passing(why)
+                if self.tries == 0 || now.since(self.tried_since) < STEP_PATIENCE_MS =>
+            {
+                self.try_later(why, now);
+                None
+            }
+            Trouble::Passing(why) | Trouble::Final(why) => Some(why),
+        }
+    }
+
+    /// The step worked.
+    pub(super) fn step_worked(&mut self) {
+        self.tries = 0;
+        self.waiting_for = None;
     }
 
     /// Whether it has left the queue, as far as this leader is concerned.
@@ -344,5 +401,6 @@ impl Active {
     pub(super) fn shift(&mut self, gap_ms: u64) {
         self.leases.shift(gap_ms);
         self.needed_since = self.needed_since.plus(gap_ms);
+        self.tried_since = self.tried_since.plus(gap_ms);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{
     Scheduler,
     active::Step,
-    messages::{AppliedTo, Effect, PublishOutcome, Reply, Ticket},
+    messages::{AppliedTo, Effect, PublishOutcome, Reply, Ticket, Trouble},
 };
 use crate::{
     command::Command,
@@ -23,10 +23,6 @@ use crate::{
 const ABORT_WAIT_MS: u64 = 2_000;
 /// The pause before a step whose record was refused is tried again.
 const REFUSED_PAUSE_MS: u64 = 200;
-/// The first pause before publishing is tried again; it doubles.
-const PUBLISH_PAUSE_MS: u64 = 500;
-/// The longest.
-const PUBLISH_PAUSE_MS_MAX: u64 = 30_000;
 
 impl Scheduler {
     pub(super) fn submit(
@@ -159,29 +155,40 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn plan_loaded(&mut self, job: JobId, result: Result<Arc<Plan>, String>) {
-        let now = self.now;
+    pub(super) fn plan_loaded(&mut self, job: JobId, result: Result<Arc<Plan>, Trouble>) {
         let Some(active) = self.active(job) else { return };
         active.step = Step::Idle;
         match result {
-            Ok(plan) => active.plan = Some(plan),
-            // Roll-forward only: the plan may come back, the decision cannot be taken back.
-            Err(_) if active.job.state == JobState::Committing => {
-                active.not_before = now.plus(PUBLISH_PAUSE_MS_MAX);
+            Ok(plan) => {
+                active.plan = Some(plan);
+                active.step_worked();
             }
-            Err(problem) => self.fail_job(job, CauseKind::Planning, &problem),
+            Err(trouble) => self.in_trouble(job, CauseKind::Planning, trouble),
         }
     }
 
-    pub(super) fn output_checked(&mut self, job: JobId, result: Result<(), String>) {
+    pub(super) fn output_checked(&mut self, job: JobId, result: Result<(), Trouble>) {
         let Some(active) = self.active(job) else { return };
         active.step = Step::Idle;
         if active.job.state != JobState::Reducing {
             return;
         }
         match result {
-            Ok(()) => self.propose_step(job, Command::CommitStarted { job }),
-            Err(problem) => self.fail_job(job, CauseKind::OutputConflict, &problem),
+            Ok(()) => {
+                active.step_worked();
+                self.propose_step(job, Command::CommitStarted { job });
+            }
+            Err(trouble) => self.in_trouble(job, CauseKind::OutputConflict, trouble),
+        }
+    }
+
+    /// A step met trouble: it is tried again, or the job fails of it.
+    fn in_trouble(&mut self, job: JobId, kind: CauseKind, trouble: Trouble) {
+        let now = self.now;
+        let Some(active) = self.active(job) else { return };
+        match active.given_up(trouble, now) {
+            Some(problem) => self.fail_job(job, kind, &problem),
+            None => self.effects.push(Effect::Changed { job }),
         }
     }
 
@@ -190,8 +197,12 @@ impl Scheduler {
         let Some(active) = self.active(job) else { return };
         active.step = Step::Idle;
         match outcome {
-            PublishOutcome::Done => self.propose_step(job, Command::Finished { job, unix_ms }),
+            PublishOutcome::Done => {
+                active.step_worked();
+                self.propose_step(job, Command::Finished { job, unix_ms });
+            }
             PublishOutcome::OutputLost(partitions) => {
+                active.step_worked();
                 let lost: Vec<AttemptId> = partitions
                     .into_iter()
                     .map(TaskId::reduce)
@@ -204,10 +215,9 @@ impl Scheduler {
                     self.propose_step(job, Command::Invalidated { attempt, up_to });
                 }
             }
-            PublishOutcome::Retry(_) => {
-                let pause = PUBLISH_PAUSE_MS << active.tries.min(6);
-                active.tries = active.tries.saturating_add(1);
-                active.not_before = now.plus(pause.min(PUBLISH_PAUSE_MS_MAX));
+            PublishOutcome::Retry(why) => {
+                active.try_later(why, now);
+                self.effects.push(Effect::Changed { job });
             }
         }
     }

@@ -189,14 +189,14 @@ pub enum Event {
         /// Which job.
         job: JobId,
         /// The plan, or why it cannot be had.
-        result: Result<Arc<Plan>, String>,
+        result: Result<Arc<Plan>, Trouble>,
     },
     /// [`Effect::CheckOutput`] is done.
     OutputChecked {
         /// Which job.
         job: JobId,
         /// Whether the output can go where it should.
-        result: Result<(), String>,
+        result: Result<(), Trouble>,
     },
     /// [`Effect::CheckRun`] is done.
     RunChecked {
@@ -217,6 +217,15 @@ pub enum Event {
         /// Which job.
         job: JobId,
     },
+}
+
+/// Why a look at the shared filesystem did not show what it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The filesystem refused, which may pass.
+    Passing(String),
+    /// It will not be otherwise the next time.
+    Final(String),
 }
 
 /// What publishing came to.
@@ -404,6 +413,8 @@ pub enum Reply {
         /// What becomes of its attempts.
         orders: Vec<Order>,
     },
+    /// To a registration: another worker of that name was heard just now.
+    NameInUse,
     /// To a registration: there are too many workers.
     TooManyWorkers,
     /// To a poll.

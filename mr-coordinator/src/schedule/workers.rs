@@ -23,7 +23,7 @@ use crate::{
 const UNSEEN_MS: u64 = 3_000;
 
 /// A worker that missed so many heartbeats is given nothing new: its waiting call may be all that
-/// is left of it.
+/// is left of it. Its name is free for another.
 const QUIET_HEARTBEATS: u64 = 4;
 
 /// A worker that waits for work.
@@ -50,11 +50,23 @@ impl Scheduler {
                 self.roster.hear(record.id, self.now);
                 self.welcome(ticket, record.id, &running);
             }
+            None if self.name_in_use(&name) => self.reply(ticket, Reply::NameInUse),
             Some(_) | None => {
                 let command = Command::WorkerRegistered { name, incarnation, slots, apps };
                 self.propose(command, AppliedTo::Register { ticket, running });
             }
         }
+    }
+
+    /// Whether a worker of this name, another process than the one that asks, was heard just now.
+    /// Two that live would take the name from each other for ever, and each time the other's tasks
+    /// would count as lost. One that was killed is quiet soon.
+    fn name_in_use(&self, name: &str) -> bool {
+        self.roster.named(name).is_some_and(|worker| !self.quiet(worker.heard))
+    }
+
+    fn quiet(&self, heard: Millis) -> bool {
+        self.now.since(heard) > QUIET_HEARTBEATS * self.settings.heartbeat_ms
     }
 
     pub(super) fn registered(&mut self, ticket: Ticket, running: &[AttemptId], is: &Response) {
@@ -129,7 +141,7 @@ impl Scheduler {
                 self.reply(ticket, Reply::Reregister);
                 continue;
             };
-            if self.now.since(worker.heard) > QUIET_HEARTBEATS * self.settings.heartbeat_ms {
+            if self.quiet(worker.heard) {
                 continue;
             }
             let (id, apps) = (worker.record.id, worker.record.apps.clone());

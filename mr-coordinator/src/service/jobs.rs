@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use prost::Message;
 use proto::mapreduce as pb;
-use tokio::sync::oneshot;
 use tonic::{Code, Request, Response, Status};
 
 use super::{Desk, invalid, maybe, misfit, never, refuse, stopping};
@@ -22,8 +21,8 @@ use crate::{
     wire,
 };
 
-/// How long checking a submission's files may take.
-const CHECK_LIMIT: Duration = Duration::from_secs(25);
+/// How long checking a submission's files may take; clients wait a little longer.
+const CHECK_LIMIT: Duration = Duration::from_secs(50);
 
 /// What users call.
 #[derive(Clone)]
@@ -66,23 +65,19 @@ impl JobsService {
 
     /// Checks a submission's files; the output in normal form.
     async fn check(&self, spec: &Spec) -> Result<String, Status> {
-        let (answer, answered) = oneshot::channel();
         let (root, can_exchange, spec) =
             (self.desk.root.clone(), self.desk.can_exchange, spec.clone());
-        let check = move || {
-            let checked = check_files(&root, &spec, can_exchange);
-            if answer.send(checked).is_err() {
-                tracing::debug!("the caller of a submission was gone before it was checked");
-            }
-        };
-        let sent = self.desk.lanes.submissions.send(check);
-        sent.map_err(|full| refuse(Code::ResourceExhausted, full.to_string()))?;
+        let asked =
+            self.desk.lanes.submissions.ask(move || check_files(&root, &spec, can_exchange));
+        let answered = asked.map_err(|full| refuse(Code::ResourceExhausted, full.to_string()))?;
         match tokio::time::timeout(CHECK_LIMIT, answered).await {
             Ok(Ok(checked)) => checked,
             Ok(Err(_)) => Err(never(stopping())),
+            // Final: to ask again at once would only make it look at everything again.
             Err(_) => Err(refuse(
-                Code::DeadlineExceeded,
-                "looking at the inputs on the shared filesystem takes too long",
+                Code::FailedPrecondition,
+                "looking at the inputs on the shared filesystem takes too long; is it in trouble, \
+                 or are there too many files?",
             )),
         }
     }

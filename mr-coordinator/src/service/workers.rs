@@ -50,7 +50,12 @@ impl pb::workers_server::Workers for WorkersService {
         let incarnation = wire::check_registration(&message)
             .and_then(|()| wire::incarnation(&message.incarnation))
             .map_err(|error| invalid(&error))?;
-        if message.root_token.trim() != self.desk.root.token() {
+        // The file is made by the first member that leads: before that nobody can have read it.
+        let Some(group) = self.desk.handle.status().group.filter(|_| self.desk.handle.leads())
+        else {
+            return Err(self.desk.not_leader());
+        };
+        if message.root_token.trim() != driver::token(&group) {
             tracing::warn!(worker = message.name, "a worker that sees another root is refused");
             return Err(refuse(
                 Code::FailedPrecondition,
@@ -72,6 +77,14 @@ impl pb::workers_server::Workers for WorkersService {
                     heartbeat_ms,
                     orders,
                 }))
+            }
+            Reply::NameInUse => {
+                // Not UNAVAILABLE: the worker is to tell its operator, and to ask here again.
+                let message = format!(
+                    "the name `{shown}` is in use by a worker that was heard just now; each needs \
+                     a name of its own"
+                );
+                Err(refuse(Code::AlreadyExists, message))
             }
             Reply::TooManyWorkers => {
                 let message = "there are too many workers (limit workers_max)";

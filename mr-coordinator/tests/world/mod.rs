@@ -16,7 +16,7 @@ use mr_coordinator::{
     machine::Machine,
     schedule::{
         Assignment, Effect, Event, Now, ProposalId, PublishOutcome, Reply, ReportAnswer, Scheduler,
-        Settings, Ticket,
+        Settings, Ticket, Trouble,
     },
     spec::{InputFormat, OutputFormat, Plan, PlanRoot, Spec, Split},
 };
@@ -107,6 +107,10 @@ pub(crate) struct World {
     pub(crate) executions: u32,
     pub(crate) verdicts: Vec<(AttemptId, ReportAnswer)>,
     pub(crate) unknown_apps: u32,
+    /// What the shared filesystem says to publications, if it refuses.
+    pub(crate) disk_refuses: Option<String>,
+    /// What it says to who reads a plan or looks at an output.
+    pub(crate) looks_refused: Option<String>,
     /// How long tasks take.
     pub(crate) task_ms: std::ops::Range<u64>,
 }
@@ -144,6 +148,8 @@ impl World {
             executions: 0,
             verdicts: Vec::new(),
             unknown_apps: 0,
+            disk_refuses: None,
+            looks_refused: None,
             task_ms: 100..4_000,
         };
         for number in 0..workers {
@@ -212,6 +218,11 @@ impl World {
 
     pub(crate) fn state(&self, job: JobId) -> Option<JobState> {
         self.job(job).map(|job| job.state)
+    }
+
+    /// What the leader says that a job waits for.
+    pub(crate) fn waiting_for(&self, job: JobId) -> Option<String> {
+        self.scheduler.progress(job)?.waiting_for
     }
 
     pub(crate) fn all_ended(&self) -> bool {
@@ -300,14 +311,15 @@ impl World {
                 self.later(Delivery::ToLeader(epoch, Event::Planned { job: job.id, result }));
             }
             Effect::LoadPlan { job } => {
-                let result = Ok(self.plans[&job.id].clone());
+                let plan = self.plans[&job.id].clone();
+                let result =
+                    self.looks_refused.clone().map_or(Ok(plan), |why| Err(Trouble::Passing(why)));
                 self.later(Delivery::ToLeader(epoch, Event::PlanLoaded { job: job.id, result }));
             }
             Effect::CheckOutput { job } => {
-                self.later(Delivery::ToLeader(
-                    epoch,
-                    Event::OutputChecked { job: job.id, result: Ok(()) },
-                ));
+                let result =
+                    self.looks_refused.clone().map_or(Ok(()), |why| Err(Trouble::Passing(why)));
+                self.later(Delivery::ToLeader(epoch, Event::OutputChecked { job: job.id, result }));
             }
             Effect::CheckRun { map, .. } => {
                 let sound = self.chance(500);
@@ -315,7 +327,9 @@ impl World {
             }
             Effect::Publish { job, .. } => {
                 assert!(job.complete(), "published before all is committed");
-                let outcome = if self.chance(self.weather.output_lost) {
+                let outcome = if let Some(why) = self.disk_refuses.clone() {
+                    PublishOutcome::Retry(why)
+                } else if self.chance(self.weather.output_lost) {
                     PublishOutcome::OutputLost(vec![0])
                 } else if self.chance(self.weather.output_lost) {
                     PublishOutcome::Retry("not now".into())

@@ -59,6 +59,11 @@ impl World {
         self.workers[worker].paused_until = self.now.saturating_add(absence);
     }
 
+    /// Gives a worker the name of another, as a copied configuration does.
+    pub(crate) fn name_alike(&mut self, worker: usize, other: usize) {
+        self.workers[worker].name = self.workers[other].name.clone();
+    }
+
     /// Stops a worker's process for a while.
     pub(crate) fn pause(&mut self, worker: usize, ms: u64) {
         self.workers[worker].paused_until = self.now + ms;
@@ -67,6 +72,11 @@ impl World {
     /// The task that a worker runs first.
     pub(crate) fn running(&self, worker: usize) -> Option<AttemptId> {
         self.workers[worker].running.first().map(|running| running.attempt)
+    }
+
+    /// Whether a worker believes to be registered.
+    pub(crate) fn registered(&self, worker: usize) -> bool {
+        self.workers[worker].id.is_some()
     }
 
     /// A step of a worker's life.
@@ -266,6 +276,7 @@ impl World {
                 self.verdicts.push((attempt, answer));
             }
             Reply::Busy
+            | Reply::NameInUse
             | Reply::TooManyWorkers
             | Reply::Deregistered
             | Reply::Submitted { .. }
