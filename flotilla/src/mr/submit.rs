@@ -1,6 +1,6 @@
 //! Turns flags into a job and submits it.
 
-use client::JobClient;
+use client::{Error, JobClient};
 use daemon::Failure;
 use proto::mapreduce::{InputFormat, JobSpec, OutputFormat};
 
@@ -90,7 +90,8 @@ pub(super) async fn run(
 ) -> Result<(), Failure> {
     let token = arguments.token.take().unwrap_or_else(JobClient::token);
     let wait = arguments.wait;
-    let reply = jobs.submit(spec(arguments), token).await.map_err(refused)?;
+    let submitted = jobs.submit(spec(arguments), token.clone()).await;
+    let reply = submitted.map_err(|error| unsettled(error, &token))?;
     let existed = reply.existed;
     let job = reply.job.unwrap_or_default();
     if wait {
@@ -103,6 +104,17 @@ pub(super) async fn run(
         eprintln!("{}; see how it does with: flotilla mr get {}", show::accepted(existed), job.id);
     }
     Ok(())
+}
+
+/// Why there is no job to tell of. Where nobody knows whether there is one, the token settles it.
+fn unsettled(error: Error, token: &str) -> Failure {
+    let unknown = matches!(error, Error::Unknown(_));
+    let failure = refused(error);
+    if !unknown {
+        return failure;
+    }
+    let settle = "submit again, with the same flags and this token, to get the one job";
+    Failure::new(failure.code(), format!("{failure}; {settle}: --token {token}"))
 }
 
 fn spec(arguments: Arguments) -> JobSpec {
@@ -130,5 +142,23 @@ fn spec(arguments: Arguments) -> JobSpec {
         name: arguments.name,
         slow_ms: arguments.slow,
         overwrite: arguments.overwrite,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use client::{Rejected, Unknown};
+    use daemon::Code;
+
+    use super::*;
+
+    #[test]
+    fn an_unknown_outcome_names_the_token_that_settles_it() {
+        let unknown = Error::Unknown(Unknown { reason: "no answer".to_owned() });
+        let failure = unsettled(unknown, "0123");
+        assert_eq!(failure.code(), Code::Unknown);
+        assert!(failure.chain().ends_with("--token 0123"), "{}", failure.chain());
+        let rejected = Error::Rejected(Rejected::Invalid("app".to_owned()));
+        assert!(!unsettled(rejected, "0123").chain().contains("0123"));
     }
 }
