@@ -36,12 +36,11 @@ pub(crate) type Answer = Result<StatusReply, Error>;
 
 /// Asks, shows, and says by the exit code whether all is well.
 pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
-    let mut endpoints = arguments.endpoints.resolve()?;
-    if !arguments.endpoints.given()
-        && let Some(running) = whereabouts::running()?
-    {
-        endpoints.extend(running.coordinator());
-    }
+    let running = if arguments.endpoints.given() { None } else { whereabouts::running()? };
+    let endpoints = match running {
+        Some(running) => running.kv_endpoints().into_iter().chain(running.coordinator()).collect(),
+        None => arguments.endpoints.resolve()?,
+    };
     let answers = ask(endpoints, Duration::from_millis(arguments.timeout)).await;
     if let Some(error) = malformed(&answers) {
         return Err(refused(error));

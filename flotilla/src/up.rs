@@ -15,7 +15,7 @@ use tokio::time::{Instant, interval};
 
 use crate::local::place::beside;
 use crate::local::process::Ended;
-use crate::local::{Cluster, Instance, Place, Plan};
+use crate::local::{Cluster, Description, Instance, Place, Plan};
 use crate::output::Output;
 use crate::whereabouts::DIR_DEFAULT;
 
@@ -43,12 +43,15 @@ const RESTART_DELAY: Duration = Duration::from_millis(500);
 /// A process that ran so long is believed to be well again.
 const WELL_AFTER: Duration = Duration::from_secs(60);
 
+/// How many members a new key/value store has.
+const KV_DEFAULT: u16 = 3;
+
 /// The arguments of `flotilla up`.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Arguments {
-    /// How many members the key/value store has, 0 to 7
-    #[arg(long, value_name = "COUNT", default_value_t = 3)]
-    kv: u16,
+    /// How many members the key/value store has, 0 to 7 [default: as before, or 3]
+    #[arg(long, value_name = "COUNT")]
+    kv: Option<u16>,
     /// How many MapReduce workers there are; with any there is a coordinator
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     workers: u16,
@@ -81,8 +84,10 @@ pub(crate) async fn run(
     let shutdown = Shutdown::on_signals()?;
     let binary = std::env::current_exe()
         .map_err(|error| Failure::machine("this binary cannot be found").because(error))?;
-    let mut plan = Plan::new(binary, &arguments.dir, arguments.kv, arguments.workers);
-    plan.place = Some(place(&arguments)?);
+    let before = Description::read(&arguments.dir)?;
+    let kv = arguments.kv.or(before.as_ref().map(|before| before.kv)).unwrap_or(KV_DEFAULT);
+    let mut plan = Plan::new(binary, &arguments.dir, kv, arguments.workers);
+    plan.place = Some(place(&arguments, before.as_ref()));
     plan.root.clone_from(&arguments.root);
     plan.slots = arguments.slots;
     plan.insecure = arguments.insecure;
@@ -107,13 +112,12 @@ pub(crate) async fn run(
 }
 
 /// Where the cluster is to listen: where the user says, else where it was, else as usual.
-fn place(arguments: &Arguments) -> Result<Place, Failure> {
-    let before = crate::local::Description::read(&arguments.dir)?.map(|before| before.place);
-    let usual = before.unwrap_or_default();
-    Ok(Place {
+fn place(arguments: &Arguments, before: Option<&Description>) -> Place {
+    let usual = before.map(|before| before.place).unwrap_or_default();
+    Place {
         ip: arguments.listen_ip.unwrap_or(usual.ip),
         base_port: arguments.base_port.unwrap_or(usual.base_port),
-    })
+    }
 }
 
 fn described(cluster: &Cluster) -> String {

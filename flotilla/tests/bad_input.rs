@@ -163,6 +163,7 @@ fn up_starts_nothing_where_something_is_in_the_way() {
     let ip = place.ip.to_string();
     let output = flotilla_in(dir.path(), &["up", "--listen-ip", &ip, "--workers", "0"]);
     check(&output, 71, &[&busy.to_string(), "--base-port"]);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "something is left behind");
     fs::write(dir.path().join("file"), "mine").unwrap();
     let output = flotilla_in(dir.path(), &["up", "--dir", "file", "--listen-ip", &ip]);
     check(&output, 71, &["file"]);

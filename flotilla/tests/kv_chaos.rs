@@ -182,11 +182,29 @@ async fn leader(test: &TestCluster) -> Option<Instance> {
     None
 }
 
-/// Kills a member, the leader every other time, and starts it again a second later.
+/// Kills all members at once, and starts them again.
+async fn kill_all(test: &mut TestCluster) {
+    for node in 1..=MEMBERS {
+        test.cluster.process(Instance::Kvd(node)).unwrap().signal(rustix::process::Signal::KILL);
+    }
+    for node in 1..=MEMBERS {
+        test.cluster.kill(Instance::Kvd(node)).unwrap();
+        test.cluster.restart(Instance::Kvd(node)).unwrap();
+    }
+    ready(&mut test.cluster).await;
+}
+
+/// Kills a member, the leader every other time, and starts it again a second later; now and then all
+/// of them, while the clients write.
 async fn chaos(test: &mut TestCluster, end: Instant) -> u32 {
     let mut rng = StdRng::seed_from_u64(1);
     let mut kills = 0;
     while Instant::now() + AWAY < end {
+        if kills % 4 == 2 {
+            kill_all(test).await;
+            kills += 1;
+            continue;
+        }
         let drawn = Instance::Kvd(rng.random_range(1..=MEMBERS));
         let victim = if kills % 2 == 0 { leader(test).await.unwrap_or(drawn) } else { drawn };
         test.cluster.kill(victim).unwrap();
@@ -260,13 +278,6 @@ async fn nothing_acknowledged_is_lost_whichever_members_are_killed() {
     assert!(kills >= 2, "only {kills} kills");
     assert!(acknowledged >= acknowledged_min, "only {acknowledged} appends were acknowledged");
 
-    for node in 1..=MEMBERS {
-        test.cluster.process(Instance::Kvd(node)).unwrap().signal(rustix::process::Signal::KILL);
-    }
-    for node in 1..=MEMBERS {
-        test.cluster.kill(Instance::Kvd(node)).unwrap();
-        test.cluster.restart(Instance::Kvd(node)).unwrap();
-    }
-    ready(&mut test.cluster).await;
+    kill_all(&mut test).await;
     check(&test.kv(DEADLINE), &known, &appends).await;
 }

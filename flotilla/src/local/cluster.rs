@@ -205,9 +205,20 @@ impl Cluster {
     ///
     /// # Errors
     /// Wrong call, when the plan has no sense or contradicts the directory; machine, when the
-    /// directory, an address or a process is not to be had.
+    /// directory, an address or a process is not to be had. A directory that was made for this is
+    /// gone then.
     pub fn start(plan: &Plan) -> Result<Self, Failure> {
         plan.check()?;
+        let is_new = !plan.dir.exists();
+        Self::start_in_directory(plan).inspect_err(|_| {
+            if is_new {
+                // What matters is told already; what is left is a few empty directories.
+                let _ = std::fs::remove_dir_all(&plan.dir);
+            }
+        })
+    }
+
+    fn start_in_directory(plan: &Plan) -> Result<Self, Failure> {
         let refuse = |error: io::Error| {
             Failure::machine(format!("the directory {} cannot be used", plan.dir.display()))
                 .because(error)
