@@ -82,6 +82,9 @@ impl SledRecords {
         let (database, cleaner) = open_unlocked(&config, path)?;
         let file = File::open(path.join("db")).map_err(|error| refused("opened", path, error))?;
         let records = Self { database, cleaner, config, file, path: path.to_owned() };
+        // Opening has written over what only the page table before it needed, so the name of the
+        // new one has to be durable first.
+        sync_directory(path)?;
         records.sync()?;
         let conf = path.join("conf");
         File::open(&conf)

@@ -2,8 +2,8 @@
 //!
 //! A thread of sled's that panicked poisons it for its process, and a kill needs somebody to kill.
 
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use raftd::store::StoreError;
@@ -25,7 +25,7 @@ fn tell(member: &Member) -> String {
     blake3::hash(told.as_bytes()).to_string()
 }
 
-fn end(error: &StoreError) -> ! {
+pub(crate) fn end(error: &StoreError) -> ! {
     println!("{error}");
     std::process::exit(match error {
         StoreError::Identity(_) => 78,
@@ -37,9 +37,9 @@ fn end(error: &StoreError) -> ! {
 /// In a child: opens the directory, tells what it found, and ends.
 #[test]
 fn opens_a_directory() {
-    let Some(path) = std::env::var_os(DIRECTORY) else { return };
+    let Some(path) = directory() else { return };
     daemon::panic::install();
-    match Member::open(Path::new(&path)) {
+    match Member::open(&path) {
         Ok(member) => println!("found {}", tell(&member)),
         Err(error) => end(&error),
     }
@@ -48,8 +48,8 @@ fn opens_a_directory() {
 /// In a child: opens the directory, and appends until it is killed; prints what was acknowledged.
 #[test]
 fn appends_for_ever() {
-    let Some(path) = std::env::var_os(DIRECTORY) else { return };
-    let mut member = match Member::open(Path::new(&path)) {
+    let Some(path) = directory() else { return };
+    let mut member = match Member::open(&path) {
         Ok(member) => member,
         Err(error) => end(&error),
     };
@@ -57,17 +57,27 @@ fn appends_for_ever() {
     crate::kill::append_for_ever(&mut member);
 }
 
-/// Starts a child.
-pub(crate) fn start(test: &str, path: &Path) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args([&format!("child::{test}"), "--exact", "--nocapture", "--test-threads=1"])
+/// In a child: the directory that it is about.
+pub(crate) fn directory() -> Option<PathBuf> {
+    std::env::var_os(DIRECTORY).map(PathBuf::from)
+}
+
+/// A child that runs one test.
+pub(crate) fn command(test: &str, path: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
         .env(DIRECTORY, path)
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Starts a child.
+pub(crate) fn start(test: &str, path: &Path) -> Child {
+    command(&format!("child::{test}"), path).spawn().unwrap()
 }
 
 /// How an attempt to open a directory ended.
@@ -81,7 +91,20 @@ pub(crate) enum Opened {
 
 /// Opens a directory in a child.
 pub(crate) fn open(path: &Path, context: &str) -> Opened {
-    let mut child = start("opens_a_directory", path);
+    let (code, text) = run(&mut command("child::opens_a_directory", path), context);
+    match code {
+        Some(0) => {
+            let found = text.lines().find_map(|line| line.split("found ").nth(1));
+            Opened::Found(found.unwrap_or_else(|| panic!("{context}: {text}")).to_owned())
+        }
+        Some(74) => Opened::Damaged(text),
+        _ => panic!("{context}: {code:?}: {text}"),
+    }
+}
+
+/// Runs a child to its end, and gives its exit code and what it said.
+pub(crate) fn run(command: &mut Command, context: &str) -> (Option<i32>, String) {
+    let mut child = command.spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > deadline {
@@ -92,19 +115,7 @@ pub(crate) fn open(path: &Path, context: &str) -> Opened {
         std::thread::sleep(Duration::from_millis(2));
     }
     let output = child.wait_with_output().unwrap();
-    let text = text(&output);
-    match code(output.status) {
-        Some(0) => {
-            let found = text.lines().find_map(|line| line.split("found ").nth(1));
-            Opened::Found(found.unwrap_or_else(|| panic!("{context}: {text}")).to_owned())
-        }
-        Some(74) => Opened::Damaged(text),
-        _ => panic!("{context}: {}: {text}", output.status),
-    }
-}
-
-fn code(status: ExitStatus) -> Option<i32> {
-    status.code()
+    (output.status.code(), text(&output))
 }
 
 fn text(output: &Output) -> String {

@@ -13,4 +13,5 @@ mod kill;
 mod member;
 mod memory;
 mod model;
+mod power;
 mod space;

@@ -1,5 +1,6 @@
 //! A real store in a real directory.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -13,6 +14,9 @@ use crate::model::Model;
 
 /// A deadline that only a hang reaches.
 const HANG: Duration = Duration::from_secs(60);
+
+/// Zeros of this length are left out of copies.
+const HOLE_BYTES: usize = 64 << 10;
 
 pub(crate) fn expected() -> ExpectedIdentity {
     ExpectedIdentity { cluster: "harbour".to_owned(), node: NodeId(1) }
@@ -66,9 +70,16 @@ impl Member {
 
     /// Submits a write and waits until it is durable.
     pub(crate) fn write(&mut self, write: Write) -> Written {
-        self.model.apply(&write);
-        let id = write.id;
-        self.store.submit(write);
+        self.write_all(vec![write])
+    }
+
+    /// Submits writes, which the store may merge, and waits until the last is durable.
+    pub(crate) fn write_all(&mut self, writes: Vec<Write>) -> Written {
+        for write in writes {
+            self.model.apply(&write);
+            self.store.submit(write);
+        }
+        let id = WriteId(self.model.writes);
         loop {
             let written = self.written.recv_timeout(HANG).expect("the store answers");
             if written.id == id {
@@ -134,7 +145,18 @@ pub(crate) fn copy(from: &Path, to: &Path) {
         if path.is_dir() {
             copy(&path, &copy_to);
         } else {
-            std::fs::copy(&path, &copy_to).unwrap();
+            write_sparsely(&copy_to, &std::fs::read(&path).unwrap());
+        }
+    }
+}
+
+/// Makes a file; long runs of zeros, of which databases have many, take no room.
+pub(crate) fn write_sparsely(path: &Path, contents: &[u8]) {
+    let file = std::fs::File::create_new(path).unwrap();
+    file.set_len(contents.len() as u64).unwrap();
+    for (at, bytes) in contents.chunks(HOLE_BYTES).enumerate() {
+        if bytes.iter().any(|byte| *byte != 0) {
+            file.write_all_at(bytes, (at * HOLE_BYTES) as u64).unwrap();
         }
     }
 }

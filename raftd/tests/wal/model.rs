@@ -135,6 +135,30 @@ impl Model {
         }
         write
     }
+
+    /// A write that fills a good part of a database's segment.
+    pub(crate) fn append_much(&self, rng: &mut StdRng) -> Write {
+        let (from, term) = (self.last().index.0 + 1, self.hard_state.term);
+        let entry = |index| {
+            let payload = Payload::Command(vec![rng.random(); 60_000].into());
+            Entry { index: Index(index), term, stamp: GroupTime(index * 10), payload }
+        };
+        let entries = (from..from + 50).map(entry).collect();
+        Write { id: WriteId(self.writes + 1), hard_state: None, entries, snapshot: None }
+    }
+
+    /// A snapshot of everything, which keeps a little of the log or nothing.
+    pub(crate) fn compact(&self, rng: &mut StdRng) -> Write {
+        let (id, last) = (WriteId(self.writes + 1), self.last());
+        if last.index == self.base.index {
+            return self.next(rng);
+        }
+        let first =
+            rng.random_range((self.base.index.0 + 1).max(last.index.0 - 2)..=last.index.0 + 1);
+        let root = root(last, id);
+        let snapshot = Some(SnapshotWrite { root, first: Index(first), reset: false });
+        Write { id, hard_state: None, entries: vec![], snapshot }
+    }
 }
 
 fn entries(rng: &mut StdRng, from: u64, term: Term) -> Vec<Entry> {
