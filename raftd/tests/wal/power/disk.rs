@@ -271,11 +271,12 @@ impl Disk {
     fn image_of(&self, number: Number, path: &Path, fate: &mut Fate<'_>) {
         match &self.nodes[number] {
             Node::File(file) => write_sparsely(path, &fate.contents(file)),
-            Node::Directory { kept, .. } => {
+            Node::Directory { kept, names } => {
+                let in_order = !self.strict && names.contains_key("db");
                 if number != ROOT {
                     fs::create_dir(path).unwrap();
                 }
-                for (name, number) in fate.names(kept) {
+                for (name, number) in fate.names(kept, in_order) {
                     self.image_of(number, &path.join(name), fate);
                 }
             }
@@ -360,12 +361,12 @@ impl<'a> Fate<'a> {
         }
     }
 
-    fn names(&mut self, directory: &Kept<Names, NameChange>) -> Names {
+    fn names(&mut self, directory: &Kept<Names, NameChange>, in_order: bool) -> Names {
         let mut names = directory.durable.clone();
         for (_, change) in &directory.pending {
             if self.rng.random_bool(self.names_kept) {
                 change.apply(&mut names);
-            } else if self.ordered {
+            } else if self.ordered || in_order {
                 break;
             }
         }

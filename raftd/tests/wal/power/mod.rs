@@ -208,7 +208,7 @@ fn every_legal_image_opens_and_holds_what_was_told() {
     }
     let (seeds, images, later_lives) = match depth() {
         Depth::Quick => (1, 14, 3),
-        Depth::Ci => (1, 60, 5),
+        Depth::Ci => (1, 60, 4),
         Depth::Deep => (12, 100, 6),
     };
     let mut findings = Findings::default();
@@ -260,7 +260,7 @@ fn a_lying_disk_is_found_out_or_harmless() {
     }
     let images = match depth() {
         Depth::Quick => 12,
-        Depth::Ci => 60,
+        Depth::Ci => 40,
         Depth::Deep => 1_000,
     };
     let directory = scratch();
