@@ -34,14 +34,17 @@ pub(crate) fn end(error: &StoreError) -> ! {
     })
 }
 
-/// In a child: opens the directory, tells what it found, and ends.
+/// In a child: opens the directories, one after the other, and tells what it found, up to one that
+/// does not open.
 #[test]
-fn opens_a_directory() {
-    let Some(path) = directory() else { return };
+fn opens_directories() {
+    let Some(paths) = std::env::var_os(DIRECTORY) else { return };
     daemon::panic::install();
-    match Member::open(&path) {
-        Ok(member) => println!("found {}", tell(&member)),
-        Err(error) => end(&error),
+    for path in std::env::split_paths(&paths) {
+        match Member::open(&path) {
+            Ok(member) => println!("found {}", tell(&member)),
+            Err(error) => end(&error),
+        }
     }
 }
 
@@ -91,15 +94,31 @@ pub(crate) enum Opened {
 
 /// Opens a directory in a child.
 pub(crate) fn open(path: &Path, context: &str) -> Opened {
-    let (code, text) = run(&mut command("child::opens_a_directory", path), context);
+    let mut opened = open_all(std::iter::once(path));
+    assert_eq!(opened.len(), 1, "{context}: {opened:?}");
+    opened.remove(0)
+}
+
+/// Opens directories in a child, one after the other, up to the first that is damaged. At least
+/// one.
+pub(crate) fn open_all(paths: impl Iterator<Item = impl AsRef<Path>>) -> Vec<Opened> {
+    let paths: Vec<_> = paths.map(|path| path.as_ref().to_owned()).collect();
+    let context = format!("{} and {} others", paths[0].display(), paths.len() - 1);
+    let joined = std::env::join_paths(paths).unwrap();
+    let (code, text) = run(&mut command("child::opens_directories", joined.as_ref()), &context);
+    let found = text.lines().filter_map(|line| line.split("found ").nth(1));
+    let mut opened: Vec<Opened> = found.map(|digest| Opened::Found(digest.to_owned())).collect();
     match code {
-        Some(0) => {
-            let found = text.lines().find_map(|line| line.split("found ").nth(1));
-            Opened::Found(found.unwrap_or_else(|| panic!("{context}: {text}")).to_owned())
+        Some(0) => {}
+        Some(74) => {
+            let noise = |line: &&str| line.contains("found ") || line.starts_with("running ");
+            let told: Vec<&str> = text.lines().filter(|line| !noise(line)).collect();
+            opened.push(Opened::Damaged(told.join("\n")));
         }
-        Some(74) => Opened::Damaged(text),
-        _ => panic!("{context}: {code:?}: {text}"),
+        _ => panic!("{context}: {code:?} after {} were opened: {text}", opened.len()),
     }
+    assert!(!opened.is_empty(), "{context}: nothing was told: {text}");
+    opened
 }
 
 /// Runs a child to its end, and gives its exit code and what it said.

@@ -138,25 +138,69 @@ pub(crate) fn contents(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 
 /// Copies a directory as it is, as a crash would leave it.
 pub(crate) fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let copy_to = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy(&path, &copy_to);
-        } else {
-            write_sparsely(&copy_to, &std::fs::read(&path).unwrap());
+    Copies::of(from).make(to);
+}
+
+/// What a directory holds, to be copied many times: files, and directories without contents.
+pub(crate) struct Copies(Vec<(PathBuf, Option<Sparse>)>);
+
+impl Copies {
+    pub(crate) fn of(directory: &Path) -> Self {
+        let mut copies = Self(Vec::new());
+        copies.gather(directory, Path::new(""));
+        copies
+    }
+
+    fn gather(&mut self, directory: &Path, below: &Path) {
+        self.0.push((below.to_owned(), None));
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let below = below.join(path.file_name().unwrap());
+            if path.is_dir() {
+                self.gather(&path, &below);
+            } else {
+                let contents = std::fs::read(&path).unwrap();
+                self.0.push((below, Some(Sparse::from(contents.as_slice()))));
+            }
+        }
+    }
+
+    pub(crate) fn make(&self, path: &Path) {
+        for (below, file) in &self.0 {
+            match file {
+                Some(contents) => contents.write(&path.join(below)),
+                None => std::fs::create_dir_all(path.join(below)).unwrap(),
+            }
         }
     }
 }
 
-/// Makes a file; long runs of zeros, of which databases have many, take no room.
-pub(crate) fn write_sparsely(path: &Path, contents: &[u8]) {
-    let file = std::fs::File::create_new(path).unwrap();
-    file.set_len(contents.len() as u64).unwrap();
-    for (at, bytes) in contents.chunks(HOLE_BYTES).enumerate() {
-        if bytes.iter().any(|byte| *byte != 0) {
-            file.write_all_at(bytes, (at * HOLE_BYTES) as u64).unwrap();
+/// What a file holds: long runs of zeros, of which databases have many, take no room.
+struct Sparse {
+    len: u64,
+    pieces: Vec<(u64, Vec<u8>)>,
+}
+
+impl From<&[u8]> for Sparse {
+    fn from(contents: &[u8]) -> Self {
+        let pieces = contents.chunks(HOLE_BYTES).enumerate();
+        let pieces = pieces.filter(|(_, bytes)| bytes.iter().any(|byte| *byte != 0));
+        let pieces = pieces.map(|(at, bytes)| ((at * HOLE_BYTES) as u64, bytes.to_vec()));
+        Self { len: contents.len() as u64, pieces: pieces.collect() }
+    }
+}
+
+impl Sparse {
+    fn write(&self, path: &Path) {
+        let file = std::fs::File::create_new(path).unwrap();
+        file.set_len(self.len).unwrap();
+        for (at, bytes) in &self.pieces {
+            file.write_all_at(bytes, *at).unwrap();
         }
     }
+}
+
+/// Makes a file, as [`Sparse`] has it.
+pub(crate) fn write_sparsely(path: &Path, contents: &[u8]) {
+    Sparse::from(contents).write(path);
 }
