@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use proto::admin::{
-    StatusReply, StatusRequest, TransferLeadershipRequest, admin_client::AdminClient,
+    ChangeMembersRequest, StatusReply, StatusRequest, TransferLeadershipRequest,
+    admin_client::AdminClient, member_change::Kind,
 };
 use tokio::time::timeout;
-use tonic::transport::Channel;
+use tonic::{Code, Status, transport::Channel};
 
 use crate::{
-    Error, Rejected,
+    Error, Rejected, Unknown,
     calls::request,
     members::{dial_channel, strip_scheme},
 };
@@ -49,6 +50,76 @@ pub async fn transfer(endpoint: &str, to: Option<u64>, limit: Duration) -> Resul
         Ok(Err(status)) => Err(Rejected::from_status(&status).into()),
         Err(_) => Err(no_answer(strip_scheme(endpoint), limit).into()),
     }
+}
+
+/// What is to change of one member of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberChange {
+    /// The member that answers at this peer address comes, as a learner.
+    Add(String),
+    /// The member that answers at this peer address has moved there.
+    Update(String),
+    /// A learner votes.
+    Promote(u64),
+    /// A voter becomes a learner.
+    Demote(u64),
+    /// A member goes.
+    Remove(u64),
+}
+
+/// Asks the leader at `endpoint` to change the members of its group, all at once. Whom each
+/// of the changes was about.
+///
+/// # Errors
+/// [`Rejected`]: nothing was changed. [`Rejected::Unavailable`]: ask again, soon: this member does
+/// not lead, another change is under way, or a new member does not answer. [`Rejected::Refused`]:
+/// a learner has not caught up, or too few voters answer.
+/// [`Error::Unknown`]: it may be done, or be done yet.
+pub async fn change_members(
+    endpoint: &str,
+    changes: &[MemberChange],
+    limit: Duration,
+) -> Result<Vec<u64>, Error> {
+    let mut client = dial(endpoint, limit)?;
+    let changes = changes.iter().map(to_wire).collect();
+    let asked = request(ChangeMembersRequest { changes }, limit);
+    match timeout(limit, client.change_members(asked)).await {
+        Ok(Ok(reply)) => Ok(reply.into_inner().nodes),
+        Ok(Err(status)) if may_have_run(&status) => {
+            Err(Unknown { reason: status.message().to_owned() }.into())
+        }
+        Ok(Err(status)) => Err(Rejected::from_status(&status).into()),
+        Err(_) => {
+            let reason = no_answer(strip_scheme(endpoint), limit).to_string();
+            Err(Unknown { reason }.into())
+        }
+    }
+}
+
+/// What the service itself answers with says that nothing was changed. All else came from the way,
+/// which a source tells.
+fn may_have_run(status: &Status) -> bool {
+    let said = matches!(
+        status.code(),
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::FailedPrecondition
+            | Code::Unavailable
+            | Code::Unimplemented
+    );
+    !said || std::error::Error::source(status).is_some()
+}
+
+fn to_wire(change: &MemberChange) -> proto::admin::MemberChange {
+    let kind = match change {
+        MemberChange::Add(address) => Kind::Add(address.clone()),
+        MemberChange::Update(address) => Kind::Update(address.clone()),
+        MemberChange::Promote(node) => Kind::Promote(*node),
+        MemberChange::Demote(node) => Kind::Demote(*node),
+        MemberChange::Remove(node) => Kind::Remove(*node),
+    };
+    proto::admin::MemberChange { kind: Some(kind) }
 }
 
 fn dial(endpoint: &str, limit: Duration) -> Result<AdminClient<Channel>, Error> {

@@ -1,14 +1,23 @@
 //! `flotilla members`: what operators do to the members of a group.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use client::admin::MemberChange;
+use client::{Error, Rejected};
 use daemon::{Code, Failure};
+use proto::admin::{Member, Standing, StatusReply};
 use serde_json::json;
 
-use crate::output::{Output, refused};
+use crate::output::{Output, Table, refused};
 use crate::status;
 use crate::units;
 use crate::whereabouts::Endpoints;
+
+/// How often a group without a leader, and a learner that has not caught up, are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How often somebody who waits is told for what.
+const TELL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The arguments of `flotilla members`.
 #[derive(clap::Args, Clone, Debug)]
@@ -30,6 +39,74 @@ pub(crate) struct Arguments {
 
 #[derive(clap::Subcommand, Clone, Debug)]
 enum Command {
+    /// Show who belongs to the group, and how far each has come
+    List,
+    /// Add a member, and let it vote when it has caught up
+    ///
+    /// Start the new member first, with an id that the group has never used, an empty directory, and
+    /// `--join` with the peer address of a member; it waits to be added. Its id and its addresses are
+    /// asked at the address given here. If this command is interrupted, the member stays a learner:
+    /// `promote` goes on from there.
+    Add {
+        /// The peer address of the new member
+        #[arg(value_name = "HOST:PORT")]
+        peer: String,
+        /// It is to stay a learner: it gets everything and decides nothing
+        #[arg(long)]
+        learner: bool,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Put a new member into the place of another, in one step
+    ///
+    /// The new one is added as a learner; when it has caught up it votes from the very moment that
+    /// the old one leaves. Start it as for `add`.
+    Replace {
+        /// The member that leaves
+        #[arg(value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+        node: u64,
+        /// The peer address of the new member
+        #[arg(value_name = "HOST:PORT")]
+        peer: String,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Let a learner vote
+    Promote {
+        /// The learner
+        #[arg(value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+        node: u64,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Make a voter a learner
+    Demote {
+        /// The voter
+        #[arg(value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+        node: u64,
+    },
+    /// Remove members, all at once
+    ///
+    /// Refused if too few of those that remain answer. A member that was removed ends with exit
+    /// code 78; its id is never used again, and its directory is of no more use.
+    Remove {
+        /// The members that leave
+        #[arg(
+            value_name = "ID",
+            required = true,
+            value_parser = clap::value_parser!(u64).range(1..)
+        )]
+        nodes: Vec<u64>,
+    },
+    /// Tell the group where a member is reached that has moved
+    ///
+    /// Start it at its new place first, with its directory and its new addresses. They are asked at
+    /// the address given here.
+    Update {
+        /// The peer address where it is reached now
+        #[arg(value_name = "HOST:PORT")]
+        peer: String,
+    },
     /// Hand the leadership over to another member, before its machine is stopped for example
     ///
     /// Requests wait for the moment that it takes; none fails. A leader that is stopped with SIGTERM
@@ -42,33 +119,232 @@ enum Command {
     },
 }
 
-/// Does it, and says who leads.
+#[derive(clap::Args, Clone, Debug)]
+struct Patience {
+    /// How long to wait until it has caught up
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_parser = units::milliseconds,
+        default_value = "10m"
+    )]
+    wait: u64,
+}
+
+/// Does it, and says what came of it.
 pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
-    let Command::Transfer { to } = arguments.command;
     let limit = Duration::from_millis(arguments.timeout);
-    let answers = status::ask(arguments.endpoints.resolve()?, limit).await;
-    if let Some(error) = status::malformed(&answers) {
-        return Err(refused(error));
+    let group = Group { endpoints: arguments.endpoints.resolve()?, limit };
+    match arguments.command {
+        Command::List => list(&group, output).await,
+        Command::Add { peer, learner, patience } => {
+            let node = group.add(&peer, output).await?;
+            if !learner {
+                group.promote(&[MemberChange::Promote(node)], &patience, output).await?;
+            }
+            let standing = if learner { "a learner" } else { "a voter" };
+            let text = format!("member {node} belongs to the group, as {standing}");
+            output.result(&text, &json!({ "added": node, "voter": !learner }))
+        }
+        Command::Replace { node: old, peer, patience } => {
+            let node = group.add(&peer, output).await?;
+            let changes = [MemberChange::Promote(node), MemberChange::Remove(old)];
+            group.promote(&changes, &patience, output).await?;
+            let text = format!("member {node} has taken the place of member {old}");
+            output.result(&text, &json!({ "added": node, "removed": [old] }))
+        }
+        Command::Promote { node, patience } => {
+            group.promote(&[MemberChange::Promote(node)], &patience, output).await?;
+            output.result(&format!("member {node} votes"), &json!({ "promoted": node }))
+        }
+        Command::Demote { node } => {
+            group.change(&[MemberChange::Demote(node)], output).await.map_err(refused)?;
+            output.result(&format!("member {node} is a learner"), &json!({ "demoted": node }))
+        }
+        Command::Remove { nodes } => {
+            let changes: Vec<_> = nodes.iter().copied().map(MemberChange::Remove).collect();
+            group.change(&changes, output).await.map_err(refused)?;
+            let ids: Vec<String> = nodes.iter().map(u64::to_string).collect();
+            let text = format!("removed from the group: {}", ids.join(", "));
+            output.result(&text, &json!({ "removed": nodes }))
+        }
+        Command::Update { peer } => {
+            group.change(&[MemberChange::Update(peer.clone())], output).await.map_err(refused)?;
+            let text = format!("the group knows that a member is reached at {peer}");
+            output.result(&text, &json!({ "updated": peer }))
+        }
+        Command::Transfer { to } => transfer(&group, to, output).await,
     }
-    let heard =
-        answers.iter().filter_map(|(endpoint, answer)| Some((endpoint, answer.as_ref().ok()?)));
-    let heard: Vec<_> = heard.collect();
-    if heard.is_empty() {
-        let asked: Vec<&str> = answers.keys().map(String::as_str).collect();
-        let message = format!("no member answers at {}", asked.join(", "));
-        return Err(Failure::new(Code::Unreachable, message));
+}
+
+/// A group, as its members are reached from here.
+struct Group {
+    endpoints: Vec<String>,
+    limit: Duration,
+}
+
+impl Group {
+    /// The leader, and where it answers. A group that is just electing one is given the time.
+    async fn leader(&self) -> Result<(String, StatusReply), Failure> {
+        let until = Instant::now() + self.limit;
+        loop {
+            if let Some(leader) = self.present_leader().await? {
+                return Ok(leader);
+            }
+            if Instant::now() >= until {
+                let message = "the group has no leader, or it does not answer";
+                return Err(Failure::new(Code::Failed, message));
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
     }
-    if heard.iter().any(|(_, reply)| reply.group != heard[0].1.group) {
-        let message = "these are members of several groups: name those of one with --endpoints";
-        return Err(Failure::new(Code::WrongCall, message));
+
+    async fn present_leader(&self) -> Result<Option<(String, StatusReply)>, Failure> {
+        let answers = status::ask(self.endpoints.clone(), self.limit).await;
+        if let Some(error) = status::malformed(&answers) {
+            return Err(refused(error));
+        }
+        let heard: Vec<_> = answers
+            .iter()
+            .filter_map(|(endpoint, answer)| Some((endpoint, answer.as_ref().ok()?)))
+            .collect();
+        if heard.is_empty() {
+            let asked: Vec<&str> = answers.keys().map(String::as_str).collect();
+            let message = format!("no member answers at {}", asked.join(", "));
+            return Err(Failure::new(Code::Unreachable, message));
+        }
+        if heard.iter().any(|(_, reply)| reply.group != heard[0].1.group) {
+            let message = "these are members of several groups: name those of one with --endpoints";
+            return Err(Failure::new(Code::WrongCall, message));
+        }
+        let leader = status::leader(heard.iter().map(|(_, reply)| *reply));
+        let leads = |reply: &StatusReply| leader.is_some_and(|leader| leader.node == reply.node);
+        let found = heard.iter().find(|(_, reply)| leads(reply));
+        Ok(found.map(|(endpoint, reply)| ((*endpoint).clone(), (*reply).clone())))
     }
-    let leader = status::leader(heard.iter().map(|(_, reply)| *reply));
-    let Some((endpoint, before)) =
-        heard.iter().find(|(_, reply)| leader.is_some_and(|leader| leader.node == reply.node))
-    else {
-        return Err(Failure::new(Code::Failed, "the group has no leader, or it does not answer"));
-    };
-    let leads = client::admin::transfer(endpoint, to, limit).await.map_err(refused)?;
+
+    /// Changes the members; whom each of the changes was about. What passes by itself, a change of
+    /// leaders or a member that is just being started, is waited for.
+    async fn change(&self, changes: &[MemberChange], output: Output) -> Result<Vec<u64>, Error> {
+        let mut wait = Wait::new(self.limit);
+        loop {
+            let asked = match self.leader().await {
+                Ok((endpoint, _)) => {
+                    client::admin::change_members(&endpoint, changes, self.limit).await
+                }
+                Err(failure) => Err(Rejected::Unavailable(failure.to_string()).into()),
+            };
+            match asked {
+                Err(error @ Error::Rejected(Rejected::Unavailable(_))) if !wait.is_over() => {
+                    wait.tell(&error, output).await;
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    /// Adds the member that answers at `peer`, as a learner, and gives its id.
+    async fn add(&self, peer: &str, output: Output) -> Result<u64, Failure> {
+        let add = [MemberChange::Add(peer.to_owned())];
+        let nodes = self.change(&add, output).await.map_err(refused)?;
+        nodes.first().copied().ok_or_else(|| {
+            Failure::new(Code::Failed, "the member was added, but the leader does not name it")
+        })
+    }
+
+    /// Asks for `changes`, which let a learner vote, until it has caught up.
+    async fn promote(
+        &self,
+        changes: &[MemberChange],
+        patience: &Patience,
+        output: Output,
+    ) -> Result<(), Failure> {
+        let mut wait = Wait::new(Duration::from_millis(patience.wait));
+        loop {
+            match self.change(changes, output).await {
+                Ok(_) => return Ok(()),
+                Err(error @ Error::Rejected(Rejected::Refused(_))) if !wait.is_over() => {
+                    wait.tell(&error, output).await;
+                }
+                Err(error) => return Err(refused(error)),
+            }
+        }
+    }
+}
+
+/// Waits for what passes by itself, and tells people for what.
+struct Wait {
+    until: Instant,
+    tell: Instant,
+}
+
+impl Wait {
+    fn new(limit: Duration) -> Self {
+        let now = Instant::now();
+        Self { until: now + limit, tell: now + TELL_INTERVAL }
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.until
+    }
+
+    async fn tell(&mut self, error: &Error, output: Output) {
+        if Instant::now() >= self.tell {
+            self.tell += TELL_INTERVAL;
+            output.note(&format!("waiting: {error}"));
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+async fn list(group: &Group, output: Output) -> Result<(), Failure> {
+    let (_, leader) = group.leader().await?;
+    let mut table =
+        Table::new(["member", "part", "peers reach it", "clients reach it", "lacks", ""]);
+    for member in &leader.members {
+        let lacks = leader.last_index.saturating_sub(member.matched_index);
+        let state = match (member.node == leader.node, member.active) {
+            (true, _) => "leads",
+            (false, true) => "",
+            (false, false) => "silent",
+        };
+        table.row([
+            member.node.to_string(),
+            part(member).to_owned(),
+            member.peer_address.clone(),
+            member.client_address.clone(),
+            lacks.to_string(),
+            state.to_owned(),
+        ]);
+    }
+    let members = leader.members.iter().map(|member| {
+        json!({
+            "node": member.node,
+            "part": part(member),
+            "peer_address": member.peer_address,
+            "client_address": member.client_address,
+            "matched_index": member.matched_index,
+            "active": member.active,
+        })
+    });
+    let members: Vec<_> = members.collect();
+    output.result(&table.text(), &json!({ "leader": leader.node, "members": members }))
+}
+
+fn part(member: &Member) -> &'static str {
+    match member.standing() {
+        Standing::Unspecified => "unknown",
+        Standing::Learner => "learner",
+        Standing::Voter => "voter",
+        Standing::Incoming => "becomes a voter",
+        Standing::Outgoing => "leaves",
+        Standing::Demoted => "becomes a learner",
+    }
+}
+
+async fn transfer(group: &Group, to: Option<u64>, output: Output) -> Result<(), Failure> {
+    let (endpoint, before) = group.leader().await?;
+    let leads = client::admin::transfer(&endpoint, to, group.limit).await.map_err(refused)?;
     let text = match leads == before.node {
         true => format!("member {leads} leads, as before"),
         false => format!("member {leads} leads; before it was member {}", before.node),

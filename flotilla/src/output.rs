@@ -34,6 +34,13 @@ impl Output {
         if self.json { line(&value.to_string()) } else { line(text) }
     }
 
+    /// Tells people who wait how it goes.
+    pub(crate) fn note(self, text: &str) {
+        if !self.json {
+            eprintln!("{text}");
+        }
+    }
+
     /// Says why a command did not do its work.
     pub(crate) fn failure(self, failure: &Failure) {
         if failure.code() == Code::Done {

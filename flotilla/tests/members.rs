@@ -6,8 +6,9 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use client::Options;
 use flotilla::local::{Cluster, Instance};
 use serde_json::Value;
 use support::{READY_TIMEOUT, TestCluster, Watchdog, complained, flotilla, well};
@@ -80,4 +81,124 @@ async fn a_leader_that_is_stopped_hands_over_first() {
     // It ended only when it followed another, so nobody has to wait for an election.
     assert!(ended.tail.contains("following leader"), "{ended}");
     assert_eq!(client.get("key").await.unwrap().unwrap().value, "value");
+}
+
+/// What a client has appended, and the longest it ever waited.
+struct Appended {
+    numbers: Vec<u64>,
+    longest: Duration,
+}
+
+/// Appends its numbers to a key of its own, one after the other, until it is told to stop.
+async fn append(client: client::KvClient, key: String, stop: Arc<AtomicBool>) -> Appended {
+    let mut appended = Appended { numbers: Vec::new(), longest: Duration::ZERO };
+    while !stop.load(Ordering::Relaxed) {
+        let number = appended.numbers.len() as u64;
+        let begun = Instant::now();
+        client.append(key.clone(), format!("{number};")).await.unwrap();
+        appended.longest = appended.longest.max(begun.elapsed());
+        appended.numbers.push(number);
+    }
+    appended
+}
+
+/// Runs `flotilla members`.
+fn members(endpoints: &str, arguments: &[&str]) -> String {
+    let timeout = ["--endpoints", endpoints, "--timeout", "60s"];
+    well(&flotilla(&[&["members"], arguments, timeout.as_slice()].concat()))
+}
+
+fn voters(endpoints: &str) -> Vec<u64> {
+    let output = flotilla(&["--json", "members", "list", "--endpoints", endpoints]);
+    let list: Value = serde_json::from_str(&well(&output)).unwrap();
+    let voters = list["members"].as_array().unwrap().iter();
+    voters.filter(|it| it["part"] == "voter").map(|it| it["node"].as_u64().unwrap()).collect()
+}
+
+/// Grows from one to three to five, replaces the leader, and shrinks to three, while clients append.
+fn change_all(cluster: &mut Cluster, rest: &str) -> Vec<u64> {
+    for number in 2..=5 {
+        let peer = cluster.join_kvd(number).unwrap().to_string();
+        members(rest, &["add", &peer]);
+    }
+    assert_eq!(voters(rest), [1, 2, 3, 4, 5]);
+    let twice = flotilla(&["members", "remove", "9", "--endpoints", rest]);
+    assert_eq!(twice.status.code(), Some(6), "{}", complained(&twice));
+
+    let old = leader(cluster);
+    let peer = cluster.join_kvd(6).unwrap().to_string();
+    members(rest, &["replace", &old.to_string(), &peer]);
+    let now = voters(rest);
+    assert!(now.len() == 5 && now.contains(&6) && !now.contains(&old), "{now:?} without {old}");
+    let gone: Vec<u64> = now.iter().copied().filter(|node| *node != 6).take(2).collect();
+    members(rest, &["remove", &gone[0].to_string(), &gone[1].to_string()]);
+    let left = voters(rest);
+    assert!(left.len() == 3 && gone.iter().all(|node| !left.contains(node)), "{left:?}");
+    [&[old], gone.as_slice()].concat()
+}
+
+#[tokio::test]
+async fn a_group_grows_and_shrinks_while_it_is_written_to() {
+    let _watchdog = Watchdog::new(4 * READY_TIMEOUT);
+    let mut test = TestCluster::start(1, 0, |_| ()).await;
+    let place = test.cluster.description().place;
+    let all: Vec<String> = (1..=6).map(|node| place.kvd(node).to_string()).collect();
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..3)
+        .map(|number| {
+            let options = Options::with_deadline(READY_TIMEOUT);
+            let client = client::KvClient::connect(all.clone(), options).unwrap();
+            tokio::spawn(append(client, format!("log{number}"), stop.clone()))
+        })
+        .collect();
+    let endpoints = all.join(",");
+    let mut test = tokio::task::spawn_blocking(move || {
+        let removed = change_all(&mut test.cluster, &endpoints);
+        // Who was removed ends by itself, with the code that says not to start it again.
+        let deadline = Instant::now() + READY_TIMEOUT;
+        let mut ended = Vec::new();
+        while ended.len() < removed.len() && Instant::now() < deadline {
+            ended.extend(test.cluster.take_ended());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for end in &ended {
+            assert_eq!(end.status.code(), Some(78), "{end}");
+            assert!(end.tail.contains("was removed from"), "{end}");
+        }
+        assert_eq!(ended.len(), removed.len(), "{removed:?}");
+        test
+    })
+    .await
+    .unwrap();
+    stop.store(true, Ordering::Relaxed);
+    let mut appended = Vec::new();
+    for client in clients {
+        appended.push(client.await.unwrap());
+    }
+    // What is there is there after a start of those that are left, too.
+    let left: Vec<_> = test
+        .cluster
+        .instances()
+        .into_iter()
+        .filter(|instance| test.cluster.process(*instance).unwrap().pid().is_some())
+        .collect();
+    assert_eq!(left.len(), 3);
+    for instance in &left {
+        test.cluster.kill(*instance).unwrap();
+    }
+    for instance in &left {
+        test.cluster.restart(*instance).unwrap();
+    }
+    let options = Options::with_deadline(READY_TIMEOUT);
+    let client = client::KvClient::connect(all.clone(), options).unwrap();
+    let longest = appended.iter().map(|appended| appended.longest).max().unwrap();
+    let total: usize = appended.iter().map(|appended| appended.numbers.len()).sum();
+    println!("{total} appends, the longest took {longest:?}");
+    for (number, appended) in appended.iter().enumerate() {
+        let wanted: String = appended.numbers.iter().map(|number| format!("{number};")).collect();
+        let found = client.get(format!("log{number}")).await.unwrap().unwrap();
+        assert!(found.value == wanted, "client {number}: {} appends", appended.numbers.len());
+        assert!(appended.numbers.len() > 10, "client {number} appended hardly anything");
+    }
+    assert!(longest < Duration::from_secs(10), "an append took {longest:?}");
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Ballot, MessageKind, NodeId, core::Core, node::Next, quorum, quorum::Tally};
+use crate::{Ballot, MessageKind, NodeId, core::Core, node::Next, quorum::Tally};
 
 #[derive(Debug)]
 pub(crate) struct Candidate {
@@ -20,7 +20,9 @@ impl Candidate {
             Ballot::Vote | Ballot::Transfer => core.hard.term,
         };
         let last = core.log.last();
-        for peer in core.peers() {
+        let membership = core.membership().clone();
+        let own = core.id;
+        for peer in membership.voters().filter(|&voter| voter != own) {
             core.send_as(term, peer, MessageKind::VoteRequest { ballot, last });
         }
         Self { ballot, votes: BTreeMap::new(), ticks_left: core.draw_timeout_ticks() }
@@ -45,8 +47,7 @@ impl Candidate {
     /// A member answered. A candidate's own vote counts, like any other, once it is durable.
     pub(crate) fn voted(&mut self, core: &Core, voter: NodeId, granted: bool) -> Next {
         self.votes.entry(voter).or_insert(granted);
-        let granted = self.votes.values().filter(|&&granted| granted).count();
-        match quorum::tally(core.voters.len(), granted, self.votes.len() - granted) {
+        match core.membership().tally(|voter| self.votes.get(&voter).copied()) {
             Tally::Open => Next::Stay,
             Tally::Lost => Next::Follow(None),
             Tally::Won if self.is_dry_run() => Next::Campaign(Ballot::Vote),

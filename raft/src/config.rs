@@ -27,6 +27,8 @@ pub struct Config {
     pub reads_waiting_max: usize,
     /// A snapshot is due when the log since the last one exceeds this and that one's size.
     pub snapshot_log_bytes_min: u64,
+    /// How many members a group may have, learners included.
+    pub members_max: usize,
     /// How much of the log before a snapshot stays for followers that are a little behind.
     pub retained_bytes: u64,
 }
@@ -44,6 +46,7 @@ impl Default for Config {
             read_rounds_max: 4,
             reads_waiting_max: 65_536,
             snapshot_log_bytes_min: 64 << 20,
+            members_max: 16,
             retained_bytes: 16 << 20,
         }
     }
@@ -72,6 +75,9 @@ impl Config {
             || self.reads_waiting_max == 0
         {
             return Err("a leader must be allowed to take something on");
+        }
+        if self.members_max == 0 {
+            return Err("a group must be allowed a member");
         }
         if self.snapshot_log_bytes_min == 0 {
             return Err("a snapshot must stand for something");

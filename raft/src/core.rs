@@ -1,13 +1,15 @@
 //! What a member keeps in every role, and the few things that every role does with it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
     Config, DropReason, Entry, Envelope, Event, GroupTime, HardState, Index, Install, Instant,
-    Message, MessageKind, NodeId, Payload, Position, ReadOutcome, Recovered, SnapshotRoot,
-    SnapshotWrite, Term, WriteId, clock::Clock, durability::Durability, log::Log,
+    Membership, Message, MessageKind, NodeId, Payload, Position, ReadOutcome, Recovered,
+    SnapshotRoot, SnapshotWrite, Term, WriteId, clock::Clock, durability::Durability, log::Log,
+    membership::Memberships,
 };
 
 /// How many messages wait for the hard state. On a disk that does not answer the oldest go first:
@@ -18,7 +20,9 @@ const HELD_MAX: usize = 1_024;
 pub(crate) struct Core {
     pub(crate) config: Config,
     pub(crate) id: NodeId,
-    pub(crate) voters: BTreeSet<NodeId>,
+    pub(crate) memberships: Memberships,
+    /// The driver has not been told who rules now.
+    reconfigured: bool,
     pub(crate) hard: HardState,
     pub(crate) log: Log,
     pub(crate) durability: Durability,
@@ -46,12 +50,12 @@ impl Core {
     pub(crate) fn new(
         config: Config,
         id: NodeId,
-        voters: BTreeSet<NodeId>,
+        founders: Arc<Membership>,
         recovered: Recovered,
         seed: u64,
         now: Instant,
     ) -> Self {
-        let covered = recovered.snapshot.map_or(Index(0), |root| root.position.index);
+        let covered = recovered.snapshot.as_ref().map_or(Index(0), |root| root.position.index);
         let log = Log::new(recovered.base, recovered.entries);
         assert!(
             log.base().index <= covered,
@@ -63,11 +67,19 @@ impl Core {
             "the log ends at {} before the snapshot {covered}",
             log.last()
         );
+        let founders = recovered.snapshot.as_ref().map_or(founders, |root| root.membership.clone());
+        let mut memberships = Memberships::new(covered, founders);
+        for entry in log.range(covered.next(), log.last().index) {
+            if let Payload::Membership(membership) = &entry.payload {
+                memberships.append(entry.index, membership.clone());
+            }
+        }
         let uncommitted_bytes = log.range(covered.next(), log.last().index).map(Entry::size).sum();
         Self {
             config,
             id,
-            voters,
+            memberships,
+            reconfigured: true,
             hard: recovered.hard_state,
             durability: Durability::new(log.last().index),
             log,
@@ -86,15 +98,32 @@ impl Core {
         }
     }
 
-    /// The other members.
-    pub(crate) fn peers(&self) -> Vec<NodeId> {
-        self.voters.iter().copied().filter(|&voter| voter != self.id).collect()
+    /// Who belongs to the group.
+    pub(crate) fn membership(&self) -> &Arc<Membership> {
+        self.memberships.current()
+    }
+
+    /// Whether it is this member's part to lead, if it can.
+    pub(crate) fn may_campaign(&self) -> bool {
+        self.memberships.may_need(self.id, self.commit)
+    }
+
+    /// Who belongs to the group, if that has changed since the last call.
+    pub(crate) fn take_membership(&mut self) -> Option<Arc<Membership>> {
+        std::mem::take(&mut self.reconfigured).then(|| self.membership().clone())
+    }
+
+    fn tell_membership(&mut self) {
+        self.reconfigured = true;
+        let (index, membership) = (self.memberships.index(), self.membership().clone());
+        self.events.push(Event::Reconfigured { index, membership });
     }
 
     /// A fresh election timeout (section 5.2). A member that is alone need not wait for anybody.
     pub(crate) fn draw_timeout_ticks(&mut self) -> u32 {
         let least = self.config.election_ticks_min;
-        if self.voters.len() == 1 { 1 } else { self.rng.random_range(least..2 * least) }
+        let alone = self.membership().voters().all(|voter| voter == self.id);
+        if alone { 1 } else { self.rng.random_range(least..2 * least) }
     }
 
     /// Enters `term`, in which it has not voted.
@@ -159,6 +188,10 @@ impl Core {
 
     pub(crate) fn append(&mut self, entry: Entry) {
         self.uncommitted_bytes += entry.size();
+        if let Payload::Membership(membership) = &entry.payload {
+            self.memberships.append(entry.index, membership.clone());
+            self.tell_membership();
+        }
         self.durability.append(entry.clone());
         self.log.push(entry);
     }
@@ -174,6 +207,9 @@ impl Core {
         self.log.truncate(from);
         self.durability.truncate(from);
         self.events.push(Event::Truncated { from });
+        if self.memberships.truncate(from) {
+            self.tell_membership();
+        }
     }
 
     /// The stamp of the last entry, or of the snapshot behind which the log is empty.
@@ -183,7 +219,7 @@ impl Core {
 
     /// The stamp at `index`, of an entry in the log or of the snapshot.
     pub(crate) fn stamp_at(&self, index: Index) -> GroupTime {
-        let snapshot = self.snapshot.filter(|root| root.position.index == index);
+        let snapshot = self.snapshot.as_ref().filter(|root| root.position.index == index);
         let entry = self.log.get(index).map(|entry| entry.stamp);
         entry.or(snapshot.map(|root| root.stamp)).unwrap_or_default()
     }
@@ -224,7 +260,7 @@ impl Core {
             "a snapshot at {covered} of a state that has seen {}",
             self.handed
         );
-        if self.snapshot.is_some_and(|last| last.position.index >= covered) {
+        if self.snapshot.as_ref().is_some_and(|last| last.position.index >= covered) {
             return;
         }
         assert_eq!(
@@ -232,11 +268,17 @@ impl Core {
             Some(root.position.term),
             "a snapshot of another history"
         );
+        assert_eq!(
+            self.memberships.at(covered),
+            Some(&root.membership),
+            "a snapshot of another group"
+        );
         let first =
             self.log.first_of_tail(covered, self.config.retained_bytes).max(self.log.first());
         self.log.compact(first);
-        self.snapshot = Some(root);
-        self.durability.snapshot(SnapshotWrite { root, first, reset: false });
+        self.memberships.compact(covered);
+        self.snapshot = Some(root.clone());
+        self.durability.snapshot(SnapshotWrite { root: root.clone(), first, reset: false });
         self.events.push(Event::Compacted { root, first });
     }
 
@@ -252,20 +294,27 @@ impl Core {
         if suffix_kept {
             self.commit_to(covered.index);
             self.log.compact(covered.index.next());
+            self.memberships.compact(covered.index);
         } else {
             // What stands behind the commit index conflicts with what the snapshot stands for.
             if self.log.last().index > self.commit {
                 self.truncate(self.commit.next());
             }
             self.log.reset(covered);
+            let news = self.membership() != &root.membership;
+            self.memberships = Memberships::new(covered.index, root.membership.clone());
+            if news {
+                self.tell_membership();
+            }
         }
-        self.snapshot = Some(root);
+        self.snapshot = Some(root.clone());
         self.commit = covered.index;
         self.handed = covered.index;
         // The log on the disk may end with what was truncated here and is gathered anew: when nothing
         // follows the snapshot, the disk must not keep that either.
         let reset = self.log.last() == covered;
-        self.durability.snapshot(SnapshotWrite { root, first: covered.index.next(), reset });
+        let first = covered.index.next();
+        self.durability.snapshot(SnapshotWrite { root: root.clone(), first, reset });
         self.events.push(Event::Installed { root, suffix_kept });
         true
     }

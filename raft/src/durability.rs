@@ -101,7 +101,8 @@ impl Durability {
         }
         // What was gathered and is covered by the snapshot would stand before the log's beginning.
         self.retain(|entry| entry.index >= snapshot.first);
-        let reset = snapshot.reset || self.gathering.snapshot.is_some_and(|earlier| earlier.reset);
+        let earlier = self.gathering.snapshot.as_ref();
+        let reset = snapshot.reset || earlier.is_some_and(|earlier| earlier.reset);
         self.gathering.snapshot = Some(SnapshotWrite { reset, ..snapshot });
     }
 
@@ -113,7 +114,8 @@ impl Durability {
         let next = Write::empty(WriteId(self.gathering.id.0 + 1));
         let write = std::mem::replace(&mut self.gathering, next);
         let entries = write.entries.last().map_or(Index(0), |entry| entry.index);
-        let snapshot = write.snapshot.map_or(Index(0), |snapshot| snapshot.root.position.index);
+        let snapshot = write.snapshot.as_ref();
+        let snapshot = snapshot.map_or(Index(0), |snapshot| snapshot.root.position.index);
         let bytes = std::mem::take(&mut self.gathering_bytes);
         self.in_flight_bytes += bytes;
         self.in_flight.push_back(InFlight { id: write.id, proves: entries.max(snapshot), bytes });

@@ -1,6 +1,11 @@
 //! What the core asks of its driver, and what it says of itself.
 
-use crate::{Entry, Envelope, Event, Index, NodeId, Position, ReadId, SnapshotRoot, Term, Write};
+use std::sync::Arc;
+
+use crate::{
+    BadChange, Entry, Envelope, Event, Index, Membership, NodeId, Position, ReadId, SnapshotRoot,
+    Term, Write,
+};
 
 /// What the driver has to do, in any order, except that writes are made durable in the order of
 /// their ids and messages to one member are sent in the order given.
@@ -16,6 +21,8 @@ pub struct Effects {
     pub reads: Vec<ReadOutcome>,
     /// A snapshot to be fetched.
     pub install: Option<Install>,
+    /// Who belongs to the group now, if that has changed.
+    pub membership: Option<Arc<Membership>>,
     /// What happened.
     pub events: Vec<Event>,
 }
@@ -35,7 +42,7 @@ pub enum ReadOutcome {
 }
 
 /// A snapshot to be fetched from another member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Install {
     /// Who has it.
     pub from: NodeId,
@@ -52,12 +59,33 @@ pub enum Refused {
     /// Ask again, soon: the leadership is being handed over.
     #[error("the leadership is being handed over")]
     Transferring,
-    /// The leadership can't be handed to who is no member.
-    #[error("the group has no such member")]
-    NoSuchMember,
     /// Ask again later.
     #[error("the limit {0} is reached")]
     Overloaded(&'static str),
+}
+
+/// Why the leadership was not handed over, or the members were not changed: nothing was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeRefused {
+    /// As a proposal would have been.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The leadership can't be handed to who does not vote.
+    #[error("{0} is no voter of the group")]
+    NoVoter(NodeId),
+    /// Ask again, soon: another change of the members is under way, or the leader is so new that it
+    /// does not know whether one is.
+    #[error("another change of the members is under way")]
+    Changing,
+    /// Ask again, later: the learner lacks too much of the log to vote.
+    #[error("member {0} has not caught up with the log")]
+    Behind(NodeId),
+    /// With this change too few of the voters would be there to go on.
+    #[error("no majority of the voters after this change answers now")]
+    NoQuorum,
+    /// The change of the members makes no sense.
+    #[error(transparent)]
+    BadChange(#[from] BadChange),
 }
 
 /// What a member is.
@@ -94,6 +122,10 @@ pub struct Status {
     pub log_bytes: u64,
     /// Its last snapshot.
     pub snapshot: Option<SnapshotRoot>,
+    /// Who belongs to the group, as far as it knows.
+    pub membership: Arc<Membership>,
+    /// Where that stands in the log, if it still does.
+    pub membership_index: Index,
     /// On a leader: how its followers stand.
     pub peers: Vec<Progress>,
 }

@@ -1,8 +1,10 @@
 //! What the log is made of, and what a member's disk is asked to hold.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
-use crate::{GroupTime, Index, NodeId, Position, Term, WriteId};
+use crate::{GroupTime, Index, Membership, NodeId, Position, Term, WriteId};
 
 /// One entry of the log.
 ///
@@ -30,6 +32,8 @@ pub enum Payload {
     Tick,
     /// A command of the state machine.
     Command(Bytes),
+    /// Who belongs to the group from here on (section 6).
+    Membership(Arc<Membership>),
 }
 
 impl Entry {
@@ -43,6 +47,7 @@ impl Entry {
         let payload = match &self.payload {
             Payload::Noop | Payload::Tick => 0,
             Payload::Command(command) => command.len() as u64,
+            Payload::Membership(membership) => membership.size(),
         };
         payload + ENTRY_OVERHEAD_BYTES
     }
@@ -64,7 +69,7 @@ pub struct HardState {
 ///
 /// The chunks and the manifest that lists their digests live in the driver's store; the core only
 /// moves this root.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotRoot {
     /// The last entry that it covers.
     pub position: Position,
@@ -76,6 +81,8 @@ pub struct SnapshotRoot {
     pub chunks: u64,
     /// How many bytes they hold together.
     pub bytes: u64,
+    /// Who belonged to the group at that entry.
+    pub membership: Arc<Membership>,
 }
 
 /// A BLAKE3 digest. The core never computes one.
@@ -101,7 +108,7 @@ pub struct Write {
 }
 
 /// A snapshot that takes the place of the beginning of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotWrite {
     /// The snapshot.
     pub root: SnapshotRoot,

@@ -1,7 +1,9 @@
 //! What the core reports of itself. The host logs and counts events, golden scripts print them and
 //! invariants eat them; nothing in the core depends on them.
 
-use crate::{Index, NodeId, Position, SnapshotRoot, Term};
+use std::sync::Arc;
+
+use crate::{Index, Membership, NodeId, Position, SnapshotRoot, Term};
 
 /// Something that happened in a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +37,11 @@ pub enum Event {
         /// In which term.
         term: Term,
     },
+    /// It leads no more, because it is no voter any more.
+    Removed {
+        /// In which term.
+        term: Term,
+    },
     /// It hands its leadership over.
     Transferring {
         /// To whom.
@@ -51,6 +58,13 @@ pub enum Event {
         term: Term,
         /// To whom.
         candidate: NodeId,
+    },
+    /// Another membership rules: its entry was appended, or the one behind it was removed.
+    Reconfigured {
+        /// Where it stands.
+        index: Index,
+        /// Which.
+        membership: Arc<Membership>,
     },
     /// It removed entries that conflicted with the leader's.
     Truncated {
@@ -95,7 +109,7 @@ pub enum Event {
 /// Why a message was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropReason {
-    /// The sender is no member of the group.
+    /// The sender bears this member's own name.
     Stranger,
     /// It contradicts itself.
     Malformed,

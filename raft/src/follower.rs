@@ -35,9 +35,10 @@ impl Follower {
         }
     }
 
-    pub(crate) fn tick(&mut self) -> Next {
-        self.silent_ticks += 1;
-        if self.silent_ticks >= self.timeout_ticks {
+    pub(crate) fn tick(&mut self, core: &Core) -> Next {
+        self.silent_ticks = self.silent_ticks.saturating_add(1);
+        // Who does not vote waits to be led, however long that takes.
+        if self.silent_ticks >= self.timeout_ticks && core.may_campaign() {
             Next::Campaign(Ballot::PreVote)
         } else {
             Next::Stay
@@ -132,8 +133,8 @@ impl Follower {
         {
             core.drop_message(from, DropReason::Contradiction);
         } else if core.installing.is_none() {
-            core.installing = Some(root);
-            core.install = Some(Install { from, root });
+            core.installing = Some(root.clone());
+            core.install = Some(Install { from, root: root.clone() });
             core.events.push(Event::Installing { from, root });
         }
     }

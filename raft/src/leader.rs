@@ -1,18 +1,19 @@
 //! The member that leads its group.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use crate::{
-    AppendResult, Entry, Event, Index, MessageKind, NodeId, Payload, Position, ReadId, ReadOutcome,
-    Refused,
+    AppendResult, Change, ChangeRefused, Entry, Event, Index, Membership, MessageKind, NodeId,
+    Payload, Position, ReadId, ReadOutcome, Refused,
     core::Core,
     node::Next,
     progress::{Progress, State},
-    quorum,
 };
 
 #[derive(Debug)]
 pub(crate) struct Leader {
+    /// All other members, and those removed until they have heard of it.
     pub(crate) peers: BTreeMap<NodeId, Progress>,
     /// The first entry of this term: nothing is read before it is committed (section 8).
     noop: Index,
@@ -22,7 +23,6 @@ pub(crate) struct Leader {
     reads_waiting: Vec<ReadId>,
     rounds: VecDeque<Round>,
     heartbeat_ticks_left: u32,
-    quorum_ticks_left: u32,
     transfer: Option<Transfer>,
 }
 
@@ -48,15 +48,23 @@ impl Leader {
         core.clock.continue_from(core.last_stamp());
         let next = core.log.last().index.next();
         let noop = core.propose(Payload::Noop).index;
-        Self {
-            peers: core.peers().into_iter().map(|peer| (peer, Progress::new(next))).collect(),
+        let mut leader = Self {
+            peers: BTreeMap::new(),
             noop,
             round: 1,
             reads_waiting: Vec::new(),
             rounds: VecDeque::new(),
             heartbeat_ticks_left: core.config.heartbeat_ticks,
-            quorum_ticks_left: core.config.election_ticks_min,
             transfer: None,
+        };
+        leader.follow_membership(core, next);
+        leader
+    }
+
+    /// Sends to every other member from now on, at first from `next`.
+    fn follow_membership(&mut self, core: &Core, next: Index) {
+        for &peer in core.membership().members().keys().filter(|&&member| member != core.id) {
+            self.peers.entry(peer).or_insert_with(|| Progress::new(next));
         }
     }
 
@@ -65,6 +73,7 @@ impl Leader {
         if self.heartbeat_ticks_left == 0 {
             self.heartbeat_ticks_left = core.config.heartbeat_ticks;
             self.round += 1;
+            self.part_with_removed(core);
             if let Some(transfer) = &mut self.transfer {
                 transfer.asked = false;
             }
@@ -82,20 +91,112 @@ impl Leader {
                 self.transfer = None;
             }
         }
-        self.quorum_ticks_left -= 1;
-        if self.quorum_ticks_left > 0 {
-            return Next::Stay;
-        }
-        self.quorum_ticks_left = core.config.election_ticks_min;
-        let active = 1 + self.peers.values().filter(|progress| progress.active).count();
         for progress in self.peers.values_mut() {
-            progress.active = false;
+            progress.silent_ticks = progress.silent_ticks.saturating_add(1);
         }
-        if active >= quorum::majority(core.voters.len()) {
+        if core.membership().has_quorum(|voter| self.is_there(core, voter)) {
             return Next::Stay;
         }
         core.events.push(Event::LostQuorum { term: core.hard.term });
         Next::Follow(None)
+    }
+
+    /// Whether a member is this one, or was heard within an election timeout.
+    fn is_there(&self, core: &Core, id: NodeId) -> bool {
+        let heard = |progress: &Progress| progress.is_active(&core.config);
+        id == core.id || self.peers.get(&id).is_some_and(heard)
+    }
+
+    /// Changes the members of the group. Voters come and go by joint consensus (section 6): the
+    /// entry at the position that is returned begins the change, and another one, which follows
+    /// when that is committed, ends it.
+    pub(crate) fn change(
+        &mut self,
+        core: &mut Core,
+        changes: &[Change],
+    ) -> Result<Position, ChangeRefused> {
+        if self.is_leaving() {
+            return Err(Refused::Transferring.into());
+        }
+        // A new leader does not know whether the last change in its log is committed, before an
+        // entry of its own term is.
+        let over = core.memberships.index().max(self.noop) <= core.commit;
+        if !over || core.membership().is_joint() {
+            return Err(ChangeRefused::Changing);
+        }
+        let next = core.membership().changed(changes, core.config.members_max)?;
+        for change in changes {
+            if let &Change::Promote(id) = change
+                && !self.has_caught_up(core, id)
+            {
+                return Err(ChangeRefused::Behind(id));
+            }
+        }
+        if !next.has_quorum(|voter| self.is_there(core, voter)) {
+            return Err(ChangeRefused::NoQuorum);
+        }
+        Ok(self.reconfigure(core, next))
+    }
+
+    /// Whether a learner would not hold up the group as a voter: what it lacks fits into one message.
+    fn has_caught_up(&self, core: &Core, learner: NodeId) -> bool {
+        let Some(progress) = self.peers.get(&learner) else { return false };
+        let mut left = core.config.append_bytes_max;
+        let mut lacks = core.log.range(progress.matched().next(), core.log.last().index);
+        progress.is_active(&core.config)
+            && progress.matched() >= core.log.base().index
+            && lacks
+                .all(|entry| left.checked_sub(entry.size()).inspect(|&rest| left = rest).is_some())
+    }
+
+    fn reconfigure(&mut self, core: &mut Core, next: Membership) -> Position {
+        let at = core.propose(Payload::Membership(Arc::new(next)));
+        self.follow_membership(core, at.index);
+        at
+    }
+
+    /// A change of the members goes on when what it waits for is committed: a joint membership ends,
+    /// and a leader that is no voter any more leaves (section 6).
+    fn proceed_with_change(&mut self, core: &mut Core) -> Next {
+        if core.memberships.index().max(self.noop) > core.commit {
+            return Next::Stay;
+        }
+        let membership = core.membership().clone();
+        if membership.is_joint() {
+            self.reconfigure(core, membership.settled());
+            return Next::Stay;
+        }
+        self.part_with_removed(core);
+        if membership.is_voter(core.id) {
+            return Next::Stay;
+        }
+        // Nobody need wait for an election timeout.
+        let voters = self.peers.iter().filter(|(peer, _)| membership.is_voter(**peer));
+        if let Some((&heir, _)) = voters.max_by_key(|(_, progress)| progress.matched()) {
+            core.send(heir, MessageKind::TimeoutNow);
+        }
+        core.events.push(Event::Removed { term: core.hard.term });
+        Next::Follow(None)
+    }
+
+    /// Who is removed is sent entries until it has the end of the change, or is silent; the last word
+    /// to it is that this is committed, so that it campaigns no more.
+    fn part_with_removed(&mut self, core: &mut Core) {
+        let (index, config, membership) =
+            (core.memberships.index(), core.config, core.membership().clone());
+        if index > core.commit {
+            return;
+        }
+        let is_over = |peer: &NodeId, progress: &Progress| {
+            let removed = !membership.members().contains_key(peer);
+            removed && (progress.matched() >= index || !progress.is_active(&config))
+        };
+        let round = self.round;
+        for (peer, mut progress) in self.peers.extract_if(.., |peer, it| is_over(peer, it)) {
+            if progress.matched() >= index {
+                heartbeat(core, peer, &mut progress, round);
+            }
+        }
     }
 
     /// Whether proposals would only keep the next leader from taking over.
@@ -104,15 +205,15 @@ impl Leader {
     }
 
     /// Begins to hand the leadership over.
-    pub(crate) fn transfer(&mut self, core: &mut Core, to: NodeId) -> Result<(), Refused> {
+    pub(crate) fn transfer(&mut self, core: &mut Core, to: NodeId) -> Result<(), ChangeRefused> {
         if to == core.id {
             return Ok(());
         }
-        if !self.peers.contains_key(&to) {
-            return Err(Refused::NoSuchMember);
+        if !core.membership().stays_voter(to) {
+            return Err(ChangeRefused::NoVoter(to));
         }
         match &self.transfer {
-            Some(transfer) if transfer.to != to => return Err(Refused::Transferring),
+            Some(transfer) if transfer.to != to => return Err(Refused::Transferring.into()),
             Some(_) => {}
             None => {
                 let ticks_left = core.config.election_ticks_min;
@@ -142,15 +243,16 @@ impl Leader {
         from: NodeId,
         round: u64,
         result: AppendResult,
-    ) {
-        let Some(progress) = self.peers.get_mut(&from) else { return };
-        progress.active = true;
+    ) -> Next {
+        let Some(progress) = self.peers.get_mut(&from) else { return Next::Stay };
+        progress.silent_ticks = 0;
         progress.heard_round(round.min(self.round));
+        let mut next = Next::Stay;
         match result {
             AppendResult::Matched(index) => {
                 let base = core.log.base().index;
                 if index <= core.log.last().index && progress.on_matched(index, base) {
-                    self.maybe_commit(core);
+                    next = self.maybe_commit(core);
                 }
             }
             AppendResult::Conflict { refused, hint } => {
@@ -160,22 +262,29 @@ impl Leader {
             }
         }
         self.confirm_reads(core);
+        next
     }
 
     /// The disk has answered: the leader counts itself by what is durable here.
-    pub(crate) fn written(&mut self, core: &mut Core) {
-        self.maybe_commit(core);
+    pub(crate) fn written(&mut self, core: &mut Core) -> Next {
+        self.maybe_commit(core)
     }
 
     /// Entries of this term are committed by counting; those before them are with them
     /// (section 5.4.2).
-    fn maybe_commit(&mut self, core: &mut Core) {
+    fn maybe_commit(&mut self, core: &mut Core) -> Next {
         let durable = core.durability.index();
-        let matched = self.peers.values().map(Progress::matched);
-        let reached = quorum::reached(matched.chain([durable]));
-        if core.log.term_at(reached) == Some(core.hard.term) {
-            core.commit_to(reached);
+        let reached = core.membership().reached(|voter| {
+            if voter == core.id {
+                return durable;
+            }
+            self.peers.get(&voter).map_or(Index(0), Progress::matched)
+        });
+        if reached <= core.commit || core.log.term_at(reached) != Some(core.hard.term) {
+            return Next::Stay;
         }
+        core.commit_to(reached);
+        self.proceed_with_change(core)
     }
 
     /// Whether another read may wait.
@@ -218,8 +327,12 @@ impl Leader {
         if self.rounds.is_empty() {
             return;
         }
-        let heard = self.peers.values().map(Progress::acked_round);
-        let confirmed = quorum::reached(heard.chain([self.round]));
+        let confirmed = core.membership().reached(|voter| {
+            if voter == core.id {
+                return self.round;
+            }
+            self.peers.get(&voter).map_or(0, Progress::acked_round)
+        });
         while let Some(round) = self.rounds.pop_front_if(|round| round.number <= confirmed) {
             let ready =
                 round.reads.into_iter().map(|id| ReadOutcome::Ready { id, index: round.commit });
@@ -243,7 +356,8 @@ fn behind_common(core: &Core, hint: Position) -> Index {
 fn replicate(core: &mut Core, peer: NodeId, progress: &mut Progress, round: u64) {
     // Not a matter of room: what fills the window may be lost, and gone from the log as well.
     if needs_snapshot(core, progress) {
-        progress.offer(core.snapshot.expect("what is gone from the log is in a snapshot"));
+        assert!(core.snapshot.is_some(), "what is gone from the log is in a snapshot");
+        progress.offer();
     }
     while progress.has_room(&core.config)
         && (progress.next <= core.log.last().index || must_probe(progress))
@@ -268,7 +382,7 @@ fn needs_snapshot(core: &Core, progress: &Progress) -> bool {
         State::Probe { .. } | State::Replicate => {
             core.log.position_at(progress.next.previous()).is_none()
         }
-        State::Snapshot { .. } => false,
+        State::Snapshot => false,
     }
 }
 
@@ -284,9 +398,9 @@ fn heartbeat(core: &mut Core, peer: NodeId, progress: &mut Progress, round: u64)
         State::Probe { .. } | State::Replicate => {
             core.log.position_at(progress.next.previous()).unwrap_or_default()
         }
-        State::Snapshot { root } => {
-            let latest = core.snapshot.unwrap_or(root);
-            progress.offer(latest);
+        State::Snapshot => {
+            let latest =
+                core.snapshot.clone().expect("there was one, and only a newer replaces it");
             core.send(peer, MessageKind::SnapshotOffer(latest));
             Position::default()
         }

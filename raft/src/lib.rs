@@ -87,11 +87,20 @@
 //!   the chunks it lacks, and an ordinary acknowledgement tells the leader that it has succeeded.
 //! - **Group time**: entries are stamped, stamps never fall, and pauses only stretch them.
 //!
+//! # Changes of members
+//!
+//! [`Node::change`] appends a [`Membership`], which rules from the moment it is in a log (section 6).
+//! New members are learners at first. Voters come and go through a joint membership, any number at
+//! once, and the leader itself appends the end of it. What would leave no majority that answers, a
+//! learner that lacks too much, a second change at a time and an id that was used before are
+//! refused. A member is known to the core by its id alone; how it is reached, and known again, are
+//! bytes that mean nothing here. Who may speak at all is for the driver to judge: a sender that this
+//! member does not know may be newer than its log.
+//!
 //! # What is absent
 //!
-//! Changes of membership and learners, reads by lease, and entries older
-//! than memory (the log in memory reaches back to the last snapshot and a tail before it). Members
-//! are fixed when a node is made. Commands, sessions and exactly-once belong to the machines.
+//! Reads by lease, and entries older
+//! than memory (the log in memory reaches back to the last snapshot and a tail before it). Commands, sessions and exactly-once belong to the machines.
 //!
 //! # Where to read on
 //!
@@ -111,6 +120,7 @@ mod follower;
 mod leader;
 mod log;
 mod machine;
+mod membership;
 mod message;
 mod node;
 mod progress;
@@ -119,13 +129,16 @@ mod replica;
 mod types;
 
 pub use config::Config;
-pub use effects::{Effects, Install, Progress, ReadOutcome, Refused, RoleKind, Status};
+pub use effects::{
+    ChangeRefused, Effects, Install, Progress, ReadOutcome, Refused, RoleKind, Status,
+};
 pub use entry::{
     Digest, ENTRY_OVERHEAD_BYTES, Entry, HardState, Payload, Recovered, SnapshotRoot,
     SnapshotWrite, Write,
 };
 pub use event::{DropReason, Event};
 pub use machine::{Applied, BadSnapshot, CHUNK_BYTES_MAX, Capture, StateMachine};
+pub use membership::{BadChange, Change, Member, Membership, Standing};
 pub use message::{AppendResult, Ballot, Envelope, Message, MessageKind, NUMBER_MAX};
 pub use node::Node;
 pub use replica::{Frozen, Outcome, Output, Replica};

@@ -1,6 +1,6 @@
 //! What members say to each other.
 
-use crate::{Entry, GroupTime, Index, NodeId, Position, SnapshotRoot, Term};
+use crate::{Entry, GroupTime, Index, NodeId, Payload, Position, SnapshotRoot, Term};
 
 /// A message and whom it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,7 +121,10 @@ impl Message {
             } => refused.0 <= NUMBER_MAX && hint.index <= *refused && possible(*hint),
             MessageKind::SnapshotOffer(root) => {
                 let something = root.position.index >= Index(1) && root.position.term >= Term(1);
-                something && possible(root.position) && root.stamp <= STAMP_MAX
+                something
+                    && possible(root.position)
+                    && root.stamp <= STAMP_MAX
+                    && root.membership.is_well_formed()
             }
         }
     }
@@ -133,7 +136,11 @@ impl Message {
         entries.iter().all(|entry| {
             let follows = entry.index == last.index.next()
                 && (last.term.max(Term(1))..=self.term).contains(&entry.term)
-                && (stamp..=STAMP_MAX).contains(&entry.stamp);
+                && (stamp..=STAMP_MAX).contains(&entry.stamp)
+                && match &entry.payload {
+                    Payload::Noop | Payload::Tick | Payload::Command(_) => true,
+                    Payload::Membership(membership) => membership.is_well_formed(),
+                };
             (last, stamp) = (entry.position(), entry.stamp);
             follows
         })

@@ -1,11 +1,12 @@
 //! One member of one group, as a function of its inputs.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::{
-    AppendResult, Ballot, Config, DropReason, Effects, Event, Index, Instant, Message, MessageKind,
-    NodeId, Payload, Position, Progress, ReadId, Recovered, Refused, RoleKind, SnapshotRoot,
-    Status, Term, WriteId, candidate::Candidate, core::Core, follower::Follower, leader::Leader,
+    AppendResult, Ballot, Change, ChangeRefused, Config, DropReason, Effects, Event, Index,
+    Instant, Membership, Message, MessageKind, NodeId, Payload, Position, Progress, ReadId,
+    Recovered, Refused, RoleKind, SnapshotRoot, Status, Term, WriteId, candidate::Candidate,
+    core::Core, follower::Follower, leader::Leader,
 };
 
 /// One member of one group. It answers calls at once, by changing itself and by gathering
@@ -37,18 +38,18 @@ pub(crate) enum Next {
 impl Node {
     /// A member that starts from what its disk holds.
     ///
-    /// `voters` are the group's members, this one among them; `seed` decides its election timeouts.
+    /// `founders` are the group's first members, whether this is one of them or came later; `seed`
+    /// decides its election timeouts.
     pub fn new(
         config: Config,
         id: NodeId,
-        voters: BTreeSet<NodeId>,
+        founders: Arc<Membership>,
         recovered: Recovered,
         seed: u64,
         now: Instant,
     ) -> Self {
         assert_eq!(config.check(), Ok(()));
-        assert!(voters.contains(&id), "{id} is a member of its own group");
-        let mut core = Core::new(config, id, voters, recovered, seed, now);
+        let mut core = Core::new(config, id, founders, recovered, seed, now);
         let role = Role::Follower(Follower::new(&mut core, None));
         Self { core, role }
     }
@@ -56,7 +57,9 @@ impl Node {
     /// Takes a message from another member.
     pub fn step(&mut self, now: Instant, from: NodeId, message: Message) {
         self.core.clock.advance(now);
-        if from == self.core.id || !self.core.voters.contains(&from) {
+        // Anybody else may be a member that this one has not heard of yet (section 6): who may speak
+        // at all is the driver's to know.
+        if from == self.core.id {
             return self.core.drop_message(from, DropReason::Stranger);
         }
         if !message.is_well_formed() {
@@ -71,7 +74,7 @@ impl Node {
     pub fn tick(&mut self, now: Instant) {
         self.core.clock.advance(now);
         let next = match &mut self.role {
-            Role::Follower(follower) => follower.tick(),
+            Role::Follower(follower) => follower.tick(&self.core),
             Role::Candidate(candidate) => candidate.tick(&self.core),
             Role::Leader(leader) => leader.tick(&mut self.core),
         };
@@ -114,11 +117,25 @@ impl Node {
     /// are refused meanwhile. It is given up after an election timeout, which an event tells.
     ///
     /// # Errors
-    /// [`Refused`]: nothing was begun.
-    pub fn transfer(&mut self, to: NodeId) -> Result<(), Refused> {
+    /// [`ChangeRefused`]: nothing was begun.
+    pub fn transfer(&mut self, to: NodeId) -> Result<(), ChangeRefused> {
         match &mut self.role {
             Role::Leader(leader) => leader.transfer(&mut self.core, to),
-            Role::Follower(_) | Role::Candidate(_) => Err(Refused::NotLeader),
+            Role::Follower(_) | Role::Candidate(_) => Err(Refused::NotLeader.into()),
+        }
+    }
+
+    /// Changes the members of the group, all at once, by joint consensus if voters come or go. When
+    /// the entry at the position returned is committed, nothing but the end of the change can follow;
+    /// this leader appends that itself.
+    ///
+    /// # Errors
+    /// [`ChangeRefused`]: nothing was changed, and nothing will be.
+    pub fn change(&mut self, now: Instant, changes: &[Change]) -> Result<Position, ChangeRefused> {
+        self.core.clock.advance(now);
+        match &mut self.role {
+            Role::Leader(leader) => leader.change(&mut self.core, changes),
+            Role::Follower(_) | Role::Candidate(_) => Err(Refused::NotLeader.into()),
         }
     }
 
@@ -131,10 +148,7 @@ impl Node {
                 Next::Stay
             }
             Role::Candidate(candidate) => candidate.written(&self.core),
-            Role::Leader(leader) => {
-                leader.written(&mut self.core);
-                Next::Stay
-            }
+            Role::Leader(leader) => leader.written(&mut self.core),
         };
         self.transition(next);
     }
@@ -166,6 +180,7 @@ impl Node {
             committed: self.core.take_committed(),
             reads: std::mem::take(&mut self.core.reads),
             install: self.core.install.take(),
+            membership: self.core.take_membership(),
             events: std::mem::take(&mut self.core.events),
         }
     }
@@ -199,8 +214,18 @@ impl Node {
     }
 
     /// The last snapshot, taken or installed.
-    pub fn snapshot(&self) -> Option<SnapshotRoot> {
-        self.core.snapshot
+    pub fn snapshot(&self) -> Option<&SnapshotRoot> {
+        self.core.snapshot.as_ref()
+    }
+
+    /// Who belongs to the group, as far as this member knows.
+    pub fn membership(&self) -> &Arc<Membership> {
+        self.core.membership()
+    }
+
+    /// Who belonged to it when the log ended at `index`, which was handed out or is about to be.
+    pub(crate) fn membership_at(&self, index: Index) -> Option<&Arc<Membership>> {
+        self.core.memberships.at(index)
     }
 
     /// How the member stands.
@@ -211,7 +236,7 @@ impl Node {
                 let peers = leader.peers.iter().map(|(&node, progress)| Progress {
                     node,
                     matched: progress.matched(),
-                    active: progress.active,
+                    active: progress.is_active(&self.core.config),
                     in_flight_messages: progress.in_flight_messages(),
                     in_flight_bytes: progress.in_flight_bytes(),
                 });
@@ -228,7 +253,9 @@ impl Node {
             durable: self.core.durability.index(),
             commit: self.core.commit,
             log_bytes: self.core.log.bytes(),
-            snapshot: self.core.snapshot,
+            snapshot: self.core.snapshot.clone(),
+            membership: self.core.membership().clone(),
+            membership_index: self.core.memberships.index(),
             peers,
         }
     }
@@ -314,8 +341,7 @@ impl Node {
                 candidate.voted(core, from, granted)
             }
             (MessageKind::AppendReply { round, result }, Role::Leader(leader)) => {
-                leader.replied(core, from, round, result);
-                Next::Stay
+                leader.replied(core, from, round, result)
             }
             (
                 MessageKind::AppendRequest { .. } | MessageKind::SnapshotOffer(_),
@@ -343,7 +369,7 @@ impl Node {
                 Next::Stay
             }
             (MessageKind::TimeoutNow, Role::Follower(follower))
-                if follower.leader == Some(from) =>
+                if follower.leader == Some(from) && core.may_campaign() =>
             {
                 Next::Campaign(Ballot::Transfer)
             }

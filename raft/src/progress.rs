@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{Config, Index, SnapshotRoot};
+use crate::{Config, Index};
 
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -23,8 +23,8 @@ pub(crate) struct Progress {
     pub(crate) sent_round: u64,
     /// The highest round that was answered.
     acked_round: u64,
-    /// It was heard from since the last look at the quorum.
-    pub(crate) active: bool,
+    /// Ticks since it was last heard.
+    pub(crate) silent_ticks: u32,
     in_flight: VecDeque<InFlight>,
     in_flight_bytes: u64,
 }
@@ -35,8 +35,8 @@ pub(crate) enum State {
     Probe { waiting: bool },
     /// Entries are sent as they come, within the window.
     Replicate,
-    /// It needs entries that are gone; this snapshot is on offer.
-    Snapshot { root: SnapshotRoot },
+    /// It needs entries that are gone; the latest snapshot is on offer.
+    Snapshot,
 }
 
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl Progress {
             next,
             sent_round: 0,
             acked_round: 0,
-            active: true,
+            silent_ticks: 0,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
         }
@@ -69,6 +69,11 @@ impl Progress {
 
     pub(crate) fn in_flight_bytes(&self) -> u64 {
         self.in_flight_bytes
+    }
+
+    /// Whether it was heard within an election timeout.
+    pub(crate) fn is_active(&self, config: &Config) -> bool {
+        self.silent_ticks < config.election_ticks_min
     }
 
     pub(crate) fn acked_round(&self) -> u64 {
@@ -87,7 +92,7 @@ impl Progress {
                 self.in_flight.len() < config.inflight_messages_max
                     && self.in_flight_bytes < config.inflight_bytes_max
             }
-            State::Snapshot { .. } => false,
+            State::Snapshot => false,
         }
     }
 
@@ -99,7 +104,7 @@ impl Progress {
                 self.forget_in_flight();
             }
             State::Replicate => self.next = last.next(),
-            State::Snapshot { .. } => return,
+            State::Snapshot => return,
         }
         self.in_flight.push_back(InFlight { last, bytes });
         self.in_flight_bytes += bytes;
@@ -123,8 +128,8 @@ impl Progress {
                 self.state = State::Replicate;
             }
             // Whatever brought it there, an install or not: the log takes over as soon as it can.
-            State::Snapshot { .. } if self.matched >= base => self.probe(self.matched.next()),
-            State::Replicate | State::Snapshot { .. } => {}
+            State::Snapshot if self.matched >= base => self.probe(self.matched.next()),
+            State::Replicate | State::Snapshot => {}
         }
         news
     }
@@ -134,7 +139,7 @@ impl Progress {
         match self.state {
             State::Probe { .. } => refused.next() == self.next,
             State::Replicate => refused > self.matched,
-            State::Snapshot { .. } => false,
+            State::Snapshot => false,
         }
     }
 
@@ -146,8 +151,8 @@ impl Progress {
     }
 
     /// A snapshot is needed. It is offered with every heartbeat, and one is due at once.
-    pub(crate) fn offer(&mut self, root: SnapshotRoot) {
-        self.state = State::Snapshot { root };
+    pub(crate) fn offer(&mut self) {
+        self.state = State::Snapshot;
         self.sent_round = 0;
         self.forget_in_flight();
     }

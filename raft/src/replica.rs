@@ -3,13 +3,14 @@
 //! Decides what becomes of proposals and reads, and when a snapshot is due. Still pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::{
-    Applied, BadSnapshot, Config, Entry, Envelope, Event, GroupTime, Index, Install, Instant,
-    Message, Node, NodeId, Payload, Position, ReadId, ReadOutcome, Recovered, Refused,
-    SnapshotRoot, StateMachine, Status, Term, TicketId, Write, WriteId,
+    Applied, BadSnapshot, Change, ChangeRefused, Config, Entry, Envelope, Event, GroupTime, Index,
+    Install, Instant, Membership, Message, Node, NodeId, Payload, Position, ReadId, ReadOutcome,
+    Recovered, Refused, SnapshotRoot, StateMachine, Status, Term, TicketId, Write, WriteId,
 };
 
 /// A member and the state machine that it replicates.
@@ -27,6 +28,10 @@ pub struct Replica<S: StateMachine> {
     /// several terms; what is applied there decides.
     tickets: BTreeMap<Index, Vec<Ticket>>,
     deadlines: BTreeSet<(Instant, TicketId, Index)>,
+    /// Changes of the members that are certain, and wait for their end.
+    changes: Vec<(Ticket, Index)>,
+    /// Who belongs to the group for certain, if that has not been told.
+    committed_membership: Option<Arc<Membership>>,
     queries: BTreeMap<ReadId, S::Query>,
     /// Log applied since the last capture.
     bytes_since_capture: u64,
@@ -59,6 +64,8 @@ pub struct Frozen<C> {
     pub position: Position,
     /// The stamp of the last entry that it has seen.
     pub stamp: GroupTime,
+    /// Who belonged to the group at that entry.
+    pub membership: Arc<Membership>,
     /// The state.
     pub capture: C,
 }
@@ -76,6 +83,10 @@ pub struct Output<S: StateMachine> {
     pub answers: Vec<(ReadId, Result<S::Answer, Refused>)>,
     /// A snapshot to be fetched.
     pub install: Option<Install>,
+    /// Who belongs to the group now, if that has changed. It may be undone.
+    pub membership: Option<Arc<Membership>>,
+    /// Who belongs to the group for certain, if that has changed.
+    pub committed_membership: Option<Arc<Membership>>,
     /// A snapshot to be stored; [`Replica::captured`] tells that it is.
     pub capture: Option<Frozen<S::Capture>>,
     /// What happened.
@@ -88,21 +99,25 @@ impl<S: StateMachine> Replica<S> {
     pub fn new(
         config: Config,
         id: NodeId,
-        voters: BTreeSet<NodeId>,
+        founders: Arc<Membership>,
         recovered: Recovered,
         machine: S,
         seed: u64,
         now: Instant,
     ) -> Self {
-        let applied = recovered.snapshot.map_or(Applied::default(), Applied::from);
+        let applied = recovered.snapshot.as_ref().map_or(Applied::default(), Applied::from);
+        let committed = recovered.snapshot.as_ref().map_or(&founders, |root| &root.membership);
+        let committed = committed.clone();
         Self {
             id,
             config,
-            node: Node::new(config, id, voters, recovered, seed, now),
+            node: Node::new(config, id, founders, recovered, seed, now),
             machine,
             applied,
             tickets: BTreeMap::new(),
             deadlines: BTreeSet::new(),
+            changes: Vec::new(),
+            committed_membership: Some(committed),
             queries: BTreeMap::new(),
             bytes_since_capture: 0,
             capturing: false,
@@ -122,10 +137,12 @@ impl<S: StateMachine> Replica<S> {
             && deadline <= now
         {
             self.deadlines.pop_first();
-            let waiting = self.tickets.get_mut(&index).expect("a deadline belongs to a ticket");
-            waiting.retain(|ticket| ticket.id != id);
-            if waiting.is_empty() {
-                self.tickets.remove(&index);
+            self.changes.retain(|(ticket, _)| ticket.id != id);
+            if let Some(waiting) = self.tickets.get_mut(&index) {
+                waiting.retain(|ticket| ticket.id != id);
+                if waiting.is_empty() {
+                    self.tickets.remove(&index);
+                }
             }
             self.outcomes.push((id, Outcome::Unknown));
         }
@@ -144,13 +161,30 @@ impl<S: StateMachine> Replica<S> {
         deadline: Instant,
     ) -> Result<(), Refused> {
         let at = self.node.propose(now, payload)?;
-        self.deadlines.insert((deadline, ticket, at.index));
-        self.tickets.entry(at.index).or_default().push(Ticket {
-            id: ticket,
-            term: at.term,
-            deadline,
-        });
+        self.expect(at, ticket, deadline);
         Ok(())
+    }
+
+    /// Changes the members of the group, as [`Node::change`]. [`Outcome::Done`] says that the change
+    /// is over.
+    ///
+    /// # Errors
+    /// [`ChangeRefused`]: nothing was changed, and nothing will be.
+    pub fn change(
+        &mut self,
+        now: Instant,
+        ticket: TicketId,
+        changes: &[Change],
+        deadline: Instant,
+    ) -> Result<(), ChangeRefused> {
+        let at = self.node.change(now, changes)?;
+        self.expect(at, ticket, deadline);
+        Ok(())
+    }
+
+    fn expect(&mut self, at: Position, id: TicketId, deadline: Instant) {
+        self.deadlines.insert((deadline, id, at.index));
+        self.tickets.entry(at.index).or_default().push(Ticket { id, term: at.term, deadline });
     }
 
     /// Asks a linearizable question. The answer comes with a later [`Output`].
@@ -166,8 +200,8 @@ impl<S: StateMachine> Replica<S> {
     /// Hands the leadership over, as [`Node::transfer`].
     ///
     /// # Errors
-    /// [`Refused`]: nothing was begun.
-    pub fn transfer(&mut self, to: NodeId) -> Result<(), Refused> {
+    /// [`ChangeRefused`]: nothing was begun.
+    pub fn transfer(&mut self, to: NodeId) -> Result<(), ChangeRefused> {
         self.node.transfer(to)
     }
 
@@ -199,7 +233,8 @@ impl<S: StateMachine> Replica<S> {
         root: SnapshotRoot,
         chunks: &mut dyn Iterator<Item = Bytes>,
     ) -> Result<bool, BadSnapshot> {
-        if root.position.index <= self.node.commit() {
+        let covered = root.position.index;
+        if covered <= self.node.commit() {
             self.node.install_failed();
             return Ok(false);
         }
@@ -207,16 +242,17 @@ impl<S: StateMachine> Replica<S> {
             self.node.install_failed();
             return Err(error);
         }
+        self.applied = Applied::from(&root);
+        self.committed_membership = Some(root.membership.clone());
+        self.bytes_since_capture = 0;
         let taken = self.node.installed(root);
         assert!(taken, "a snapshot beyond the commit index is taken");
-        self.applied = Applied::from(root);
-        self.bytes_since_capture = 0;
-        let behind = self.tickets.split_off(&root.position.index.next());
-        for (index, tickets) in std::mem::replace(&mut self.tickets, behind) {
-            for ticket in tickets {
-                self.deadlines.remove(&(ticket.deadline, ticket.id, index));
-                self.outcomes.push((ticket.id, Outcome::Unknown));
-            }
+        let behind = self.tickets.split_off(&covered.next());
+        let covered = std::mem::replace(&mut self.tickets, behind).into_iter();
+        let covered = covered.flat_map(|(at, tickets)| tickets.into_iter().map(move |it| (it, at)));
+        for (ticket, index) in covered.chain(std::mem::take(&mut self.changes)) {
+            self.deadlines.remove(&(ticket.deadline, ticket.id, index));
+            self.outcomes.push((ticket.id, Outcome::Unknown));
         }
         Ok(true)
     }
@@ -239,6 +275,8 @@ impl<S: StateMachine> Replica<S> {
             outcomes: std::mem::take(&mut self.outcomes),
             answers,
             install: effects.install,
+            membership: effects.membership,
+            committed_membership: self.committed_membership.take(),
             capture: self.maybe_capture(),
             events: effects.events,
         }
@@ -282,6 +320,12 @@ impl<S: StateMachine> Replica<S> {
                 self.machine.pass(self.applied);
                 None
             }
+            Payload::Membership(membership) => {
+                self.machine.pass(self.applied);
+                self.committed_membership = Some(membership.clone());
+                self.pass_change(entry, membership.is_joint());
+                None
+            }
         };
         for ticket in self.tickets.remove(&entry.index).unwrap_or_default() {
             self.deadlines.remove(&(ticket.deadline, ticket.id, entry.index));
@@ -292,6 +336,20 @@ impl<S: StateMachine> Replica<S> {
                 Outcome::Rejected
             };
             self.outcomes.push((ticket.id, outcome));
+        }
+    }
+
+    /// A joint membership is the beginning of a change, whose ticket waits for the end.
+    fn pass_change(&mut self, entry: &Entry, begins: bool) {
+        if begins {
+            let waiting = self.tickets.get_mut(&entry.index);
+            let own = waiting.map(|waiting| waiting.extract_if(.., |it| it.term == entry.term));
+            self.changes.extend(own.into_iter().flatten().map(|ticket| (ticket, entry.index)));
+            return;
+        }
+        for (ticket, index) in self.changes.drain(..) {
+            self.deadlines.remove(&(ticket.deadline, ticket.id, index));
+            self.outcomes.push((ticket.id, Outcome::Done(None)));
         }
     }
 
@@ -321,12 +379,15 @@ impl<S: StateMachine> Replica<S> {
         self.capturing = true;
         self.bytes_since_capture = 0;
         let position = Position { term: self.applied.term, index: self.applied.index };
-        Some(Frozen { position, stamp: self.applied.time, capture: self.machine.capture() })
+        let membership = self.node.membership_at(position.index);
+        let membership = membership.expect("the one before the last snapshot is known").clone();
+        let (stamp, capture) = (self.applied.time, self.machine.capture());
+        Some(Frozen { position, stamp, membership, capture })
     }
 }
 
-impl From<SnapshotRoot> for Applied {
-    fn from(root: SnapshotRoot) -> Self {
+impl From<&SnapshotRoot> for Applied {
+    fn from(root: &SnapshotRoot) -> Self {
         Self { index: root.position.index, term: root.position.term, time: root.stamp }
     }
 }

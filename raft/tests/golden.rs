@@ -30,6 +30,28 @@ macro_rules! scripts {
 }
 
 scripts! {
+    raft_config: [
+        add_single,
+        bad_changes_are_refused,
+        change_that_breaks_the_quorum_is_refused,
+        commit_needs_both_majorities,
+        election_needs_both_majorities,
+        grown_from_one,
+        learner_is_not_counted,
+        learner_must_vote,
+        learner_never_campaigns,
+        membership_in_a_snapshot,
+        new_leader_ends_a_change,
+        one_change_at_a_time,
+        promotion_waits_for_the_log,
+        remove_leader,
+        remove_leader_of_two,
+        removed_member_is_told,
+        replace_leader_joint,
+        restart_in_a_change,
+        truncated_change_is_undone,
+        undone_removal_may_still_lead,
+    ],
     raft_durability: [
         appended_entries_lost_in_a_crash_are_sent_again,
         candidate_counts_itself_only_when_durable,
@@ -133,9 +155,9 @@ scripts! {
     ],
     raft_message: [
         malformed_is_dropped,
+        own_name_is_dropped,
         replies_that_promise_too_much_are_ignored,
         stale_messages_are_dropped,
-        stranger_is_dropped,
     ],
 }
 

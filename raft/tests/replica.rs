@@ -2,13 +2,13 @@
 //!
 //! Every test drives one replica alone; what the other members would say is written out.
 
-use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_raft::{
     AppendResult, Applied, BadSnapshot, Capture, Config, Digest, Entry, GroupTime, Index, Instant,
-    Message, MessageKind, NodeId, Outcome, Output, Payload, Position, ReadId, Recovered, Refused,
-    Replica, RoleKind, SnapshotRoot, StateMachine, Term, TicketId,
+    Membership, Message, MessageKind, NodeId, Outcome, Output, Payload, Position, ReadId,
+    Recovered, Refused, Replica, RoleKind, SnapshotRoot, StateMachine, Term, TicketId,
 };
 
 /// Remembers the commands that it was given.
@@ -86,10 +86,11 @@ fn config() -> Config {
 
 impl Driver {
     fn new(config: Config, id: u64, voters: impl IntoIterator<Item = u64>) -> Self {
-        let voters: BTreeSet<NodeId> = voters.into_iter().map(NodeId).collect();
+        let founders = founders(voters);
         let recovered = Recovered::default();
         let machine = Journal::default();
-        let replica = Replica::new(config, NodeId(id), voters, recovered, machine, id, Instant(0));
+        let replica =
+            Replica::new(config, NodeId(id), founders, recovered, machine, id, Instant(0));
         Self {
             replica,
             now: Instant(0),
@@ -182,9 +183,13 @@ fn append(previous: Position, commit: u64, entries: Vec<Entry>) -> MessageKind {
     MessageKind::AppendRequest { previous, commit: Index(commit), round: 1, entries }
 }
 
-fn root(position: Position, bytes: u64) -> SnapshotRoot {
-    let stamp = GroupTime(1_000);
-    SnapshotRoot { position, stamp, manifest: Digest::default(), chunks: 1, bytes }
+fn founders(ids: impl IntoIterator<Item = u64>) -> Arc<Membership> {
+    Arc::new(Membership::founders(ids.into_iter().map(|id| (NodeId(id), Bytes::new()))))
+}
+
+fn root(position: Position, bytes: u64, founders: Arc<Membership>) -> SnapshotRoot {
+    let (stamp, manifest) = (GroupTime(1_000), Digest::default());
+    SnapshotRoot { position, stamp, manifest, chunks: 1, bytes, membership: founders }
 }
 
 /// Long enough not to matter.
@@ -299,12 +304,12 @@ fn install_over_its_index_ends_it_unknown() {
     driver.propose(7, "a", LATER);
     driver.propose(8, "b", LATER);
     driver.propose(9, "c", LATER);
-    let offered = root(at(3, 2), 100);
-    driver.hear(2, 2, MessageKind::SnapshotOffer(offered));
-    assert_eq!(driver.wanted, [offered]);
+    let offered = root(at(3, 2), 100, founders(1..=3));
+    driver.hear(2, 2, MessageKind::SnapshotOffer(offered.clone()));
+    assert_eq!(driver.wanted, std::slice::from_ref(&offered));
 
     let chunks = [Bytes::from_static(b"x"), Bytes::from_static(b"y")];
-    assert_eq!(driver.replica.installed(offered, &mut chunks.into_iter()), Ok(true));
+    assert_eq!(driver.replica.installed(offered.clone(), &mut chunks.into_iter()), Ok(true));
     driver.act();
     assert_eq!(
         driver.ended(),
@@ -325,26 +330,26 @@ fn install_over_its_index_ends_it_unknown() {
 fn snapshot_that_does_not_decode_changes_nothing_and_is_asked_for_again() {
     let mut driver = Driver::new(config(), 1, [1, 2, 3]);
     driver.hear(2, 1, append(at(0, 0), 1, vec![entry(1, 1, "a")]));
-    let offered = root(at(3, 1), 100);
-    driver.hear(2, 1, MessageKind::SnapshotOffer(offered));
-    let refused = driver.replica.installed(offered, &mut [Bytes::new()].into_iter());
+    let offered = root(at(3, 1), 100, founders(1..=3));
+    driver.hear(2, 1, MessageKind::SnapshotOffer(offered.clone()));
+    let refused = driver.replica.installed(offered.clone(), &mut [Bytes::new()].into_iter());
     assert!(refused.is_err(), "{refused:?}");
     driver.act();
     assert_eq!(driver.replica.machine().commands, ["a"]);
     assert_eq!(driver.replica.status().commit, Index(1));
 
-    driver.hear(2, 1, MessageKind::SnapshotOffer(offered));
-    assert_eq!(driver.wanted, [offered, offered]);
+    driver.hear(2, 1, MessageKind::SnapshotOffer(offered.clone()));
+    assert_eq!(driver.wanted, [offered.clone(), offered]);
 }
 
 #[test]
 fn overtaken_snapshot_does_not_take_the_place_of_the_state() {
     let mut driver = Driver::new(config(), 1, [1, 2, 3]);
-    let offered = root(at(1, 1), 100);
-    driver.hear(2, 1, MessageKind::SnapshotOffer(offered));
+    let offered = root(at(1, 1), 100, founders(1..=3));
+    driver.hear(2, 1, MessageKind::SnapshotOffer(offered.clone()));
     driver.hear(2, 1, append(at(0, 0), 2, vec![entry(1, 1, "a"), entry(2, 1, "b")]));
     let old = [Bytes::from_static(b"a")];
-    assert_eq!(driver.replica.installed(offered, &mut old.into_iter()), Ok(false));
+    assert_eq!(driver.replica.installed(offered.clone(), &mut old.into_iter()), Ok(false));
     driver.act();
     assert_eq!(driver.replica.machine().commands, ["a", "b"]);
 }
@@ -398,12 +403,12 @@ fn capture_is_due_by_bytes() {
     assert!((100..150).all(|ticket| !grow(&mut driver, ticket)));
 
     // It is as large as 25 entries: so much log has to be applied before the next.
-    driver.replica.captured(Some(root(at(17, 1), 2_500)));
+    driver.replica.captured(Some(root(at(17, 1), 2_500, founders([8]))));
     driver.act();
     assert_eq!(driver.replica.status().snapshot.map(|root| root.position), Some(at(17, 1)));
     assert_eq!(driver.replica.status().first, Index(18));
     assert_eq!(driver.captures, [at(17, 1), at(67, 1)], "what was applied meanwhile counts");
-    driver.replica.captured(Some(root(at(67, 1), 2_500)));
+    driver.replica.captured(Some(root(at(67, 1), 2_500, founders([8]))));
     driver.act();
     assert_eq!(grow_until_due(&mut driver), 25);
 }

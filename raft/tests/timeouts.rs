@@ -1,15 +1,18 @@
 //! Election timeouts are drawn anew each time, between their least and twice that (section 5.2).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use flotilla_raft::{Config, Event, Instant, Node, NodeId, Recovered};
+use bytes::Bytes;
+use flotilla_raft::{Config, Event, Instant, Membership, Node, NodeId, Recovered};
 
 /// How many ticks a member that hears nobody waits as a follower before it campaigns, and then as a
 /// candidate before it campaigns again.
 fn ticks_between_campaigns(seed: u64) -> [u32; 2] {
     let config = Config::default();
-    let voters: BTreeSet<NodeId> = (1..=3).map(NodeId).collect();
-    let mut node = Node::new(config, NodeId(1), voters, Recovered::default(), seed, Instant(0));
+    let founders = (1..=3).map(|id| (NodeId(id), Bytes::new()));
+    let founders = Arc::new(Membership::founders(founders));
+    let mut node = Node::new(config, NodeId(1), founders, Recovered::default(), seed, Instant(0));
     let mut begun = (1..=10_000).filter(|&tick| {
         node.tick(Instant(u64::from(tick) * config.tick_us));
         let events = node.take_effects().events;

@@ -5,11 +5,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use proto::admin as pb;
 use proto::admin::admin_server::{Admin, AdminServer};
-use raft::{Index, NodeId, StateMachine};
+use raft::{BadChange, ChangeRefused, Index, NodeId, Standing, StateMachine};
 use tokio::time::Instant;
 use tonic::{Request, Response};
 
-use crate::handle::{Handle, MemberStatus, Refused, Role, Status, TransferRefused};
+use crate::handle::{
+    ChangeRejected, Changed, Handle, MemberStatus, Refused, Role, Status, TransferRefused, Wanted,
+};
+
+/// How many changes of members may be asked for at once.
+const CHANGES_MAX: usize = 64;
+
+/// How long a change of the members may take, before it is said that its outcome is unknown.
+const CHANGE_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long a transfer of the leadership may take. The core gives up much sooner.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(10);
@@ -52,17 +60,80 @@ where
             Err(refused) => Err(not_transferred(&refused)),
         }
     }
+
+    async fn change_members(
+        &self,
+        request: Request<pb::ChangeMembersRequest>,
+    ) -> Result<Response<pb::ChangeMembersReply>, tonic::Status> {
+        let changes = request.into_inner().changes;
+        if changes.len() > CHANGES_MAX {
+            let message = format!("{} changes, over the limit of {CHANGES_MAX}", changes.len());
+            return Err(tonic::Status::invalid_argument(message));
+        }
+        let changes = changes.into_iter().map(wanted).collect::<Result<Vec<_>, _>>()?;
+        match self.handle.change(&changes, Instant::now() + CHANGE_LIMIT).await {
+            Changed::Done(nodes) => {
+                let nodes = nodes.iter().map(|node| node.0).collect();
+                Ok(Response::new(pb::ChangeMembersReply { nodes }))
+            }
+            Changed::Rejected(rejected) => Err(not_changed(&rejected)),
+            Changed::Unknown => Err(tonic::Status::deadline_exceeded(
+                "the members may have changed, or may change yet: look at their list",
+            )),
+        }
+    }
+}
+
+fn wanted(change: pb::MemberChange) -> Result<Wanted, tonic::Status> {
+    use pb::member_change::Kind;
+    Ok(match change.kind {
+        None => return Err(tonic::Status::invalid_argument("a change says nothing")),
+        Some(Kind::Add(address)) => Wanted::Add(address),
+        Some(Kind::Update(address)) => Wanted::Update(address),
+        Some(Kind::Promote(node)) => Wanted::Promote(NodeId(node)),
+        Some(Kind::Demote(node)) => Wanted::Demote(NodeId(node)),
+        Some(Kind::Remove(node)) => Wanted::Remove(NodeId(node)),
+    })
+}
+
+fn not_changed(rejected: &ChangeRejected) -> tonic::Status {
+    let message = rejected.to_string();
+    match rejected {
+        ChangeRejected::Refused(refused) => not_done(refused),
+        ChangeRejected::NotMet { .. } => tonic::Status::unavailable(message),
+        ChangeRejected::Change(refused) => match refused {
+            ChangeRefused::Refused(_) | ChangeRefused::Changing => {
+                tonic::Status::unavailable(message)
+            }
+            ChangeRefused::Behind(_) | ChangeRefused::NoQuorum => {
+                tonic::Status::failed_precondition(message)
+            }
+            ChangeRefused::NoVoter(_) | ChangeRefused::BadChange(BadChange::NoSuchMember(_)) => {
+                tonic::Status::not_found(message)
+            }
+            ChangeRefused::BadChange(BadChange::IdUsed { .. }) => {
+                tonic::Status::already_exists(message)
+            }
+            ChangeRefused::BadChange(_) => tonic::Status::invalid_argument(message),
+        },
+    }
+}
+
+fn not_done(refused: &Refused) -> tonic::Status {
+    match refused {
+        Refused::NotLeader { leader: Some(leader) } => {
+            let (node, address) = (leader.node, &leader.client_address);
+            tonic::Status::unavailable(format!("{refused}; member {node} at {address} does"))
+        }
+        refused => tonic::Status::unavailable(refused.to_string()),
+    }
 }
 
 fn not_transferred(refused: &TransferRefused) -> tonic::Status {
     let message = refused.to_string();
     match refused {
-        TransferRefused::Refused(Refused::NotLeader { leader: Some(leader) }) => {
-            let (node, address) = (leader.node, &leader.client_address);
-            tonic::Status::unavailable(format!("{message}; member {node} at {address} does"))
-        }
-        TransferRefused::Refused(_) => tonic::Status::unavailable(message),
-        TransferRefused::NoSuchMember => tonic::Status::not_found(message),
+        TransferRefused::Refused(refused) => not_done(refused),
+        TransferRefused::Nobody | TransferRefused::Change(_) => tonic::Status::not_found(message),
         TransferRefused::NotTakenOver => tonic::Status::aborted(message),
     }
 }
@@ -110,5 +181,16 @@ fn member(status: MemberStatus) -> pb::Member {
         client_address: status.member.client_address,
         matched_index: status.matched.0,
         active: status.active,
+        standing: standing(status.standing).into(),
+    }
+}
+
+fn standing(standing: Standing) -> pb::Standing {
+    match standing {
+        Standing::Learner => pb::Standing::Learner,
+        Standing::Voter => pb::Standing::Voter,
+        Standing::Incoming => pb::Standing::Incoming,
+        Standing::Outgoing => pb::Standing::Outgoing,
+        Standing::Demoted => pb::Standing::Demoted,
     }
 }

@@ -18,6 +18,15 @@ pub(crate) fn observe(event: &Event) {
             info!(%term, "campaigning");
         }
         Event::Leading { term, last } => info!(%term, %last, "leading"),
+        Event::Removed { term } => info!(%term, "stepping down: this member votes no more"),
+        Event::Reconfigured { index, membership } => {
+            let ids = |voters: Vec<raft::NodeId>| {
+                voters.iter().map(raft::NodeId::to_string).collect::<Vec<_>>().join(",")
+            };
+            let before = ids(membership.voters_before().collect());
+            let after = ids(membership.voters_after().collect());
+            info!(%index, before, after, "the members have changed");
+        }
         Event::Transferring { to } => info!(%to, "handing the leadership over"),
         Event::TransferFailed { to } => {
             warn!(%to, "the leadership stays here: the other did not take it over in time");

@@ -1,15 +1,18 @@
 //! What a service holds of its replica: everybody else owns a handle, the host task the replica.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft::{GroupTime, Index, NodeId, SnapshotRoot, StateMachine, Term};
+use raft::{
+    Change, ChangeRefused, GroupTime, Index, NodeId, SnapshotRoot, Standing, StateMachine, Term,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use crate::identity::GroupId;
+use crate::membership::Contact;
+use crate::peer::{self, Directory, Peers};
 use crate::settings::Member;
 
 /// How many requests may wait for the host task.
@@ -78,12 +81,60 @@ pub enum TransferRefused {
     /// It was not begun.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// There is nobody, or no such member, to hand it to.
-    #[error("the group has no such member that could lead")]
-    NoSuchMember,
+    /// There is nobody to hand it to.
+    #[error("the group has no other member that could lead")]
+    Nobody,
+    /// It can't be handed to that member.
+    #[error(transparent)]
+    Change(ChangeRefused),
     /// It stays where it is, or went to somebody else.
     #[error("the member did not take the leadership over in time")]
     NotTakenOver,
+}
+
+/// How a change of the members ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// It is over; whom each of the changes was about.
+    Done(Vec<NodeId>),
+    /// Nothing was changed, and nothing will be.
+    Rejected(ChangeRejected),
+    /// It may be done, or be done yet.
+    Unknown,
+}
+
+/// Why the members were not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeRejected {
+    /// It was not begun.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The group does not allow it, now or ever.
+    #[error(transparent)]
+    Change(ChangeRefused),
+    /// Nobody answers at the address of a new member, or who does is not fit.
+    #[error("the member at {address}: {reason}")]
+    NotMet {
+        /// The address.
+        address: String,
+        /// Why it is not taken.
+        reason: String,
+    },
+}
+
+/// What an operator wants changed of one member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The member that answers at this peer address is to come, as a learner.
+    Add(String),
+    /// The member that answers at this peer address has moved there.
+    Update(String),
+    /// A learner is to vote.
+    Promote(NodeId),
+    /// A voter is to be a learner.
+    Demote(NodeId),
+    /// A member is to go.
+    Remove(NodeId),
 }
 
 /// What a member is.
@@ -143,6 +194,8 @@ pub struct Status {
 pub struct MemberStatus {
     /// Which.
     pub member: Member,
+    /// What part it has in decisions.
+    pub standing: Standing,
     /// On the leader: its log is durable and equal up to here.
     pub matched: Index,
     /// On the leader: it was heard from lately.
@@ -151,11 +204,32 @@ pub struct MemberStatus {
 
 /// What the host task is asked.
 pub(crate) enum Request<S: StateMachine> {
-    Propose { command: Bytes, deadline: Instant, answer: oneshot::Sender<Outcome<S::Response>> },
-    Tick { deadline: Instant, answer: oneshot::Sender<Outcome<()>> },
-    Query { query: S::Query, answer: oneshot::Sender<Result<S::Answer, Refused>> },
-    QueryStale { query: S::Query, answer: oneshot::Sender<Result<S::Answer, Refused>> },
-    Transfer { to: Option<NodeId>, answer: oneshot::Sender<Transferred> },
+    Propose {
+        command: Bytes,
+        deadline: Instant,
+        answer: oneshot::Sender<Outcome<S::Response>>,
+    },
+    Tick {
+        deadline: Instant,
+        answer: oneshot::Sender<Outcome<()>>,
+    },
+    Query {
+        query: S::Query,
+        answer: oneshot::Sender<Result<S::Answer, Refused>>,
+    },
+    QueryStale {
+        query: S::Query,
+        answer: oneshot::Sender<Result<S::Answer, Refused>>,
+    },
+    Transfer {
+        to: Option<NodeId>,
+        answer: oneshot::Sender<Transferred>,
+    },
+    Change {
+        changes: Vec<Change>,
+        deadline: Instant,
+        answer: oneshot::Sender<Outcome<Result<(), ChangeRefused>>>,
+    },
 }
 
 /// Who leads now, after a transfer.
@@ -165,8 +239,8 @@ pub(crate) type Transferred = Result<NodeId, TransferRefused>;
 pub struct Handle<S: StateMachine> {
     requests: mpsc::Sender<Request<S>>,
     status: watch::Receiver<Status>,
-    members: Arc<BTreeMap<NodeId, Member>>,
-    channels: Arc<BTreeMap<NodeId, Channel>>,
+    directory: Arc<Directory>,
+    peers: Arc<Peers>,
     node: NodeId,
 }
 
@@ -175,8 +249,8 @@ impl<S: StateMachine> Clone for Handle<S> {
         Self {
             requests: self.requests.clone(),
             status: self.status.clone(),
-            members: self.members.clone(),
-            channels: self.channels.clone(),
+            directory: self.directory.clone(),
+            peers: self.peers.clone(),
             node: self.node,
         }
     }
@@ -186,11 +260,11 @@ impl<S: StateMachine> Handle<S> {
     pub(crate) fn new(
         requests: mpsc::Sender<Request<S>>,
         status: watch::Receiver<Status>,
-        members: Arc<BTreeMap<NodeId, Member>>,
-        channels: Arc<BTreeMap<NodeId, Channel>>,
+        directory: Arc<Directory>,
+        peers: Arc<Peers>,
         node: NodeId,
     ) -> Self {
-        Self { requests, status, members, channels, node }
+        Self { requests, status, directory, peers, node }
     }
 
     /// Replicates a command and executes it. Only the leader does so. Ends by the deadline.
@@ -252,10 +326,51 @@ impl<S: StateMachine> Handle<S> {
         }
     }
 
+    /// Changes the members of the group, all at once, and ends when the change is over. Only the
+    /// leader does so. Who comes or has moved is asked first who it is.
+    pub async fn change(&self, wanted: &[Wanted], deadline: Instant) -> Changed {
+        let mut changes = Vec::new();
+        for wanted in wanted {
+            match self.meet(wanted).await {
+                Ok(change) => changes.push(change),
+                Err(rejected) => return Changed::Rejected(rejected),
+            }
+        }
+        let nodes = changes.iter().map(Change::id).collect();
+        match self.ask_outcome(|answer| Request::Change { changes, deadline, answer }).await {
+            Outcome::Done(Ok(())) => Changed::Done(nodes),
+            Outcome::Done(Err(refused)) => Changed::Rejected(ChangeRejected::Change(refused)),
+            Outcome::Rejected(refused) => Changed::Rejected(refused.into()),
+            Outcome::Unknown => Changed::Unknown,
+        }
+    }
+
+    /// What a wish comes to. The incarnation of a new member is pinned from here on.
+    async fn meet(&self, wanted: &Wanted) -> Result<Change, ChangeRejected> {
+        let address = match wanted {
+            Wanted::Add(address) | Wanted::Update(address) => address,
+            Wanted::Promote(node) => return Ok(Change::Promote(*node)),
+            Wanted::Demote(node) => return Ok(Change::Demote(*node)),
+            Wanted::Remove(node) => return Ok(Change::Remove(*node)),
+        };
+        let met = peer::meet(&self.peers, address).await;
+        let founder = met.map_err(|reason| {
+            let address = address.clone();
+            ChangeRejected::NotMet { address, reason }
+        })?;
+        let (id, contact) = (founder.node, Contact::from(founder).encode());
+        Ok(match wanted {
+            Wanted::Update(_) => Change::Update { id, contact },
+            Wanted::Add(_) | Wanted::Promote(_) | Wanted::Demote(_) | Wanted::Remove(_) => {
+                Change::AddLearner { id, contact }
+            }
+        })
+    }
+
     /// The leader, as far as this member knows.
     pub fn leader(&self) -> Option<Member> {
         let leader = self.status.borrow().leader?;
-        self.members.get(&leader).cloned()
+        self.directory.member(leader)
     }
 
     /// Whether this member leads, as far as it knows.
@@ -290,7 +405,7 @@ impl<S: StateMachine> Handle<S> {
 
     /// A connection to another member's peer port.
     pub fn peer(&self, node: NodeId) -> Option<Channel> {
-        self.channels.get(&node).cloned()
+        self.directory.channel(node)
     }
 
     async fn ask_outcome<R>(

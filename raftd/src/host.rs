@@ -4,15 +4,15 @@
 //! up to a bound, and then acts once on everything: so proposals batch by themselves, and the disk
 //! sees one write where it would have seen many. It decides nothing that `raft` can decide.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use daemon::{Failure, Shutdown};
 use raft::{
-    Event, Frozen, Index, Install, Instant, NodeId, Output, Payload, ReadId, Replica, RoleKind,
-    SnapshotRoot, StateMachine, TicketId,
+    Change, ChangeRefused, Event, Frozen, Index, Install, Instant, Membership, NodeId, Output,
+    Payload, ReadId, Replica, RoleKind, SnapshotRoot, StateMachine, TicketId,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -22,7 +22,7 @@ use crate::events;
 use crate::handle::{
     MemberStatus, Outcome, Refused, Request, Role, Status, TransferRefused, Transferred,
 };
-use crate::peer::{self, Incoming, News, Peers};
+use crate::peer::{self, Directory, Incoming, News, Peers, Senders};
 use crate::settings::Member;
 use crate::store::{Snapshots, Store, Written};
 
@@ -34,6 +34,10 @@ const INSTALL_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a member that is to stop waits for another to lead in its place.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a member that was removed goes on: a leader that removes itself answers who asked for
+/// it, and says farewell. Clients that come here meanwhile wait, so it is not long.
+const REMOVED_LINGER: Duration = Duration::from_millis(200);
 
 /// What the host task is fed by.
 pub(crate) struct Inputs<S: StateMachine> {
@@ -61,13 +65,15 @@ pub(crate) struct Driver<S: StateMachine> {
     pub(crate) store: Store,
     pub(crate) snapshots: Snapshots,
     pub(crate) peers: Arc<Peers>,
-    pub(crate) senders: BTreeMap<NodeId, peer::Sender>,
-    pub(crate) members: Arc<BTreeMap<NodeId, Member>>,
+    pub(crate) senders: Senders,
+    pub(crate) directory: Arc<Directory>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) jobs: mpsc::Sender<Job>,
     pub(crate) started: std::time::Instant,
     pub(crate) tick: Duration,
     pub(crate) waiting: Waiting<S>,
+    /// Since when it is certain that this member belongs to the group no more.
+    pub(crate) removed: Option<std::time::Instant>,
 }
 
 /// Who waits for an answer.
@@ -78,6 +84,7 @@ pub(crate) struct Waiting<S: StateMachine> {
     queries: HashMap<ReadId, oneshot::Sender<Result<S::Answer, Refused>>>,
     /// Who waits for the leadership to be handed over, and to whom.
     transfers: Vec<(NodeId, oneshot::Sender<Transferred>)>,
+    changes: HashMap<TicketId, oneshot::Sender<Outcome<Result<(), ChangeRefused>>>>,
 }
 
 impl<S: StateMachine> Default for Waiting<S> {
@@ -88,6 +95,7 @@ impl<S: StateMachine> Default for Waiting<S> {
             ticks: HashMap::new(),
             queries: HashMap::new(),
             transfers: Vec::new(),
+            changes: HashMap::new(),
         }
     }
 }
@@ -116,7 +124,7 @@ impl<S: StateMachine> Driver<S> {
                 biased;
                 () = shutdown.requested(), if leaving.is_none() => leaving = Some(self.leave()),
                 failure = &mut inputs.store_failed => return Err(store_failure(failure)),
-                _ = clock.tick() => { ticked = true; self.replica.tick(self.now()) },
+                _ = clock.tick() => { ticked = true; self.tick() },
                 Ok(()) = inputs.written.changed() => self.written(&mut inputs.written),
                 Some(incoming) = inputs.inbox.recv() => self.step(incoming),
                 Some(job) = inputs.jobs.recv() => self.finish(job)?,
@@ -127,12 +135,21 @@ impl<S: StateMachine> Driver<S> {
             self.drain(&mut inputs);
             self.act();
             self.publish(ticked);
+            if self.removed.is_some_and(|since| since.elapsed() >= REMOVED_LINGER) {
+                return Err(removed());
+            }
             // Its vote counts for the next leader, so it stays until there is one.
             let follows = !self.leads() && self.replica.node().leader().is_some();
             if leaving.is_some_and(|until| follows || self.now() >= until) {
                 return Ok(());
             }
         }
+    }
+
+    fn tick(&mut self) {
+        let now = self.now();
+        self.replica.tick(now);
+        self.senders.part();
     }
 
     fn leads(&self) -> bool {
@@ -148,8 +165,9 @@ impl<S: StateMachine> Driver<S> {
 
     /// Who has most of the log, of those that were heard from lately.
     fn successor(&self) -> Option<NodeId> {
-        let peers = self.replica.status().peers.into_iter();
-        // Right after the look at the quorum nobody counts as active.
+        let status = self.replica.status();
+        let voter = |progress: &raft::Progress| status.membership.stays_voter(progress.node);
+        let peers = status.peers.iter().filter(|progress| voter(progress));
         let best = peers.max_by_key(|progress| (progress.active, progress.matched));
         best.map(|progress| progress.node)
     }
@@ -218,19 +236,47 @@ impl<S: StateMachine> Driver<S> {
                 Ok(to) => self.waiting.transfers.push((to, answer)),
                 Err(refused) => reply(answer, Err(refused)),
             },
+            Request::Change { changes, deadline, answer } => {
+                match self.change(&changes, deadline) {
+                    Ok(ticket) => drop(self.waiting.changes.insert(ticket, answer)),
+                    Err(ChangeRefused::Refused(refused)) => {
+                        reply(answer, Outcome::Rejected(self.refused(refused)));
+                    }
+                    Err(refused) => reply(answer, Outcome::Done(Err(refused))),
+                }
+            }
         }
+    }
+
+    /// Begins to change the members.
+    fn change(
+        &mut self,
+        changes: &[Change],
+        deadline: tokio::time::Instant,
+    ) -> Result<TicketId, ChangeRefused> {
+        let (now, deadline) = (self.now(), self.at(deadline.into_std()));
+        let ticket = TicketId(self.waiting.number());
+        self.replica.change(now, ticket, changes, deadline)?;
+        Ok(ticket)
+    }
+
+    /// These are the members now. Whoever waits for a change sees them when it is answered.
+    fn follow(&mut self, membership: &Membership) {
+        self.peers.follow(membership);
+        self.senders.follow(membership);
+        self.status.send_replace(self.describe());
     }
 
     /// Begins to hand the leadership over; to whom.
     fn transfer(&mut self, to: Option<NodeId>) -> Transferred {
         let Some(to) = to.or_else(|| self.successor()) else {
             let refused = raft::Refused::NotLeader;
-            let nobody = self.leads().then_some(TransferRefused::NoSuchMember);
+            let nobody = self.leads().then_some(TransferRefused::Nobody);
             return Err(nobody.unwrap_or_else(|| self.refused(refused).into()));
         };
         self.replica.transfer(to).map(|()| to).map_err(|refused| match refused {
-            raft::Refused::NoSuchMember => TransferRefused::NoSuchMember,
-            refused => self.refused(refused).into(),
+            ChangeRefused::Refused(refused) => self.refused(refused).into(),
+            refused => TransferRefused::Change(refused),
         })
     }
 
@@ -272,14 +318,13 @@ impl<S: StateMachine> Driver<S> {
     fn refused(&self, refused: raft::Refused) -> Refused {
         match refused {
             raft::Refused::NotLeader => Refused::NotLeader { leader: self.leader() },
-            // A member that is unknown is nobody's answer but a transfer's, which tells it.
-            raft::Refused::Transferring | raft::Refused::NoSuchMember => Refused::Transferring,
+            raft::Refused::Transferring => Refused::Transferring,
             raft::Refused::Overloaded(limit) => Refused::Overloaded { limit },
         }
     }
 
     fn leader(&self) -> Option<Member> {
-        self.members.get(&self.replica.node().leader()?).cloned()
+        self.directory.member(self.replica.node().leader()?)
     }
 
     fn finish(&mut self, job: Job) -> Result<(), Failure> {
@@ -293,9 +338,10 @@ impl<S: StateMachine> Driver<S> {
                 return Err(failure);
             }
             Job::Fetched(Ok((root, chunks))) => {
+                let index = root.position.index;
                 match self.replica.installed(root, &mut chunks.into_iter()) {
                     Ok(installed) => {
-                        info!(index = %root.position.index, installed, "fetched a snapshot");
+                        info!(%index, installed, "fetched a snapshot");
                     }
                     // Its chunks are those that the leader named, so no retry will change it.
                     Err(error) => {
@@ -316,11 +362,19 @@ impl<S: StateMachine> Driver<S> {
     /// Does what the replica asks for.
     fn act(&mut self) {
         let output: Output<S> = self.replica.take_output();
-        // The leader's followers work while its own disk does.
+        // The leader's followers work while its own disk does, so they are told first.
+        if let Some(membership) = output.membership {
+            self.follow(&membership);
+        }
+        if let Some(membership) = output.committed_membership {
+            self.peers.pin(&membership);
+            let me = self.peers.me.node;
+            if membership.last_id() >= me && !membership.members().contains_key(&me) {
+                self.removed.get_or_insert(std::time::Instant::now());
+            }
+        }
         for envelope in output.messages {
-            if let Some(sender) = self.senders.get(&envelope.to)
-                && !sender.send(envelope.message)
-            {
+            if !self.senders.send(envelope.to, envelope.message) {
                 metrics::counter!("flotilla_raft_messages_dropped_total").increment(1);
             }
         }
@@ -364,6 +418,13 @@ impl<S: StateMachine> Driver<S> {
                 raft::Outcome::Unknown => Outcome::Unknown,
             };
             reply(waiting, outcome);
+        } else if let Some(waiting) = self.waiting.changes.remove(&ticket) {
+            let outcome = match outcome {
+                raft::Outcome::Done(_) => Outcome::Done(Ok(())),
+                raft::Outcome::Rejected => Outcome::Rejected(Refused::Overtaken),
+                raft::Outcome::Unknown => Outcome::Unknown,
+            };
+            reply(waiting, outcome);
         }
     }
 
@@ -371,19 +432,24 @@ impl<S: StateMachine> Driver<S> {
     fn capture(&self, frozen: Frozen<S::Capture>) {
         let (snapshots, jobs) = (self.snapshots.clone(), self.jobs.clone());
         tokio::task::spawn_blocking(move || {
-            let stored = snapshots.store(frozen.position, frozen.stamp, frozen.capture);
+            let stored = snapshots.store(frozen);
             // The host has ended when nobody listens.
             let _ = jobs.blocking_send(Job::Captured(stored.map_err(Failure::from)));
         });
     }
 
     /// Fetches a snapshot away from this task, on a connection of its own.
-    fn install(&self, install: Install) {
-        let Some(member) = self.members.get(&install.from).cloned() else { return };
+    fn install(&mut self, install: Install) {
+        // A leader that is newer than this member's log has said hello.
+        let known = self.directory.member(install.from).map(|member| member.peer_address);
+        let Some(address) = known.or_else(|| self.peers.caller(install.from)) else {
+            warn!(leader = %install.from, "a snapshot is offered by who has not said hello");
+            return self.replica.install_failed();
+        };
         let (snapshots, peers, jobs) =
             (self.snapshots.clone(), self.peers.clone(), self.jobs.clone());
         tokio::spawn(async move {
-            let fetched = peer::fetch(&peers, &member, install.root, snapshots).await;
+            let fetched = peer::fetch(&peers, &address, install.root.clone(), snapshots).await;
             let fetched = fetched.map(|chunks| (install.root, chunks));
             if fetched.is_err() {
                 // The leader offers it again with the next heartbeat.
@@ -420,15 +486,18 @@ impl<S: StateMachine> Driver<S> {
 
     fn describe(&self) -> Status {
         let (core, applied) = (self.replica.status(), self.replica.applied());
-        let members = self.members.values().map(|member| {
+        let contacts = self.directory.members().into_iter();
+        let members = contacts.filter_map(|member| {
+            let standing = core.membership.members().get(&member.node)?.standing;
             let progress = core.peers.iter().find(|progress| progress.node == member.node);
             let itself = member.node == self.peers.me.node && core.role == RoleKind::Leader;
-            MemberStatus {
-                member: member.clone(),
+            Some(MemberStatus {
                 matched: progress
                     .map_or(if itself { core.durable } else { Index(0) }, |p| p.matched),
                 active: progress.map_or(itself, |progress| progress.active),
-            }
+                standing,
+                member,
+            })
         });
         let last = self.status.borrow();
         Status {
@@ -464,6 +533,13 @@ fn role(role: RoleKind) -> Role {
 /// Answers, unless the asker has gone.
 fn reply<T>(answer: oneshot::Sender<T>, value: T) {
     drop(answer.send(value));
+}
+
+fn removed() -> Failure {
+    Failure::configuration(
+        "this member was removed from its group: its data is of no more use; to come back it needs \
+         an empty directory and a new id",
+    )
 }
 
 pub(crate) fn store_failure(failure: Result<Failure, oneshot::error::RecvError>) -> Failure {

@@ -78,10 +78,17 @@ pub(crate) enum Mistrust {
     #[error("{0} is no member of this group")]
     Stranger(NodeId),
     #[error(
-        "member {0} has lost its data (its incarnation is not the one that the group was born \
-         with): remove it and add it again under a new id"
+        "member {0} has lost its data (its incarnation is not the one that the group knows): \
+         remove it and add it again under a new id"
     )]
     Wiped(NodeId),
+    #[error(
+        "member {0} was removed from the group: stop it; to come back it needs an empty directory \
+         and a new id"
+    )]
+    Removed(NodeId),
+    #[error("member {0} is being added with another incarnation: see whether that ends")]
+    Pending(NodeId),
     #[error("member {0} is an older process (boot {1} after {2}): stop it")]
     OlderBoot(NodeId, u64, u64),
     #[error("two processes claim to be member {0}: stop the copy")]
@@ -97,33 +104,77 @@ impl Mistrust {
     /// Whether it speaks of what the peer has lost, which no retry and no setting brings back.
     pub(crate) fn is_about_data(&self) -> bool {
         match self {
-            Self::Wiped(_) | Self::OlderBoot(..) | Self::Twin(_) | Self::RolledBack(..) => true,
+            Self::Wiped(_)
+            | Self::Removed(_)
+            | Self::OlderBoot(..)
+            | Self::Twin(_)
+            | Self::RolledBack(..) => true,
             Self::Version(..) | Self::Cluster(..) | Self::Group | Self::Stranger(_) => false,
+            Self::Pending(_) => false,
         }
     }
 }
+
+/// How many others are remembered, newcomers that may never become members among them.
+const HEARD_MAX: usize = 256;
 
 /// What this member knows of the others.
 #[derive(Debug)]
 pub(crate) struct Acquaintances {
     cluster: String,
     group: Option<GroupId>,
-    founders: BTreeMap<NodeId, Incarnation>,
+    /// The members, for certain, and the highest id that one ever had.
+    members: BTreeMap<NodeId, Incarnation>,
+    last_id: NodeId,
+    /// The members as they rule, which may be undone.
+    ruling: BTreeMap<NodeId, Incarnation>,
     heard: BTreeMap<NodeId, Heard>,
+    /// It does not know yet whom it is to join.
+    welcomes_strangers: bool,
 }
 
 impl Acquaintances {
     /// A member that is not born yet and knows whom it waits for.
     pub(crate) fn unborn(cluster: &str, members: impl Iterator<Item = NodeId>) -> Self {
         let heard = members.map(|node| (node, Heard::default())).collect();
-        Self { cluster: cluster.to_owned(), group: None, founders: BTreeMap::new(), heard }
+        let (cluster, last_id) = (cluster.to_owned(), NodeId(0));
+        let (members, ruling) = (BTreeMap::new(), BTreeMap::new());
+        Self { cluster, group: None, members, last_id, ruling, heard, welcomes_strangers: false }
+    }
+
+    /// This member is to join a group that it does not know: anybody of the cluster may speak.
+    pub(crate) fn welcome_strangers(&mut self) {
+        self.welcomes_strangers = true;
     }
 
     /// The group was born with these.
     pub(crate) fn bear(&mut self, group: GroupId, founders: &[Founder]) {
         self.group = Some(group);
-        self.founders =
-            founders.iter().map(|founder| (founder.node, founder.incarnation)).collect();
+        let members = founders.iter().map(|founder| (founder.node, founder.incarnation));
+        self.pin(members.collect(), NodeId(0));
+    }
+
+    /// These are the members, for certain.
+    pub(crate) fn pin(&mut self, members: BTreeMap<NodeId, Incarnation>, last_id: NodeId) {
+        let highest = members.last_key_value().map_or(NodeId(0), |(&node, _)| node);
+        self.last_id = self.last_id.max(last_id).max(highest);
+        self.members = members;
+    }
+
+    /// These are the members now; it may be undone, so it must not drive anybody out for good.
+    pub(crate) fn follow(&mut self, ruling: BTreeMap<NodeId, Incarnation>) {
+        self.ruling = ruling;
+    }
+
+    /// Whether a member of a born group may speak. One with a higher id than any is new, and this
+    /// member's log is behind.
+    fn check_membership(&self, node: NodeId, incarnation: Incarnation) -> Result<(), Mistrust> {
+        match (self.members.get(&node), self.ruling.get(&node)) {
+            (Some(pinned), _) if *pinned != incarnation => Err(Mistrust::Wiped(node)),
+            (_, Some(pinned)) if *pinned != incarnation => Err(Mistrust::Pending(node)),
+            (None, None) if node <= self.last_id => Err(Mistrust::Removed(node)),
+            (Some(_) | None, Some(_) | None) => Ok(()),
+        }
     }
 
     /// What was heard of a peer before this process started.
@@ -135,9 +186,15 @@ impl Acquaintances {
     /// has to remember.
     pub(crate) fn check(&mut self, claim: &Claim) -> Result<Option<Heard>, Mistrust> {
         let node = claim.node;
-        let mut known = self.heard.get(&node).copied().ok_or(Mistrust::Stranger(node))?;
-        if self.group.is_none() && known.incarnation.is_some_and(|old| old != claim.incarnation) {
-            // Nothing was promised before the birth, so a member may still begin anew.
+        let heard = self.heard.get(&node).copied();
+        let welcome = self.group.is_some() || self.welcomes_strangers;
+        if heard.is_none() && (!welcome || self.heard.len() >= HEARD_MAX) {
+            return Err(Mistrust::Stranger(node));
+        }
+        let mut known = heard.unwrap_or_default();
+        let pinned = self.group.is_some() && self.members.contains_key(&node);
+        if !pinned && known.incarnation.is_some_and(|old| old != claim.incarnation) {
+            // Nothing was promised before it belonged to the group: it may still begin anew.
             known = Heard::default();
         }
         if claim.version > proto::PEER_PROTOCOL_VERSION {
@@ -150,10 +207,8 @@ impl Acquaintances {
         if claim.group.is_some() && self.group.is_some() && claim.group != self.group {
             return Err(Mistrust::Group);
         }
-        if self.group.is_some()
-            && self.founders.get(&node).is_some_and(|pinned| *pinned != claim.incarnation)
-        {
-            return Err(Mistrust::Wiped(node));
+        if self.group.is_some() {
+            self.check_membership(node, claim.incarnation)?;
         }
         if claim.boot < known.boot {
             return Err(Mistrust::OlderBoot(node, claim.boot, known.boot));
@@ -248,7 +303,8 @@ mod tests {
     fn strangers_and_other_clusters_are_refused() {
         let mut known = born();
         let stranger = Claim { node: NodeId(9), ..claim(1, 1, 0, 0) };
-        assert_eq!(known.check(&stranger), Err(Mistrust::Stranger(NodeId(9))));
+        let mut unborn = Acquaintances::unborn("c", [NodeId(2)].into_iter());
+        assert_eq!(unborn.check(&stranger), Err(Mistrust::Stranger(NodeId(9))));
         let other = Claim { cluster: "d".to_owned(), ..claim(1, 1, 0, 0) };
         assert!(matches!(known.check(&other), Err(Mistrust::Cluster(..))));
         let group = Claim { group: Some([0; 32]), ..claim(1, 1, 0, 0) };
@@ -257,5 +313,24 @@ mod tests {
         assert_eq!(known.check(&elsewhere), Err(Mistrust::Group));
         let newer = Claim { version: 2, ..claim(1, 1, 0, 0) };
         assert!(matches!(known.check(&newer), Err(Mistrust::Version(2, 1))));
+    }
+
+    #[test]
+    fn who_was_removed_is_told_and_who_is_new_is_heard() {
+        let mut known = born();
+        let new = Claim { node: NodeId(3), incarnation: [3; 16], ..claim(1, 1, 0, 0) };
+        assert!(known.check(&new).is_ok());
+        // It begins anew before it is a member, and no more after.
+        let anew = Claim { incarnation: [4; 16], ..new.clone() };
+        assert!(known.check(&anew).is_ok());
+        known.follow([(NodeId(1), [1; 16]), (NodeId(2), [2; 16]), (NodeId(3), [4; 16])].into());
+        assert_eq!(known.check(&new), Err(Mistrust::Pending(NodeId(3))));
+        assert!(!Mistrust::Pending(NodeId(3)).is_about_data());
+        known.pin([(NodeId(1), [1; 16]), (NodeId(3), [4; 16])].into(), NodeId(3));
+        assert_eq!(known.check(&new), Err(Mistrust::Wiped(NodeId(3))));
+        // Its removal may be undone yet: it rules still.
+        assert!(known.check(&claim(1, 1, 0, 0)).is_ok());
+        known.follow([(NodeId(1), [1; 16]), (NodeId(3), [4; 16])].into());
+        assert_eq!(known.check(&claim(1, 1, 0, 0)), Err(Mistrust::Removed(NodeId(2))));
     }
 }

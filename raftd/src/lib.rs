@@ -25,7 +25,7 @@
 //!
 //! # What is absent
 //!
-//! Changes of membership, TLS, several groups in one process, and resuming a broken transfer of a
+//! TLS, several groups in one process, and resuming a broken transfer of a
 //! snapshot with the missing chunks only.
 
 pub mod admin;
@@ -34,6 +34,7 @@ mod events;
 mod handle;
 mod host;
 mod identity;
+mod membership;
 mod network;
 mod peer;
 mod settings;
@@ -42,8 +43,8 @@ pub mod store;
 mod wire;
 
 pub use handle::{
-    COMMAND_BYTES_MAX, Handle, MemberStatus, Outcome, REQUESTS_MAX, Refused, Role, Status,
-    TransferRefused,
+    COMMAND_BYTES_MAX, ChangeRejected, Changed, Handle, MemberStatus, Outcome, REQUESTS_MAX,
+    Refused, Role, Status, TransferRefused, Wanted,
 };
 pub use identity::{Founder, GroupId, Incarnation};
 pub use network::{Network, PeerFlags};

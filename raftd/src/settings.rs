@@ -41,6 +41,9 @@ pub struct Settings {
     /// All members, this one too: `ID=HOST:PORT`, where clients reach it, or
     /// `ID=HOST:PORT,HOST:PORT` with where its peers do. Empty: this member is alone.
     pub members: Vec<String>,
+    /// Peer addresses of members of a group that this one is to join; it waits there until a person
+    /// adds it. Only before it belongs to a group.
+    pub join: Vec<String>,
     /// How long a tick is, in milliseconds.
     pub tick_ms: u64,
     /// A leader speaks at least this often.
@@ -63,6 +66,7 @@ impl Default for Settings {
             node: 1,
             data: PathBuf::from("data"),
             members: Vec::new(),
+            join: Vec::new(),
             tick_ms: core.tick_us / 1_000,
             heartbeat_ticks: core.heartbeat_ticks,
             election_ticks_min: core.election_ticks_min,
@@ -97,6 +101,11 @@ struct GroupFlags {
     #[arg(long = "member", value_name = "ID=CLIENT[,PEER]")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     members: Vec<String>,
+    /// The peer address of a member of a group that this one is to join; say it once for each of
+    /// several. It waits until `flotilla members add` adds it
+    #[arg(long, value_name = "PEER", conflicts_with = "members")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    join: Vec<String>,
 }
 
 /// A member of a group and where it is reached.
@@ -133,6 +142,14 @@ impl Settings {
                 peer_address: advertise_peer.to_owned(),
                 client_address: advertise.to_owned(),
             });
+        }
+        for address in &self.join {
+            host_and_port("group.join", address)?;
+        }
+        if !self.join.is_empty() && !self.members.is_empty() {
+            return Err(Failure::configuration(
+                "group.members makes a new group and group.join joins another: give one of them",
+            ));
         }
         members.sort_by_key(|member| member.node);
         self.check_members(&members)?;

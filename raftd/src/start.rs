@@ -1,12 +1,12 @@
 //! How a host comes to life: the store is opened, the peer port is served, the group is born, and
 //! then the replica is driven.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use daemon::{Failure, Shutdown};
-use raft::{GroupTime, Index, NodeId, Replica, StateMachine, Term};
+use raft::{GroupTime, Index, NodeId, Replica, Standing, StateMachine, Term};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -18,7 +18,8 @@ use crate::birth::Birth;
 use crate::handle::{Handle, MemberStatus, Outcome, REQUESTS_MAX, Refused, Request, Role, Status};
 use crate::host::{Driver, Inputs, Waiting, lost, store_failure};
 use crate::identity::{Acquaintances, Founder, GroupId, group_id};
-use crate::peer::{self, News, Peers, Sender};
+use crate::membership;
+use crate::peer::{self, Directory, News, Peers, Senders};
 use crate::settings::{Member, Settings};
 use crate::store::{self, Opened, Signals};
 
@@ -30,6 +31,9 @@ const JOBS_MAX: usize = 8;
 
 /// How long opening the store may take before it is told, again and again.
 const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many different reasons why a group is not known yet are told.
+const JOIN_REASONS_MAX: usize = 16;
 
 /// How often members that have not been heard from are asked again while a group is born.
 const BIRTH_INTERVAL: Duration = Duration::from_millis(100);
@@ -66,11 +70,10 @@ impl Host {
         shutdown: &Shutdown,
     ) -> Result<(Self, Handle<S>), Failure> {
         let members = settings.members(&advertised.client, &advertised.peer)?;
-        let members: Arc<BTreeMap<NodeId, Member>> =
-            Arc::new(members.into_iter().map(|member| (member.node, member)).collect());
+        let join = settings.join.iter().map(|address| peer::connect(address));
+        let join = join.collect::<Result<Vec<_>, _>>()?;
         let core = settings.core()?;
-        let others = members.values().filter(|member| member.node.0 != settings.node);
-        let channels = Arc::new(peer::channels(others)?);
+        let directory = Arc::new(Directory::new(members.iter().cloned())?);
         // All that can be wrong with the settings is known by now, and nothing was made.
         let (opened, signals, machine) = open(settings, machine).await?;
         let (peers, news) = acquaint(settings, advertised, &members, &opened);
@@ -81,7 +84,7 @@ impl Host {
         let (lost, lost_in) = watch::channel(None);
         let (status, status_in) = watch::channel(unborn(settings, &members));
         let node = NodeId(settings.node);
-        let handle = Handle::new(requests, status_in, members.clone(), channels.clone(), node);
+        let handle = Handle::new(requests, status_in, directory.clone(), peers.clone(), node);
         // They outlive the replica, which hands over when it is to stop.
         let connections = Shutdown::new();
         let (snapshots, closing) = (opened.snapshots.clone(), connections.clone());
@@ -101,11 +104,11 @@ impl Host {
         let life = Life {
             core,
             tick: settings.tick(),
-            members,
+            join,
             machine,
             opened,
             peers,
-            channels,
+            directory,
             lost,
             status,
             jobs,
@@ -145,11 +148,12 @@ impl Host {
 struct Life<S: StateMachine> {
     core: raft::Config,
     tick: Duration,
-    members: Arc<BTreeMap<NodeId, Member>>,
+    /// Connections to members of a group that this one is to join.
+    join: Vec<Channel>,
     machine: S,
     opened: Opened,
     peers: Arc<Peers>,
-    channels: Arc<BTreeMap<NodeId, Channel>>,
+    directory: Arc<Directory>,
     lost: watch::Sender<Option<String>>,
     status: watch::Sender<Status>,
     jobs: mpsc::Sender<crate::host::Job>,
@@ -160,26 +164,18 @@ struct Life<S: StateMachine> {
 impl<S: StateMachine> Life<S> {
     async fn run(mut self, mut inputs: Inputs<S>) -> Result<(), Failure> {
         let Some((group, founders)) = self.be_born(&mut inputs).await? else { return Ok(()) };
+        let as_born = membership::of_founders(&founders);
         self.peers.bear(group, founders);
         self.status.send_modify(|status| {
             status.group = Some(group);
             status.role = Role::Follower;
         });
-        let mut senders = BTreeMap::new();
-        for (&to, channel) in self.channels.iter() {
-            let (sender, messages) = Sender::new();
-            senders.insert(to, sender);
-            let (peers, channel) = (self.peers.clone(), channel.clone());
-            let (lost, closing) = (self.lost.clone(), self.connections.clone());
-            tokio::spawn(peer::run_sender(peers, to, channel, messages, lost, closing));
-        }
-        let voters: BTreeSet<NodeId> = self.members.keys().copied().collect();
         let recovered = std::mem::take(&mut self.opened.recovered);
         let seed = rand::random();
         let replica = Replica::new(
             self.core,
             self.peers.me.node,
-            voters,
+            as_born.clone(),
             recovered,
             self.machine,
             seed,
@@ -189,14 +185,21 @@ impl<S: StateMachine> Life<S> {
             replica,
             store: self.opened.store,
             snapshots: self.opened.snapshots,
+            senders: Senders::new(
+                self.peers.clone(),
+                self.directory.clone(),
+                as_born,
+                self.lost,
+                self.connections,
+            ),
             peers: self.peers,
-            senders,
-            members: self.members,
+            directory: self.directory,
             status: self.status,
             jobs: self.jobs,
             started: std::time::Instant::now(),
             tick: self.tick,
             waiting: Waiting::default(),
+            removed: None,
         };
         driver.run(inputs, self.shutdown).await
     }
@@ -207,14 +210,23 @@ impl<S: StateMachine> Life<S> {
         &mut self,
         inputs: &mut Inputs<S>,
     ) -> Result<Option<(GroupId, Vec<Founder>)>, Failure> {
+        let members = self.directory.members();
         if let Some(born) = self.opened.born.take() {
-            self.check_founders(&born.1)?;
+            tell_other_founders(&born.1, &members);
             return Ok(Some(born));
         }
-        let mut birth = Birth::new(self.peers.me.clone(), self.members.keys().copied());
+        if !self.join.is_empty() {
+            return self.learn_group(inputs).await;
+        }
+        let awaited = members.iter().map(|member| member.node);
+        let mut birth = Birth::new(self.peers.me.clone(), awaited);
         let mut interval = tokio::time::interval(BIRTH_INTERVAL);
-        let (peers, channels, lost_out) = (&self.peers, &self.channels, &self.lost);
-        info!(members = self.members.len(), "the group is being born");
+        let others = members.iter().map(|member| member.node);
+        let others: Vec<_> = others.filter(|node| *node != self.peers.me.node).collect();
+        let channel = |node: &NodeId| Some((*node, self.directory.channel(*node)?));
+        let channels: Vec<_> = others.iter().filter_map(channel).collect();
+        let (peers, lost_out) = (&self.peers, &self.lost);
+        info!(members = members.len(), "the group is being born");
         let (mut missing, mut disagreeing) = (Vec::new(), Vec::new());
         loop {
             if let Some(founders) = birth.founders() {
@@ -245,32 +257,71 @@ impl<S: StateMachine> Life<S> {
                 Some(request) = inputs.requests.recv() => refuse_unborn(request),
                 Some(_) = inputs.inbox.recv() => {}
                 failure = lost(&mut inputs.lost) => return Err(failure),
-                _ = interval.tick() => ask_around(peers, channels, lost_out, &mut birth).await,
+                _ = interval.tick() => ask_around(peers, &channels, lost_out, &mut birth).await,
             }
         }
     }
 
-    /// The settings name the same members that the group was born with.
-    fn check_founders(&self, founders: &[Founder]) -> Result<(), Failure> {
-        let born: Vec<u64> = founders.iter().map(|founder| founder.node.0).collect();
-        let set: Vec<u64> = self.members.keys().map(|node| node.0).collect();
-        if born == set {
-            return Ok(());
+    /// Learns from its members which group this one is to join; waits for one that answers. None:
+    /// the member is stopping.
+    async fn learn_group(
+        &mut self,
+        inputs: &mut Inputs<S>,
+    ) -> Result<Option<(GroupId, Vec<Founder>)>, Failure> {
+        let mut interval = tokio::time::interval(BIRTH_INTERVAL);
+        let mut told = BTreeSet::new();
+        info!(members = self.join.len(), "asking members of the group that is to be joined");
+        loop {
+            tokio::select! {
+                biased;
+                () = self.shutdown.requested() => return Ok(None),
+                failure = &mut inputs.store_failed => return Err(store_failure(failure)),
+                Some(request) = inputs.requests.recv() => refuse_unborn(request),
+                Some(_) = inputs.inbox.recv() => {}
+                failure = lost(&mut inputs.lost) => return Err(failure),
+                _ = interval.tick() => {}
+            }
+            let asked = self.join.iter().map(|to| peer::ask_group(&self.peers, to, &self.lost));
+            for answer in futures::future::join_all(asked).await {
+                match answer {
+                    Ok((group, founders)) => {
+                        self.opened.store.bear(group, founders.clone()).await?;
+                        info!("the group is known; a person adds this member to it");
+                        return Ok(Some((group, founders)));
+                    }
+                    Err(reason) => {
+                        if told.len() < JOIN_REASONS_MAX && told.insert(reason.clone()) {
+                            info!(reason, "a member does not tell which group it belongs to");
+                        }
+                    }
+                }
+            }
         }
-        Err(Failure::configuration(format!(
-            "group.members names the members {set:?}, but the group was born with {born:?}"
-        )))
+    }
+}
+
+/// The settings name members only for the birth. Who named others may expect that they count.
+fn tell_other_founders(founders: &[Founder], members: &[Member]) {
+    let born: Vec<u64> = founders.iter().map(|founder| founder.node.0).collect();
+    let set: Vec<u64> = members.iter().map(|member| member.node.0).collect();
+    if members.len() > 1 && born != set {
+        warn!(
+            ?set,
+            ?born,
+            "group.members names others than the group was born with; it counts only before the \
+             birth: see `flotilla members list`"
+        );
     }
 }
 
 /// Asks every other member who it is.
 async fn ask_around(
     peers: &Peers,
-    channels: &BTreeMap<NodeId, Channel>,
+    channels: &[(NodeId, Channel)],
     lost: &watch::Sender<Option<String>>,
     birth: &mut Birth,
 ) {
-    let asked = channels.iter().map(|(&to, channel)| peer::ask_birth(peers, to, channel, lost));
+    let asked = channels.iter().map(|(to, channel)| peer::ask_birth(peers, *to, channel, lost));
     for answer in futures::future::join_all(asked).await {
         match answer {
             Ok((founder, born_with)) => drop(birth.hear(founder, born_with)),
@@ -307,7 +358,7 @@ async fn open<S: StateMachine>(
 
 /// Puts the state of the last snapshot into the machine.
 fn restore<S: StateMachine>(machine: &mut S, opened: &Opened) -> Result<(), Failure> {
-    let Some(root) = opened.recovered.snapshot else { return Ok(()) };
+    let Some(root) = &opened.recovered.snapshot else { return Ok(()) };
     let chunks = opened.snapshots.load(root.manifest)?;
     machine.restore(&mut chunks.into_iter()).map_err(|error| {
         Failure::damaged("the snapshot that the log builds on is not readable").because(error)
@@ -318,10 +369,14 @@ fn restore<S: StateMachine>(machine: &mut S, opened: &Opened) -> Result<(), Fail
 fn acquaint(
     settings: &Settings,
     advertised: &Advertised,
-    members: &BTreeMap<NodeId, Member>,
+    members: &[Member],
     opened: &Opened,
 ) -> (Arc<Peers>, mpsc::UnboundedReceiver<News>) {
-    let mut known = Acquaintances::unborn(&settings.cluster, members.keys().copied());
+    let awaited = members.iter().map(|member| member.node);
+    let mut known = Acquaintances::unborn(&settings.cluster, awaited);
+    if !settings.join.is_empty() {
+        known.welcome_strangers();
+    }
     for heard in &opened.heard {
         known.recall(heard.node, heard.boot, heard.write_sequence);
     }
@@ -339,9 +394,10 @@ fn acquaint(
 }
 
 /// How a member stands before its group is born.
-fn unborn(settings: &Settings, members: &BTreeMap<NodeId, Member>) -> Status {
-    let members = members.values().map(|member| MemberStatus {
+fn unborn(settings: &Settings, members: &[Member]) -> Status {
+    let members = members.iter().map(|member| MemberStatus {
         member: member.clone(),
+        standing: Standing::Voter,
         matched: Index(0),
         active: false,
     });
@@ -375,5 +431,6 @@ fn refuse_unborn<S: StateMachine>(request: Request<S>) {
             drop(answer.send(Err(Refused::Unborn)));
         }
         Request::Transfer { answer, .. } => drop(answer.send(Err(Refused::Unborn.into()))),
+        Request::Change { answer, .. } => drop(answer.send(Outcome::Rejected(Refused::Unborn))),
     }
 }

@@ -8,6 +8,8 @@ use raft::{
     SnapshotRoot, Term,
 };
 
+use crate::membership;
+
 /// A message that does not make sense.
 #[derive(Debug, thiserror::Error)]
 #[error("a malformed message: {0}")]
@@ -55,6 +57,7 @@ pub(crate) fn to_wire(message: Message) -> pb::Message {
             manifest: Bytes::copy_from_slice(&root.manifest.0),
             chunks: root.chunks,
             bytes: root.bytes,
+            membership: Some(membership::to_wire(&root.membership)),
         }),
     };
     pb::Message { term: message.term.0, kind: Some(kind) }
@@ -98,6 +101,10 @@ pub(crate) fn from_wire(message: pb::Message) -> Result<Message, Malformed> {
             manifest: digest(&offer.manifest).ok_or(Malformed("a digest is not 32 bytes"))?,
             chunks: offer.chunks,
             bytes: offer.bytes,
+            membership: offer
+                .membership
+                .and_then(|it| membership::from_wire(&it))
+                .ok_or(Malformed("an offer without a membership"))?,
         }),
     };
     Ok(Message { term: Term(message.term), kind })
@@ -117,6 +124,7 @@ fn entry_to_wire(entry: Entry) -> pb::Entry {
         Payload::Noop => (pb::EntryKind::Noop, Bytes::new()),
         Payload::Tick => (pb::EntryKind::Tick, Bytes::new()),
         Payload::Command(command) => (pb::EntryKind::Command, command),
+        Payload::Membership(it) => (pb::EntryKind::Membership, membership::encode(&it)),
     };
     pb::Entry { term: entry.term.0, stamp_ms: entry.stamp.0, kind: kind.into(), payload }
 }
@@ -138,6 +146,9 @@ fn entries_from_wire(previous: Index, entries: Vec<pb::Entry>) -> Result<Vec<Ent
                 pb::EntryKind::Unspecified => return Err(Malformed("an entry of no known kind")),
                 pb::EntryKind::Noop => Payload::Noop,
                 pb::EntryKind::Tick => Payload::Tick,
+                pb::EntryKind::Membership => membership::decode(&entry.payload)
+                    .map(Payload::Membership)
+                    .ok_or(Malformed("a membership that does not decode"))?,
                 pb::EntryKind::Command => {
                     payloads.extend_from_slice(&entry.payload);
                     Payload::Command(payloads.split().freeze())
@@ -150,17 +161,24 @@ fn entries_from_wire(previous: Index, entries: Vec<pb::Entry>) -> Result<Vec<Ent
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use raft::{Membership, NodeId};
+
     use super::*;
 
     #[test]
     fn every_message_survives_the_wire() {
         let at = position(7, 3);
+        let contacts = [1, 2].map(|id| (NodeId(id), Bytes::from_static(b"contact")));
+        let members = Arc::new(Membership::founders(contacts));
         let root = SnapshotRoot {
             position: at,
             stamp: GroupTime(5),
             manifest: Digest([9; 32]),
             chunks: 2,
             bytes: 77,
+            membership: members.clone(),
         };
         let entry = |index, payload| Entry {
             index: Index(index),
@@ -173,6 +191,7 @@ mod tests {
             entry(9, Payload::Command(Bytes::from_static(b"command"))),
             entry(10, Payload::Command(Bytes::new())),
             entry(11, Payload::Tick),
+            entry(12, Payload::Membership(members)),
         ];
         for kind in [
             MessageKind::VoteRequest { ballot: Ballot::PreVote, last: at },

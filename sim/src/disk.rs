@@ -72,7 +72,7 @@ impl Image {
 
     /// Whether `index` is covered by the snapshot or by a log that ends, up to there, in `history`.
     pub fn covers(&self, index: Index, history: History) -> bool {
-        self.snapshot.is_some_and(|root| root.position.index >= index)
+        self.snapshot.as_ref().is_some_and(|root| root.position.index >= index)
             || self.history_at(index) == Some(history)
     }
 
@@ -136,7 +136,7 @@ impl Disk {
     pub fn recovered(&self) -> Recovered {
         Recovered {
             hard_state: self.image.hard_state,
-            snapshot: self.image.snapshot,
+            snapshot: self.image.snapshot.clone(),
             entries: self.image.entries().cloned().collect(),
             base: self.image.base,
         }
@@ -181,11 +181,12 @@ impl Disk {
         let mut last = None;
         for write in self.pending.drain(..count) {
             last = Some(write.id);
-            let stored = write.snapshot.and_then(|it| self.snapshots.get(&it.root.manifest));
+            let stored =
+                write.snapshot.as_ref().and_then(|it| self.snapshots.get(&it.root.manifest));
             let history = stored.map(|stored| stored.history);
             self.image.apply(write, history)?;
         }
-        let covered = self.image.snapshot.map_or(Index(0), |root| root.position.index);
+        let covered = self.image.snapshot.as_ref().map_or(Index(0), |root| root.position.index);
         self.snapshots.retain(|_, stored| stored.root.position.index >= covered);
         Ok(last)
     }
@@ -207,7 +208,7 @@ impl Disk {
 
     /// A planted bug: the disk has lost the last `count` entries that it called durable.
     pub(crate) fn lose_entries(&mut self, count: usize) {
-        let covered = self.image.snapshot.map_or(Index(0), |root| root.position.index);
+        let covered = self.image.snapshot.as_ref().map_or(Index(0), |root| root.position.index);
         for _ in 0..count {
             if self.image.last().index > covered {
                 self.image.log.pop_last();

@@ -247,6 +247,7 @@ fn draw_config(rng: &mut StdRng) -> Config {
         read_rounds_max: rng.random_range(1..=4),
         reads_waiting_max: pick(rng, &[1, 4, 1_000]),
         snapshot_log_bytes_min: pick(rng, &[300, 2_000, 10_000, 1 << 30]),
+        members_max: 9,
         retained_bytes: pick(rng, &[0, 200, 3_000]),
     };
     assert_eq!(config.check(), Ok(()), "drawn settings fit together");

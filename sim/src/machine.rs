@@ -43,7 +43,7 @@ impl History {
     pub fn then_entry(self, entry: &Entry) -> Self {
         let at = Applied { index: entry.index, term: entry.term, time: entry.stamp };
         match &entry.payload {
-            Payload::Noop | Payload::Tick => self.then(at, None),
+            Payload::Noop | Payload::Tick | Payload::Membership(_) => self.then(at, None),
             Payload::Command(command) => self.then(at, Some(command)),
         }
     }

@@ -1,11 +1,12 @@
 //! A member: its replica while it is up, its disk in any case, and what a host would keep for both.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use raft::{
-    AppendResult, Capture, Config, Index, Instant, Message, MessageKind, NodeId, Output, Payload,
-    Position, ReadId, Refused, Replica, RoleKind, SnapshotRoot, StateMachine, Status, Term,
-    TicketId, Write,
+    AppendResult, Capture, Config, Index, Instant, Membership, Message, MessageKind, NodeId,
+    Output, Payload, Position, ReadId, Refused, Replica, RoleKind, SnapshotRoot, StateMachine,
+    Status, Term, TicketId, Write,
 };
 use rand::rngs::StdRng;
 
@@ -140,7 +141,7 @@ impl Member {
     pub(crate) fn start(
         &mut self,
         config: Config,
-        voters: BTreeSet<NodeId>,
+        founders: Arc<Membership>,
         seed: u64,
         now_us: u64,
     ) -> Result<(), String> {
@@ -149,8 +150,8 @@ impl Member {
             recovered.hard_state.vote = None;
         }
         let mut machine = Machine::skipping(self.plant == Plant::SkipApply && self.id.0 == 2);
-        if let Some(root) = recovered.snapshot {
-            let stored = self.disk.stored(&root).ok_or("the chunks of the snapshot are gone")?;
+        if let Some(root) = &recovered.snapshot {
+            let stored = self.disk.stored(root).ok_or("the chunks of the snapshot are gone")?;
             let mut chunks = stored.chunks.iter().cloned();
             machine.restore(&mut chunks).map_err(|error| error.to_string())?;
         }
@@ -164,7 +165,7 @@ impl Member {
         } else {
             config
         };
-        self.replica = Some(Replica::new(config, id, voters, recovered, machine, seed, now));
+        self.replica = Some(Replica::new(config, id, founders, recovered, machine, seed, now));
         self.standing = self.stand();
         Ok(())
     }
@@ -381,6 +382,7 @@ pub(crate) fn encode(frozen: raft::Frozen<crate::machine::Frozen>, plant: Plant)
         manifest: manifest(&chunks),
         chunks: chunks.len() as u64,
         bytes: chunks.iter().map(|chunk| chunk.len() as u64).sum(),
+        membership: frozen.membership,
     };
     Stored { root, chunks, history }
 }

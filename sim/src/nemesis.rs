@@ -1,5 +1,7 @@
 //! The nemesis: crashes, pauses, partitions and clogged links, and how each ends.
 
+use std::sync::Arc;
+
 use raft::{NodeId, RoleKind};
 use rand::RngExt;
 
@@ -103,13 +105,15 @@ impl World {
     /// A member starts, unless it is up.
     pub(crate) fn start(&mut self, id: NodeId) -> Result<(), Violation> {
         let now_us = self.now_us();
-        let (config, voters) = (self.mix.config, self.voters.clone());
+        let config = self.mix.config;
+        let founders = self.voters.iter().map(|&id| (id, bytes::Bytes::new()));
+        let founders = Arc::new(raft::Membership::founders(founders));
         let member = self.members.get_mut(&id).expect("every id is a member's");
         if member.is_up() {
             return Ok(());
         }
         let seed = self.rng.random();
-        member.start(config, voters, seed, now_us).map_err(|why| broken_write(id, &why))?;
+        member.start(config, founders, seed, now_us).map_err(|why| broken_write(id, &why))?;
         let image = member.disk().image();
         let (base, last) = (image.base().0, image.last());
         let hard = image.hard_state;

@@ -104,6 +104,8 @@ impl World {
                 raft::Event::Following { .. }
                 | raft::Event::PreCampaigning { .. }
                 | raft::Event::Campaigning { .. }
+                | raft::Event::Removed { .. }
+                | raft::Event::Reconfigured { .. }
                 | raft::Event::Voted { .. }
                 | raft::Event::Committed { .. }
                 | raft::Event::Installing { .. }
@@ -170,7 +172,7 @@ impl World {
         let now_us = self.agenda.now_us();
         let Write { id: name, hard_state, entries, snapshot } = &write;
         let term = hard_state.map(|hard| (hard.term.0, hard.vote.map(|vote| vote.0)));
-        let covered = snapshot.map(|it| (it.root.position.index.0, it.first.0, it.reset));
+        let covered = snapshot.as_ref().map(|it| (it.root.position.index.0, it.first.0, it.reset));
         let from = entries.first().map(|entry| entry.position().to_string()).unwrap_or_default();
         self.trace.line(
             now_us,
@@ -208,7 +210,7 @@ impl World {
 
     pub(crate) fn captured(&mut self, id: NodeId, stored: Stored) -> Result<(), Violation> {
         let fails = self.mix.chance(&mut self.rng, self.mix.snapshot_failure_per_mille);
-        let root = (!fails).then_some(stored.root);
+        let root = (!fails).then(|| stored.root.clone());
         if !fails {
             self.store(id, stored)?;
         }
@@ -310,7 +312,7 @@ fn trace_input(trace: &mut Trace, now_us: u64, id: NodeId, input: &Input) {
             trace.line(now_us, format_args!("n{id} written w{write}"));
         }
         Input::Captured(root) => {
-            let position = root.map(|root| root.position);
+            let position = root.as_ref().map(|root| root.position);
             trace.line(now_us, format_args!("n{id} captured {position:?}"));
         }
         Input::Fetched(root, chunks) => {

@@ -120,6 +120,14 @@ impl fmt::Display for Happened<'_> {
             Event::Transferring { to } => write!(f, "hands over to n{to}"),
             Event::TransferFailed { to } => write!(f, "n{to} did not take over"),
             Event::LostQuorum { term } => write!(f, "leads t{term} no more: no quorum"),
+            Event::Removed { term } => write!(f, "leads t{term} no more: votes no more"),
+            Event::Reconfigured { index, membership } => {
+                write!(f, "is ruled since {index} by")?;
+                for (id, member) in membership.members() {
+                    write!(f, " n{id}:{:?}", member.standing)?;
+                }
+                Ok(())
+            }
             Event::Voted { term, candidate } => write!(f, "votes for n{candidate} in t{term}"),
             Event::Truncated { from } => write!(f, "truncates from {from}"),
             Event::Committed { index } => write!(f, "knows {index} committed"),

@@ -5,8 +5,8 @@ mod depth;
 use depth::{expect, scenario};
 use flotilla_sim::{Mix, Violation, World};
 use raft::{
-    Config, Entry, GroupTime, HardState, Index, Instant, Message, MessageKind, Node, NodeId,
-    Payload, Position, Recovered, SnapshotRoot, Term,
+    Config, Entry, GroupTime, HardState, Index, Instant, Membership, Message, MessageKind, Node,
+    NodeId, Payload, Position, Recovered, SnapshotRoot, Term,
 };
 
 const SECOND_US: u64 = 1_000_000;
@@ -189,8 +189,10 @@ fn install_over_a_conflict_in_one_step() {
         ..Recovered::default()
     };
     let (leader, now) = (NodeId(2), Instant(0));
-    let voters = (1..=3).map(NodeId).collect();
-    let mut node = Node::new(Config::default(), NodeId(1), voters, recovered, 0, now);
+    let founders = Membership::founders((1..=3).map(|id| (NodeId(id), bytes::Bytes::new())));
+    let founders = std::sync::Arc::new(founders);
+    let membership = founders.clone();
+    let mut node = Node::new(Config::default(), NodeId(1), founders, recovered, 0, now);
     let kind = MessageKind::AppendRequest {
         previous: Position { term: Term(1), index: Index(7) },
         commit: Index(7),
@@ -201,7 +203,8 @@ fn install_over_a_conflict_in_one_step() {
     let position = Position { term: Term(2), index: Index(9) };
     let stamp = GroupTime(0);
     let manifest = raft::Digest::default();
-    assert!(node.installed(SnapshotRoot { position, stamp, manifest, chunks: 1, bytes: 1 }));
+    let root = SnapshotRoot { position, stamp, manifest, chunks: 1, bytes: 1, membership };
+    assert!(node.installed(root));
 
     let write = node.take_effects().write.expect("a snapshot is to be written");
     let snapshot = write.snapshot.expect("it is in the write");

@@ -191,6 +191,7 @@ impl Description {
 /// A local cluster. Dropping it kills all its processes; [`Cluster::stop`] asks them first.
 #[derive(Debug)]
 pub struct Cluster {
+    program: PathBuf,
     dir: PathBuf,
     description: Description,
     processes: BTreeMap<Instance, Process>,
@@ -228,7 +229,8 @@ impl Cluster {
         let lock = lock(&dir)?;
         let (description, claim) = describe(plan, &dir)?;
         let processes = processes(plan, &dir, &description);
-        let mut cluster = Self { dir, description, processes, _lock: lock, _claim: claim };
+        let program = plan.program.clone();
+        let mut cluster = Self { program, dir, description, processes, _lock: lock, _claim: claim };
         Place::check_free(&cluster.addresses())?;
         if plan.workers > 0 {
             std::fs::create_dir_all(&cluster.description.root).map_err(|error| {
@@ -281,6 +283,34 @@ impl Cluster {
     /// As [`Process::start`] and [`Cluster::process`].
     pub fn restart(&mut self, instance: Instance) -> Result<(), Failure> {
         self.process(instance)?.start()
+    }
+
+    /// Starts a further key/value member, which waits until it is added to the group, with
+    /// `flotilla members add` and the address that this gives.
+    ///
+    /// # Errors
+    /// As [`Process::start`]; wrong call, when there is such a member already.
+    pub fn join_kvd(&mut self, number: u16) -> Result<SocketAddr, Failure> {
+        let (instance, place) = (Instance::Kvd(number), self.description.place);
+        if self.processes.contains_key(&instance) {
+            return Err(Failure::new(Code::WrongCall, format!("there is a {instance} already")));
+        }
+        let listen = place.kvd(number);
+        let [peer, admin] = place::beside(listen);
+        let known: Vec<_> = (1..=self.description.kv).map(|node| place.kvd(node)).collect();
+        let mut arguments = vec![
+            "kvd".to_owned(),
+            format!("--listen={listen}"),
+            format!("--node={number}"),
+            format!("--data={}", self.dir.join(instance.to_string()).display()),
+        ];
+        arguments
+            .extend(known.into_iter().map(|client| format!("--join={}", place::beside(client)[0])));
+        let log = self.dir.join("logs").join(format!("{instance}.log"));
+        let launch = Launch { program: self.program.clone(), arguments, log, admin };
+        let process = self.processes.entry(instance).or_insert(Process::new(instance, launch));
+        process.start()?;
+        Ok(peer)
     }
 
     /// Stops a process from running (SIGSTOP) without ending it.

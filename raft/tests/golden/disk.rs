@@ -24,6 +24,7 @@ impl Disk {
 
     /// In the order that [`Write`] documents: snapshot, entries, hard state.
     fn apply(&mut self, write: Write) {
+        let first_kept = write.snapshot.as_ref().map(|snapshot| snapshot.first);
         if let Some(snapshot) = write.snapshot {
             if snapshot.reset {
                 self.entries.clear();
@@ -38,8 +39,8 @@ impl Disk {
             assert_eq!(last.index, end, "write {} leaves a hole", write.id);
             self.entries.extend(write.entries);
         }
-        if let Some(snapshot) = write.snapshot {
-            self.remove_before(snapshot.first);
+        if let Some(first) = first_kept {
+            self.remove_before(first);
         }
         if let Some(hard_state) = write.hard_state {
             assert!(hard_state.term >= self.hard_state.term, "a durable term never falls");
@@ -57,7 +58,7 @@ impl Disk {
     pub(crate) fn recovered(&self) -> Recovered {
         Recovered {
             hard_state: self.hard_state,
-            snapshot: self.snapshot,
+            snapshot: self.snapshot.clone(),
             entries: self.entries.clone(),
             base: self.base,
         }

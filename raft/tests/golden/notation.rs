@@ -7,10 +7,13 @@
 //! n2@2 -> n1 append-reply matched=4 round=4
 //! ```
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use flotilla_raft::{
-    AppendResult, Ballot, Digest, DropReason, Entry, Event, GroupTime, HardState, Index, Message,
-    MessageKind, NodeId, Payload, Position, RoleKind, SnapshotRoot, Status, Term, Write,
+    AppendResult, Ballot, Change, Digest, DropReason, Entry, Event, GroupTime, HardState, Index,
+    Membership, Message, MessageKind, NodeId, Payload, Position, RoleKind, SnapshotRoot, Standing,
+    Status, Term, Write,
 };
 
 /// Prints with or without the stamps of entries, which most scripts are not about.
@@ -27,6 +30,7 @@ impl Notation {
             Payload::Command(command) => {
                 String::from_utf8_lossy(command).trim_end_matches('.').to_owned()
             }
+            Payload::Membership(membership) => self::membership(membership),
         };
         let stamp = if self.stamps { format!(" t={}", entry.stamp) } else { String::new() };
         format!("{} {payload}{stamp}", entry.position())
@@ -79,7 +83,7 @@ impl Notation {
 
     pub(crate) fn write(self, write: &Write) -> String {
         let mut text = format!("#{}", write.id);
-        if let Some(snapshot) = write.snapshot {
+        if let Some(snapshot) = &write.snapshot {
             let reset = if snapshot.reset { " reset" } else { "" };
             text +=
                 &format!(" snapshot={} first={}{reset}", snapshot.root.position, snapshot.first);
@@ -106,6 +110,10 @@ pub(crate) fn event(event: &Event) -> String {
         Event::PreCampaigning { term } => format!("pre-campaigns for {term}"),
         Event::Campaigning { term } => format!("campaigns in {term}"),
         Event::Leading { term, last } => format!("leads {term} from {last}"),
+        Event::Removed { term } => format!("leaves in {term}"),
+        Event::Reconfigured { index, membership: now } => {
+            format!("is ruled by {} since {index}", membership(now))
+        }
         Event::Transferring { to } => format!("hands over to n{to}"),
         Event::TransferFailed { to } => format!("keeps what n{to} did not take over"),
         Event::LostQuorum { term } => format!("lost its quorum in {term}"),
@@ -141,8 +149,10 @@ pub(crate) fn status(id: NodeId, status: &Status) -> String {
         (RoleKind::Follower, None) => "follows nobody".to_owned(),
     };
     let vote = status.vote.map_or(String::new(), |vote| format!(" vote=n{vote}"));
-    let snapshot =
-        status.snapshot.map_or(String::new(), |root| format!(" snapshot={}", root.position));
+    let snapshot = status
+        .snapshot
+        .as_ref()
+        .map_or(String::new(), |root| format!(" snapshot={}", root.position));
     let mut text = format!(
         "n{id}@{} {role}{vote} log={}..{} durable={} commit={}{snapshot}",
         status.term, status.first, status.last, status.durable, status.commit
@@ -155,8 +165,47 @@ pub(crate) fn status(id: NodeId, status: &Status) -> String {
 }
 
 /// A root whose chunks nobody looks at.
-pub(crate) fn root(position: Position, stamp: GroupTime) -> SnapshotRoot {
-    SnapshotRoot { position, stamp, manifest: Digest::default(), chunks: 1, bytes: 100 }
+pub(crate) fn root(
+    position: Position,
+    stamp: GroupTime,
+    membership: Arc<Membership>,
+) -> SnapshotRoot {
+    let manifest = Digest::default();
+    SnapshotRoot { position, stamp, manifest, chunks: 1, bytes: 100, membership }
+}
+
+/// `{n1 +n2 -n3 ~n4 (n5)}`: n1 votes, n2 will, n3 did and leaves, n4 did and becomes a learner, n5 is
+/// a learner.
+fn membership(membership: &Membership) -> String {
+    let members = membership.members().iter().map(|(id, member)| {
+        let contact = String::from_utf8_lossy(&member.contact);
+        let at = if contact.is_empty() { String::new() } else { format!("={contact}") };
+        match member.standing {
+            Standing::Voter => format!("n{id}{at}"),
+            Standing::Incoming => format!("+n{id}{at}"),
+            Standing::Outgoing => format!("-n{id}{at}"),
+            Standing::Demoted => format!("~n{id}{at}"),
+            Standing::Learner => format!("(n{id}{at})"),
+        }
+    });
+    format!("{{{}}}", members.collect::<Vec<_>>().join(" "))
+}
+
+/// `add n4 promote n5 demote n6 remove n2 update n3=elsewhere`
+pub(crate) fn parse_changes(words: &[&str]) -> Vec<Change> {
+    let change = |words: &[&str]| {
+        let (id, contact) = words[1].split_once('=').unwrap_or((words[1], ""));
+        let (id, contact) = (parse_node(id), Bytes::copy_from_slice(contact.as_bytes()));
+        match words[0] {
+            "add" => Change::AddLearner { id, contact },
+            "promote" => Change::Promote(id),
+            "demote" => Change::Demote(id),
+            "remove" => Change::Remove(id),
+            "update" => Change::Update { id, contact },
+            other => panic!("{other:?} is no change"),
+        }
+    };
+    words.chunks(2).map(change).collect()
 }
 
 pub(crate) fn parse_number(text: &str) -> u64 {
@@ -167,6 +216,9 @@ pub(crate) fn parse_number(text: &str) -> u64 {
 }
 
 pub(crate) fn parse_node(text: &str) -> NodeId {
+    if text == "max" {
+        return NodeId(u64::MAX);
+    }
     let number = text.strip_prefix('n').unwrap_or_else(|| panic!("{text:?} is no member"));
     NodeId(parse_number(number))
 }
@@ -203,7 +255,7 @@ fn parse_entry(text: &str) -> Entry {
 }
 
 /// Reads `n2@2 -> n1 append prev=3@1 ...`: the sender, the receiver and the message.
-pub(crate) fn parse_message(text: &str) -> (NodeId, NodeId, Message) {
+pub(crate) fn parse_message(text: &str, founders: &Arc<Membership>) -> (NodeId, NodeId, Message) {
     let (head, entries) = match text.split_once('[') {
         Some((head, entries)) => (head, entries.trim_end_matches(']')),
         None => (text, ""),
@@ -250,7 +302,8 @@ pub(crate) fn parse_message(text: &str) -> (NodeId, NodeId, Message) {
             MessageKind::AppendReply { round: number("round"), result }
         }
         "offer" => {
-            MessageKind::SnapshotOffer(root(parse_position(rest[0]), GroupTime(number("t"))))
+            let position = parse_position(rest[0]);
+            MessageKind::SnapshotOffer(root(position, GroupTime(number("t")), founders.clone()))
         }
         other => panic!("{other:?} is no kind of message"),
     };

@@ -105,12 +105,13 @@ fn execute(world: &mut World, command: &str) {
         ["status"] => world.ids().into_iter().for_each(|id| world.status(id)),
         ["heal"] => world.heal(),
         ["inject", ..] => {
-            let message = notation::parse_message(command.trim_start_matches("inject"));
+            let message = command.trim_start_matches("inject");
+            let message = notation::parse_message(message, &world.founders);
             world.deliver(message);
         }
         ["deliver" | "drop" | "copy" | "cut", ..] => carry(world, &words),
         [
-            "propose" | "read" | "transfer" | "compact" | "install" | "written" | "hold"
+            "propose" | "change" | "read" | "transfer" | "compact" | "install" | "written" | "hold"
             | "release" | "gather" | "take",
             ..,
         ] => serve(world, &words),
@@ -137,6 +138,7 @@ fn command_member(world: &mut World, verb: &str, id: &str) {
         }
         "crash" => world.crash(id),
         "start" => world.start(id),
+        "join" => world.join(id),
         "restart" => {
             world.crash(id);
             world.start(id);
@@ -167,6 +169,7 @@ fn configure(world: &mut World, setting: &str) {
         "uncommitted_bytes_max" => config.uncommitted_bytes_max = number,
         "read_rounds_max" => config.read_rounds_max = size(),
         "reads_waiting_max" => config.reads_waiting_max = size(),
+        "members_max" => config.members_max = size(),
         "retained_bytes" => config.retained_bytes = number,
         other => panic!("{other:?} is no setting"),
     }
@@ -195,7 +198,8 @@ fn prepare_disk(world: &mut World, id: &str, parts: &[&str]) {
             }
             "snapshot" => {
                 let position: Position = parse_position(value);
-                disk.snapshot = Some(notation::root(position, GroupTime(0)));
+                let founders = world.founders.clone();
+                disk.snapshot = Some(notation::root(position, GroupTime(0), founders));
                 disk.entries.retain(|entry| entry.index > position.index);
                 disk.base = position;
             }
@@ -218,6 +222,7 @@ fn serve(world: &mut World, words: &[&str]) {
                 }
             }
         }
+        ("change", changes) => world.change(id, &notation::parse_changes(changes)),
         ("read", reads) => {
             for read in reads {
                 if let Err(refused) = world.node(id).read(ReadId(parse_number(read))) {

@@ -2,10 +2,12 @@
 //! that effects are taken after every command and a disk answers at once unless it is held.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use bytes::Bytes;
 use flotilla_raft::{
-    Config, Effects, Entry, Envelope, GroupTime, Index, Install, Instant, Message, Node, NodeId,
-    Position, ReadOutcome, RoleKind, WriteId,
+    Change, Config, Effects, Entry, Envelope, Index, Install, Instant, Membership, Message, Node,
+    NodeId, Payload, ReadOutcome, RoleKind, SnapshotRoot, WriteId,
 };
 
 use super::{
@@ -23,7 +25,7 @@ pub(crate) struct World {
     pub(crate) config: Config,
     pub(crate) notation: Notation,
     pub(crate) now: Instant,
-    voters: BTreeSet<NodeId>,
+    pub(crate) founders: Arc<Membership>,
     pub(crate) members: BTreeMap<NodeId, Member>,
     /// Sent, neither delivered nor lost.
     network: Vec<(NodeId, NodeId, Message)>,
@@ -42,7 +44,7 @@ pub(crate) struct Member {
     pub(crate) gathers: bool,
     install: Option<Install>,
     /// What was applied, or is covered by a snapshot: where a snapshot can be taken.
-    applied: BTreeMap<Index, (Position, GroupTime)>,
+    applied: BTreeMap<Index, SnapshotRoot>,
 }
 
 /// Which of the messages from one member to another.
@@ -67,7 +69,7 @@ impl World {
             config,
             notation: Notation::default(),
             now: Instant(0),
-            voters: BTreeSet::new(),
+            founders: Arc::default(),
             members: BTreeMap::new(),
             network: Vec::new(),
             cut: BTreeSet::new(),
@@ -84,24 +86,41 @@ impl World {
     }
 
     pub(crate) fn start_group(&mut self, members: u64) {
-        self.voters = (1..=members).map(NodeId).collect();
-        for id in self.voters.clone() {
-            self.members.entry(id).or_default();
-            self.start(id);
+        let founders = (1..=members).map(|id| (NodeId(id), Bytes::new()));
+        self.founders = Arc::new(Membership::founders(founders));
+        for id in 1..=members {
+            self.join(NodeId(id));
+        }
+    }
+
+    /// Starts one that has not been there before.
+    pub(crate) fn join(&mut self, id: NodeId) {
+        self.members.entry(id).or_default();
+        self.start(id);
+    }
+
+    /// Changes the members of the group.
+    pub(crate) fn change(&mut self, id: NodeId, changes: &[Change]) {
+        let now = self.now;
+        if let Err(refused) = self.node(id).change(now, changes) {
+            self.say(format!("n{id} refuses: {refused}"));
         }
     }
 
     /// Starts a member from what its disk holds.
     pub(crate) fn start(&mut self, id: NodeId) {
-        let (config, voters, now) = (self.config, self.voters.clone(), self.now);
+        let (config, founders, now) = (self.config, self.founders.clone(), self.now);
         let member = self.member(id);
+        // A disk may be prepared before there is a group.
+        if let Some(root) = &mut member.disk.snapshot
+            && root.membership.members().is_empty()
+        {
+            root.membership = founders.clone();
+        }
         let recovered = member.disk.recovered();
-        member.applied = recovered
-            .snapshot
-            .map(|root| (root.position.index, (root.position, root.stamp)))
-            .into_iter()
-            .collect();
-        member.node = Some(Node::new(config, id, voters, recovered, id.0, now));
+        member.applied =
+            recovered.snapshot.iter().map(|root| (root.position.index, root.clone())).collect();
+        member.node = Some(Node::new(config, id, founders, recovered, id.0, now));
     }
 
     /// Loses what is not durable.
@@ -162,7 +181,8 @@ impl World {
 
     /// Whether there was something to do.
     fn act(&mut self, id: NodeId, effects: Effects) -> bool {
-        let Effects { messages, write, committed, reads, install, events } = effects;
+        // What it would tell of the membership, events tell too.
+        let Effects { messages, write, committed, reads, install, membership: _, events } = effects;
         let idle = messages.is_empty()
             && write.is_none()
             && committed.is_empty()
@@ -219,13 +239,19 @@ impl World {
         }
         let text = self.notation.entries(committed);
         self.say(format!("n{id} applies {text}"));
+        let mut membership = self.founders.clone();
         let applied = &mut self.member(id).applied;
         for entry in committed {
-            if let Some((&last, &(_, stamp))) = applied.last_key_value() {
+            if let Some((&last, root)) = applied.last_key_value() {
                 assert_eq!(entry.index, last.next(), "n{id} applies without a gap");
-                assert!(entry.stamp >= stamp, "n{id}: group time never falls");
+                assert!(entry.stamp >= root.stamp, "n{id}: group time never falls");
+                membership = root.membership.clone();
             }
-            applied.insert(entry.index, (entry.position(), entry.stamp));
+            if let Payload::Membership(changed) = &entry.payload {
+                membership = changed.clone();
+            }
+            let root = notation::root(entry.position(), entry.stamp, membership.clone());
+            applied.insert(entry.index, root);
         }
     }
 
@@ -241,22 +267,19 @@ impl World {
     }
 
     pub(crate) fn compact(&mut self, id: NodeId, index: Index) {
-        let (position, stamp) = *self
-            .member(id)
-            .applied
-            .get(&index)
-            .unwrap_or_else(|| panic!("n{id} has not applied {index}"));
-        self.node(id).compact(notation::root(position, stamp));
+        let root = self.member(id).applied.get(&index).cloned();
+        let root = root.unwrap_or_else(|| panic!("n{id} has not applied {index}"));
+        self.node(id).compact(root);
     }
 
     /// The driver has fetched the snapshot that the member wants.
     pub(crate) fn install(&mut self, id: NodeId) {
         let install = self.member(id).install.take();
         let root = install.unwrap_or_else(|| panic!("n{id} wants no snapshot")).root;
-        if self.node(id).installed(root) {
+        if self.node(id).installed(root.clone()) {
             let applied = &mut self.member(id).applied;
             applied.clear();
-            applied.insert(root.position.index, (root.position, root.stamp));
+            applied.insert(root.position.index, root);
         } else {
             self.say(format!("n{id} ignores {}", root.position));
         }
@@ -277,7 +300,7 @@ impl World {
     }
 
     pub(crate) fn others(&self, id: NodeId) -> Vec<NodeId> {
-        self.voters.iter().copied().filter(|&voter| voter != id).collect()
+        self.members.keys().copied().filter(|&member| member != id).collect()
     }
 
     /// Takes messages out of the network.
@@ -309,7 +332,8 @@ impl World {
 
     pub(crate) fn deliver(&mut self, (from, to, message): (NodeId, NodeId, Message)) {
         let now = self.now;
-        if let Some(node) = self.member(to).node.as_mut() {
+        // A member may be down, or not there yet.
+        if let Some(node) = self.members.get_mut(&to).and_then(|member| member.node.as_mut()) {
             node.step(now, from, message);
             self.flush(to);
         }
@@ -356,6 +380,6 @@ impl World {
 
     /// All members.
     pub(crate) fn ids(&self) -> Vec<NodeId> {
-        self.voters.iter().copied().collect()
+        self.members.keys().copied().collect()
     }
 }

@@ -7,7 +7,9 @@
 //! Queues are bounded and drop: Raft repairs what is lost. Snapshots have a connection of their
 //! own, so that a heartbeat never waits behind one.
 
+mod directory;
 mod sender;
+mod senders;
 mod service;
 mod transfer;
 
@@ -18,14 +20,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto::raft as pb;
-use raft::{Message, NodeId};
+use raft::{Membership, Message, NodeId};
 use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::identity::{Acquaintances, Claim, Founder, GroupId, Incarnation, Mistrust};
-use crate::settings::{ADDRESS_BYTES_MAX, Member};
+use crate::membership;
+use crate::settings::ADDRESS_BYTES_MAX;
 
-pub(crate) use sender::{Sender, ask_birth, run as run_sender};
+pub(crate) use directory::Directory;
+pub(crate) use sender::{Sender, ask_birth, ask_group, meet, run as run_sender};
+pub(crate) use senders::Senders;
 pub(crate) use service::service;
 pub(crate) use transfer::fetch;
 
@@ -76,6 +81,8 @@ pub(crate) struct News {
 #[derive(Debug)]
 struct Trust {
     known: Acquaintances,
+    /// Where those who said hello are reached: a leader may be newer than this member's log.
+    callers: BTreeMap<NodeId, String>,
     group: Option<GroupId>,
     founders: Vec<Founder>,
 }
@@ -90,7 +97,12 @@ impl Peers {
         known: Acquaintances,
         news: mpsc::UnboundedSender<News>,
     ) -> Self {
-        let trust = Mutex::new(Trust { known, group: None, founders: Vec::new() });
+        let trust = Mutex::new(Trust {
+            known,
+            callers: BTreeMap::new(),
+            group: None,
+            founders: Vec::new(),
+        });
         let write_sequence = AtomicU64::new(boot_write_sequence);
         Self { cluster, me, boot, nonce, boot_write_sequence, write_sequence, trust, news }
     }
@@ -134,6 +146,29 @@ impl Peers {
         Ok(claim)
     }
 
+    /// These are the members now.
+    pub(crate) fn follow(&self, membership: &Membership) {
+        self.trust().known.follow(membership::incarnations(membership));
+    }
+
+    /// These are the members, for certain.
+    pub(crate) fn pin(&self, membership: &Membership) {
+        let incarnations = membership::incarnations(membership);
+        self.trust().known.pin(incarnations, membership.last_id());
+    }
+
+    /// Somebody who was admitted says where it is reached.
+    fn called(&self, node: NodeId, address: String) {
+        if address.len() <= ADDRESS_BYTES_MAX {
+            self.trust().callers.insert(node, address);
+        }
+    }
+
+    /// Where somebody who said hello is reached.
+    pub(crate) fn caller(&self, node: NodeId) -> Option<String> {
+        self.trust().callers.get(&node).cloned()
+    }
+
     fn founders(&self) -> Vec<Founder> {
         self.trust().founders.clone()
     }
@@ -161,19 +196,10 @@ impl Refusal {
     }
 }
 
-/// Connections to all other members, made when they are first used.
-pub(crate) fn channels<'a>(
-    members: impl Iterator<Item = &'a Member>,
-) -> Result<BTreeMap<NodeId, Channel>, daemon::Failure> {
-    members.map(|member| Ok((member.node, connect(member)?))).collect()
-}
-
-/// A connection to a member's peer port, made when it is first used.
-pub(crate) fn connect(member: &Member) -> Result<Channel, daemon::Failure> {
-    let endpoint = Endpoint::from_shared(format!("http://{}", member.peer_address));
-    let endpoint = endpoint.map_err(|error| {
-        let address = &member.peer_address;
-        daemon::Failure::configuration(format!("group.members: \"{address}\" is no address"))
+/// A connection to a peer port, made when it is first used.
+pub(crate) fn connect(address: &str) -> Result<Channel, daemon::Failure> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| {
+        daemon::Failure::configuration(format!("\"{address}\" is no address of a member"))
             .because(error)
     })?;
     Ok(endpoint

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use daemon::Shutdown;
+use daemon::addresses::host_and_port;
 use proto::raft as pb;
 use proto::raft::raft_client::RaftClient;
 use raft::{Message, MessageKind, NodeId};
@@ -15,7 +16,7 @@ use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 
 use super::{BATCH_BYTES_MAX, Peers, founder_from_wire};
-use crate::identity::Founder;
+use crate::identity::{Founder, GroupId};
 use crate::settings::ADDRESS_BYTES_MAX;
 use crate::wire;
 
@@ -82,7 +83,7 @@ pub(crate) async fn run(
     let mut backoff = BACKOFF_MIN;
     let mut told = String::new();
     loop {
-        let ended = match hello(&peers, to, &channel, &lost).await {
+        let ended = match hello(&peers, Some(to), &channel, &lost).await {
             Ok(_) => {
                 backoff = BACKOFF_MIN;
                 told.clear();
@@ -103,25 +104,61 @@ pub(crate) async fn run(
     }
 }
 
-/// Asks who the peer is. Some: an answer, and whom it was born with.
+/// What the answer to a hello tells.
+struct Met {
+    founder: Founder,
+    /// Which group it belongs to, if it does.
+    group: Option<GroupId>,
+    /// Whom that was born with.
+    born_with: Vec<Founder>,
+}
+
+/// Asks who the peer is, and whom it was born with.
 pub(crate) async fn ask_birth(
     peers: &Peers,
     to: NodeId,
     channel: &Channel,
     lost: &watch::Sender<Option<String>>,
 ) -> Result<(Founder, Vec<Founder>), String> {
-    hello(peers, to, channel, lost).await.map_err(|ended| ended.to_string())
+    let met = hello(peers, Some(to), channel, lost).await.map_err(|ended| ended.to_string())?;
+    Ok((met.founder, met.born_with))
+}
+
+/// Asks whoever is there which group it belongs to, and whom that was born with.
+pub(crate) async fn ask_group(
+    peers: &Peers,
+    channel: &Channel,
+    lost: &watch::Sender<Option<String>>,
+) -> Result<(GroupId, Vec<Founder>), String> {
+    let met = hello(peers, None, channel, lost).await.map_err(|ended| ended.to_string())?;
+    match met.group {
+        Some(group) if !met.born_with.is_empty() => Ok((group, met.born_with)),
+        Some(_) | None => Err(format!("member {} belongs to no group yet", met.founder.node)),
+    }
+}
+
+/// Asks whoever is at an address who it is: a member that is to be added, or has moved.
+pub(crate) async fn meet(peers: &Peers, address: &str) -> Result<Founder, String> {
+    host_and_port("the address", address).map_err(|failure| failure.to_string())?;
+    let channel = super::connect(address).map_err(|failure| failure.to_string())?;
+    // A member that is asked to join others does not judge this one.
+    let (unheard, _) = watch::channel(None);
+    let met = hello(peers, None, &channel, &unheard).await.map_err(|ended| match ended {
+        Ended::Unreachable(status) => format!("no answer ({})", status.message()),
+        ended => ended.to_string(),
+    })?;
+    Ok(met.founder)
 }
 
 async fn hello(
     peers: &Peers,
-    to: NodeId,
+    to: Option<NodeId>,
     channel: &Channel,
     lost: &watch::Sender<Option<String>>,
-) -> Result<(Founder, Vec<Founder>), Ended> {
+) -> Result<Met, Ended> {
     let mut request = tonic::Request::new(pb::HelloRequest {
         from: Some(peers.identity()),
-        to: to.0,
+        to: to.map_or(0, |to| to.0),
         peer_address: peers.me.peer_address.clone(),
         client_address: peers.me.client_address.clone(),
     });
@@ -131,7 +168,7 @@ async fn hello(
     let reply = reply.into_inner();
     // Only a member of this group is believed what it says of this one.
     let claim = peers.admit(reply.from)?;
-    refused(to, reply.refused, reply.lost, lost)?;
+    refused(claim.node, reply.refused, reply.lost, lost)?;
     if reply.peer_address.len().max(reply.client_address.len()) > ADDRESS_BYTES_MAX {
         return Err(super::Refusal::Malformed.into());
     }
@@ -141,12 +178,12 @@ async fn hello(
         peer_address: reply.peer_address,
         client_address: reply.client_address,
     };
-    let born_with = reply.born_with.into_iter().map(founder_from_wire).collect::<Option<Vec<_>>>();
-    match born_with {
-        Some(born_with) if founder.node == to => Ok((founder, born_with)),
-        Some(_) => Err(super::Refusal::Mistaken(founder.node, to.0).into()),
-        None => Err(super::Refusal::Malformed.into()),
+    if let Some(to) = to.filter(|to| *to != founder.node) {
+        return Err(super::Refusal::Mistaken(founder.node, to.0).into());
     }
+    let born_with = reply.born_with.into_iter().map(founder_from_wire).collect::<Option<Vec<_>>>();
+    let born_with = born_with.ok_or(super::Refusal::Malformed)?;
+    Ok(Met { founder, group: claim.group, born_with })
 }
 
 async fn converse(

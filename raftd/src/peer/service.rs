@@ -43,9 +43,14 @@ impl Raft for Service {
         request: Request<pb::HelloRequest>,
     ) -> Result<Response<pb::HelloReply>, Status> {
         let request = request.into_inner();
-        let admitted = self.check(request.from, request.to);
+        // Who does not say whom it takes this member for wants to know just that.
+        let to = if request.to == 0 { self.peers.me.node.0 } else { request.to };
+        let admitted = self.check(request.from, to);
         let (refused, lost) = match &admitted {
-            Ok(_) => (String::new(), false),
+            Ok(from) => {
+                self.peers.called(*from, request.peer_address);
+                (String::new(), false)
+            }
             Err(refusal) => (refusal.to_string(), refusal.is_about_data()),
         };
         Ok(Response::new(pb::HelloReply {

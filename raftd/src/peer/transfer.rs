@@ -15,7 +15,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::Peers;
-use crate::settings::Member;
 use crate::store::Snapshots;
 
 /// How many chunks may wait for the connection, or for the disk.
@@ -74,14 +73,14 @@ fn send(
     chunks.blocking_send(chunk).is_ok() && go_on
 }
 
-/// Fetches a snapshot from `member`, stores it durably, and gives its chunks.
+/// Fetches a snapshot from the member at `address`, stores it durably, and gives its chunks.
 pub(crate) async fn fetch(
     peers: &Peers,
-    member: &Member,
+    address: &str,
     root: SnapshotRoot,
     snapshots: Snapshots,
 ) -> Result<Vec<Bytes>, String> {
-    let channel = super::connect(member).map_err(|failure| failure.to_string())?;
+    let channel = super::connect(address).map_err(|failure| failure.to_string())?;
     let mut client = RaftClient::new(channel).max_decoding_message_size(CHUNK_MESSAGE_BYTES_MAX);
     let request = pb::FetchRequest {
         from: Some(peers.identity()),
@@ -91,7 +90,7 @@ pub(crate) async fn fetch(
     let fetching = unless_it_stalls(client.fetch(request));
     let mut stream = fetching.await?.into_inner();
     let (pieces, waiting) = mpsc::channel(CHUNKS_WAITING_MAX);
-    let storing = tokio::task::spawn_blocking(move || receive(&snapshots, root, waiting));
+    let storing = tokio::task::spawn_blocking(move || receive(&snapshots, &root, waiting));
     while let Some(piece) = unless_it_stalls(stream.message()).await? {
         let kind = piece.kind.ok_or("a malformed transfer")?;
         if pieces.send(kind).await.is_err() {
@@ -114,7 +113,7 @@ async fn unless_it_stalls<T>(step: impl Future<Output = Result<T, Status>>) -> R
 /// Stores what comes in and gives it back.
 fn receive(
     snapshots: &Snapshots,
-    root: SnapshotRoot,
+    root: &SnapshotRoot,
     mut pieces: mpsc::Receiver<pb::chunk::Kind>,
 ) -> Result<Vec<Bytes>, String> {
     let mut manifest = Vec::new();

@@ -15,7 +15,7 @@ use crate::store::codec::{Decoder, Encoder};
 use crate::store::slots::{BLOCK_BYTES, Block, Slot, Slots};
 
 /// The version of everything in a data directory. A newer one is refused.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// How many peers are remembered: as many as a group has members.
 pub const HEARD_MAX: usize = 7;
@@ -374,7 +374,11 @@ fn open_block(block: &Block) -> Result<Option<(u64, FloorState)>, StoreError> {
             "the data directory has format {newer}, newer than {FORMAT_VERSION}: use a newer \
              version of this program"
         ))),
-        Some(_) | None => Ok(None),
+        Some(older) => Err(StoreError::Identity(format!(
+            "the data directory has format {older}, of a build before {FORMAT_VERSION}, which this \
+             version does not read"
+        ))),
+        None => Ok(None),
     }
 }
 

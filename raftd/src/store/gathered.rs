@@ -19,7 +19,7 @@ pub struct Gathered {
 }
 
 /// A snapshot that takes the place of the beginning of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatheredSnapshot {
     /// The snapshot.
     pub root: SnapshotRoot,
@@ -49,7 +49,7 @@ impl Gathered {
                 self.entries.clear();
                 Some(snapshot.root.position)
             } else {
-                self.snapshot.and_then(|earlier| earlier.reset)
+                self.snapshot.as_ref().and_then(|earlier| earlier.reset)
             };
             let (root, first) = (snapshot.root, snapshot.first);
             self.snapshot = Some(GatheredSnapshot { root, first, reset });
@@ -95,6 +95,7 @@ mod tests {
             manifest: Digest([index as u8; 32]),
             chunks: 0,
             bytes: 0,
+            membership: std::sync::Arc::default(),
         };
         SnapshotWrite { root, first: Index(first), reset }
     }

@@ -87,9 +87,9 @@ impl Log {
                 last: terms.last,
                 manifest: replayed.root.as_ref().map(Root::id),
             },
+            leftovers: replayed.root.is_some(),
             root: replayed.root,
             terms,
-            leftovers: replayed.root.is_some(),
             packed_to: first,
             appended: APPENDED_MIN,
         };
@@ -111,16 +111,16 @@ impl Log {
         sequence: u64,
         gathered: &Gathered,
     ) -> Result<Reach, StoreError> {
-        if let Some(reset) = gathered.snapshot.and_then(|snapshot| snapshot.reset) {
+        if let Some(reset) = gathered.snapshot.as_ref().and_then(|snapshot| snapshot.reset) {
             self.terms = Terms::new(reset);
         }
         if let Some(first) = gathered.entries.first() {
             self.terms.truncate(first.index);
         }
         let mut batches = Batches::default();
-        let root = gathered.snapshot.map(|snapshot| Root {
+        let root = gathered.snapshot.as_ref().map(|snapshot| Root {
             sequence,
-            root: snapshot.root,
+            root: snapshot.root.clone(),
             first: snapshot.first,
             reset: snapshot.reset,
             log_end: self.terms.last.index,
@@ -133,8 +133,8 @@ impl Log {
             put(key, value);
         });
         // A snapshot must not be found without the entries that it says are kept.
-        if let Some(root) = root {
-            let (key, value) = record::encode_root(self.prefix, &root);
+        if let Some(root) = &root {
+            let (key, value) = record::encode_root(self.prefix, root);
             put(key, value);
         }
         for batch in batches.0 {
@@ -166,7 +166,7 @@ impl Log {
     /// Fatal: what is stored is unknown.
     pub(super) fn sweep<R: Records>(&mut self, records: &R) -> Result<Removed, StoreError> {
         let mut removed = Removed::default();
-        let Some(root) = self.root.filter(|_| self.leftovers) else { return Ok(removed) };
+        let Some(root) = self.root.as_ref().filter(|_| self.leftovers) else { return Ok(removed) };
         let mut keys = Vec::new();
         let mut damaged = None;
         let begin = replay::root_key(0).encode(self.prefix);
@@ -216,7 +216,7 @@ impl Log {
     /// # Errors
     /// Fatal: what is stored is unknown.
     pub(super) fn repack<R: Records>(&mut self, records: &R) -> Result<Removed, StoreError> {
-        let first = self.root.map_or(Index(1), |root| root.first);
+        let first = self.root.as_ref().map_or(Index(1), |root| root.first);
         let from = self.packed_to.max(first);
         let begin = Key { kind: Kind::Entries, first: from, sequence: 0, fragment: 0 };
         let (mut run, mut looked_at, mut damaged) = (Run::default(), 0, None);

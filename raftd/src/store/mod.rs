@@ -118,7 +118,7 @@ impl Store {
         let StoreOptions { free_bytes_min, on_written, on_failed } = options;
         let (fatal, pace) = (Arc::new(pace::Fatal::new(on_failed)), Arc::new(pace::Pace::new()));
         let chunks = Arc::new(chunks);
-        let installed = recovered.snapshot.map(|root| root.manifest);
+        let installed = recovered.snapshot.as_ref().map(|root| root.manifest);
         let snapshots = Snapshots::new(chunks.clone(), installed, pace.clone(), fatal.clone());
         let (state, write_sequence) = (engine.state().clone(), engine.write_sequence());
         let shared = Arc::new(thread::Shared::new(fatal.clone()));

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use raft::{Digest, Entry, GroupTime, Index, Payload, Position, SnapshotRoot, Term};
 
 use crate::identity::GroupId;
+use crate::membership;
 use crate::store::codec::{Decoder, Encoder};
 
 /// The largest payload of a record. Records of more end up in files that the database never syncs.
@@ -24,7 +25,7 @@ pub const ENTRY_HEADER_BYTES: usize = 21;
 const _: () = assert!(HEADER_BYTES <= 64);
 
 /// The format of records; all of a directory have that of its floor.
-const RECORD_VERSION: u8 = 1;
+const RECORD_VERSION: u8 = 2;
 const KEY_BYTES: usize = 8 + 1 + 8 + 8 + 4;
 const CHECKSUM_OFFSET: usize = 4;
 
@@ -98,7 +99,7 @@ impl Key {
 }
 
 /// The root of a snapshot, as the log keeps it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
     /// The write that installed it.
     pub sequence: u64,
@@ -222,6 +223,9 @@ pub fn encode_root(prefix: Prefix, root: &Root) -> (Key, Vec<u8>) {
     let reset = root.reset.unwrap_or_default();
     out.u64(reset.term.0);
     out.u64(reset.index.0);
+    let membership = membership::encode(&root.root.membership);
+    out.u32(membership.len() as u32);
+    out.bytes(&membership);
     (key, finish(out))
 }
 
@@ -267,16 +271,14 @@ fn decode_root(key: &Key, body: &mut Decoder<'_>) -> Option<Root> {
     let position = |body: &mut Decoder<'_>| {
         Some(Position { term: Term(body.u64()?), index: Index(body.u64()?) })
     };
-    let root = SnapshotRoot {
-        position: position(body)?,
-        stamp: GroupTime(body.u64()?),
-        manifest: Digest(body.array()?),
-        chunks: body.u64()?,
-        bytes: body.u64()?,
-    };
+    let (at, stamp) = (position(body)?, GroupTime(body.u64()?));
+    let (manifest, chunks, bytes) = (Digest(body.array()?), body.u64()?, body.u64()?);
     let (first, log_end) = (Index(body.u64()?), Index(body.u64()?));
     let is_reset = body.u8()? != 0;
     let reset = Some(position(body)?).filter(|_| is_reset);
+    let len = body.u32()? as usize;
+    let membership = membership::decode(body.bytes(len)?)?;
+    let root = SnapshotRoot { position: at, stamp, manifest, chunks, bytes, membership };
     Some(Root { sequence: key.sequence, root, first, reset, log_end })
 }
 
@@ -322,35 +324,38 @@ fn checksum(value: &[u8]) -> u32 {
 
 /// How many bytes an entry takes in a payload.
 pub fn encoded_len(entry: &Entry) -> usize {
-    let command = match &entry.payload {
+    let payload = match &entry.payload {
         Payload::Noop | Payload::Tick => 0,
         Payload::Command(command) => command.len(),
+        Payload::Membership(membership) => membership::encode(membership).len(),
     };
-    ENTRY_HEADER_BYTES + command
+    ENTRY_HEADER_BYTES + payload
 }
 
 fn encode_entry(entry: &Entry, out: &mut Encoder) {
-    let (kind, command): (u8, &[u8]) = match &entry.payload {
-        Payload::Noop => (1, &[]),
-        Payload::Tick => (2, &[]),
-        Payload::Command(command) => (3, command),
+    let (kind, payload) = match &entry.payload {
+        Payload::Noop => (1, Bytes::new()),
+        Payload::Tick => (2, Bytes::new()),
+        Payload::Command(command) => (3, command.clone()),
+        Payload::Membership(membership) => (4, membership::encode(membership)),
     };
     out.u8(kind);
     out.u64(entry.term.0);
     out.u64(entry.stamp.0);
-    out.u32(command.len() as u32);
-    out.bytes(command);
+    out.u32(payload.len() as u32);
+    out.bytes(&payload);
 }
 
 fn decode_entry(index: Index, body: &mut Decoder<'_>) -> Option<Entry> {
     let kind = body.u8()?;
     let (term, stamp) = (Term(body.u64()?), GroupTime(body.u64()?));
     let len = body.u32()? as usize;
-    let command = body.bytes(len)?;
+    let payload = body.bytes(len)?;
     let payload = match (kind, len) {
         (1, 0) => Payload::Noop,
         (2, 0) => Payload::Tick,
-        (3, _) => Payload::Command(Bytes::copy_from_slice(command)),
+        (3, _) => Payload::Command(Bytes::copy_from_slice(payload)),
+        (4, _) => Payload::Membership(membership::decode(payload)?),
         _ => return None,
     };
     Some(Entry { index, term, stamp, payload })

@@ -129,8 +129,8 @@ fn replay_to(
     limit: u64,
     claims: &Claims,
 ) -> Result<(Recovered, Option<Root>), StoreError> {
-    let root = scanned.roots.iter().rfind(|root| root.sequence <= limit).copied();
-    check_reach(highest(scanned, limit), root.as_ref(), claims)?;
+    let root = scanned.roots.iter().rfind(|root| root.sequence <= limit);
+    check_reach(highest(scanned, limit), root, claims)?;
     let mut log = play(scanned, limit);
     let first = root.map_or(Index(1), |root| root.first);
     let before = log.remove(&first.previous());
@@ -160,8 +160,8 @@ fn replay_to(
             last.term, claims.term
         )));
     }
-    let snapshot = root.map(|root| root.root);
-    Ok((Recovered { snapshot, entries, base, ..Recovered::default() }, root))
+    let snapshot = root.map(|root| root.root.clone());
+    Ok((Recovered { snapshot, entries, base, ..Recovered::default() }, root.cloned()))
 }
 
 fn check_reach(highest: u64, root: Option<&Root>, claims: &Claims) -> Result<(), StoreError> {

@@ -10,7 +10,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use raft::{CHUNK_BYTES_MAX, Capture, Digest, GroupTime, Position, SnapshotRoot};
+use raft::{
+    CHUNK_BYTES_MAX, Capture, Digest, Frozen, GroupTime, Membership, Position, SnapshotRoot,
+};
 
 use crate::store::StoreError;
 use crate::store::garbage::{self, Pins};
@@ -78,13 +80,9 @@ impl Snapshots {
     ///
     /// # Panics
     /// If a chunk is larger than [`CHUNK_BYTES_MAX`].
-    pub fn store<C: Capture>(
-        &self,
-        position: Position,
-        stamp: GroupTime,
-        capture: C,
-    ) -> Result<SnapshotRoot, StoreError> {
-        self.store_chunks(position, stamp, capture.chunks())
+    pub fn store<C: Capture>(&self, frozen: Frozen<C>) -> Result<SnapshotRoot, StoreError> {
+        let Frozen { position, stamp, membership, capture } = frozen;
+        self.store_chunks(position, stamp, membership, capture.chunks())
     }
 
     /// Makes a snapshot of these chunks durable. The log does not name it yet.
@@ -98,6 +96,7 @@ impl Snapshots {
         &self,
         position: Position,
         stamp: GroupTime,
+        membership: Arc<Membership>,
         chunks: impl Iterator<Item = Bytes>,
     ) -> Result<SnapshotRoot, StoreError> {
         let mut writer = Writer::new(&self.0);
@@ -116,6 +115,7 @@ impl Snapshots {
             manifest: name,
             chunks: manifest.chunks.len() as u64,
             bytes: manifest.bytes(),
+            membership,
         })
     }
 
@@ -125,7 +125,7 @@ impl Snapshots {
     /// Malformed: what is sent is not what `root` names. The machine refuses.
     pub fn receive(
         &self,
-        root: SnapshotRoot,
+        root: &SnapshotRoot,
         encoded: &[u8],
         mut chunks: impl Iterator<Item = Bytes>,
     ) -> Result<Vec<Bytes>, ReceiveError> {

@@ -15,7 +15,7 @@ const DIRECTORY: &str = "FLOTILLA_WAL_DIRECTORY";
 /// What the child prints about what it found, for others to compare.
 fn tell(member: &Member) -> String {
     let found = &member.start.recovered;
-    let chunks = found.snapshot.map(|root| member.start.snapshots.load(root.manifest));
+    let chunks = found.snapshot.as_ref().map(|root| member.start.snapshots.load(root.manifest));
     let chunks = match chunks.transpose() {
         Ok(chunks) => chunks,
         Err(error) => end(&error),

@@ -20,7 +20,7 @@ fn chunks(seed: u32, count: u32) -> Vec<Bytes> {
     (0..count).map(|at| Bytes::from(format!("chunk {at} of {seed} ").repeat(900))).collect()
 }
 
-fn manifest(member: &Member, root: SnapshotRoot) -> Manifest {
+fn manifest(member: &Member, root: &SnapshotRoot) -> Manifest {
     let encoded = member.start.snapshots.manifest(root.manifest).unwrap().unwrap();
     Manifest::decode(&encoded).unwrap()
 }
@@ -31,8 +31,8 @@ fn a_snapshot_survives_a_restart_and_the_one_before_goes() {
     let mut member = begin(directory.path());
     member.append(&[Bytes::from_static(b"a")]);
     member.snapshot(chunks(1, 90));
-    let first = member.model.snapshot.unwrap();
-    let old = manifest(&member, first);
+    let first = member.model.snapshot.clone().unwrap();
+    let old = manifest(&member, &first);
     member.append(&[Bytes::from_static(b"b")]);
     // Half of it is the same.
     let second: Vec<_> = chunks(1, 40).into_iter().chain(chunks(2, 50)).collect();
@@ -47,10 +47,10 @@ fn a_snapshot_survives_a_restart_and_the_one_before_goes() {
         assert!(Instant::now() < deadline, "the old manifest is never removed");
         std::thread::yield_now();
     }
-    let root = member.model.snapshot.unwrap();
+    let root = member.model.snapshot.clone().unwrap();
     drop(member);
     let member = Member::open(directory.path()).unwrap();
-    assert_eq!(member.start.recovered.snapshot, Some(root));
+    assert_eq!(member.start.recovered.snapshot, Some(root.clone()));
     assert_eq!(member.start.snapshots.load(root.manifest).unwrap(), second);
 }
 
@@ -60,7 +60,7 @@ fn what_is_read_stays() {
     let mut member = begin(directory.path());
     member.append(&[Bytes::from_static(b"a")]);
     member.snapshot(chunks(1, 30));
-    let old = member.model.snapshot.unwrap();
+    let old = member.model.snapshot.clone().unwrap();
     let mut reader = member.start.snapshots.read(old.manifest);
     assert_eq!(reader.next().unwrap().unwrap(), chunks(1, 30)[0]);
     for seed in 2..5 {
@@ -86,22 +86,31 @@ fn only_what_was_offered_is_received() {
     let offered = source
         .start
         .snapshots
-        .store_chunks(position, GroupTime(1), chunks(1, 20).into_iter())
+        .store_chunks(
+            position,
+            GroupTime(1),
+            crate::member::membership(),
+            chunks(1, 20).into_iter(),
+        )
         .unwrap();
     let encoded = source.start.snapshots.manifest(offered.manifest).unwrap().unwrap();
     let snapshots = &target.start.snapshots;
-    let malformed = |root, encoded: &[u8], chunks: Vec<Bytes>| {
+    let malformed = |root: &SnapshotRoot, encoded: &[u8], chunks: Vec<Bytes>| {
         let received = snapshots.receive(root, encoded, chunks.into_iter());
         assert!(matches!(received, Err(ReceiveError::Malformed(_))), "{received:?}");
     };
-    malformed(offered, &encoded[..encoded.len() - 1], chunks(1, 20));
-    malformed(SnapshotRoot { manifest: Digest([0; 32]), ..offered }, &encoded, chunks(1, 20));
-    malformed(SnapshotRoot { bytes: 1, ..offered }, &encoded, chunks(1, 20));
-    malformed(offered, &encoded, chunks(2, 20));
-    malformed(offered, &encoded, chunks(1, 19));
+    malformed(&offered, &encoded[..encoded.len() - 1], chunks(1, 20));
+    malformed(
+        &SnapshotRoot { manifest: Digest([0; 32]), ..offered.clone() },
+        &encoded,
+        chunks(1, 20),
+    );
+    malformed(&SnapshotRoot { bytes: 1, ..offered.clone() }, &encoded, chunks(1, 20));
+    malformed(&offered, &encoded, chunks(2, 20));
+    malformed(&offered, &encoded, chunks(1, 19));
     // What broke off is not a snapshot.
     assert!(snapshots.manifest(offered.manifest).unwrap().is_none());
-    let received = snapshots.receive(offered, &encoded, chunks(1, 20).into_iter()).unwrap();
+    let received = snapshots.receive(&offered, &encoded, chunks(1, 20).into_iter()).unwrap();
     assert_eq!(received, chunks(1, 20));
     assert_eq!(snapshots.load(offered.manifest).unwrap(), chunks(1, 20));
 }

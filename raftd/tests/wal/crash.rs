@@ -400,6 +400,7 @@ fn appended(id: u64, term: u64, indexes: std::ops::RangeInclusive<u64>) -> raft:
 fn compacted(id: u64, term: u64, index: u64) -> raft::Write {
     let position = raft::Position { term: raft::Term(term), index: raft::Index(index) };
     let root = raft::SnapshotRoot {
+        membership: crate::member::membership(),
         position,
         stamp: raft::GroupTime(0),
         manifest: raft::Digest([3; 32]),

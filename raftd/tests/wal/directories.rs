@@ -65,23 +65,26 @@ fn another_identity_is_refused_and_nothing_changed() {
 }
 
 #[test]
-fn a_newer_format_is_refused_and_nothing_changed() {
+fn another_format_is_refused_and_nothing_changed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     drop(Member::open_born(path));
-    let mut floor = fs::read(path.join("floor")).unwrap();
-    floor[8] = 2;
-    let (before, rest) = floor[..4096].split_at(12);
-    let checksum = crc32c::crc32c_append(crc32c::crc32c(before), &rest[4..]);
-    floor[12..16].copy_from_slice(&checksum.to_le_bytes());
-    fs::write(path.join("floor"), floor).unwrap();
-    let before = contents(path);
-    match Member::open(path) {
-        Err(StoreError::Identity(text)) => assert!(text.contains("newer"), "{text}"),
-        Err(error) => panic!("{error}"),
-        Ok(_) => panic!("a newer format was opened"),
+    let floor = fs::read(path.join("floor")).unwrap();
+    for (version, said) in [(floor[8] + 1, "newer"), (floor[8] - 1, "of a build before")] {
+        let mut other = floor.clone();
+        other[8] = version;
+        let (before, rest) = other[..4096].split_at(12);
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(before), &rest[4..]);
+        other[12..16].copy_from_slice(&checksum.to_le_bytes());
+        fs::write(path.join("floor"), other).unwrap();
+        let before = contents(path);
+        match Member::open(path) {
+            Err(StoreError::Identity(text)) => assert!(text.contains(said), "{text}"),
+            Err(error) => panic!("{error}"),
+            Ok(_) => panic!("format {version} was opened"),
+        }
+        assert_eq!(contents(path), before);
     }
-    assert_eq!(contents(path), before);
 }
 
 #[test]

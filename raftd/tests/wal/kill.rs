@@ -103,7 +103,7 @@ fn check(path: &Path, term: u64, last: u64, context: &str) {
     for entry in &found.entries {
         assert_eq!(entry.payload, Payload::Command(command(entry.index.0)), "{context}");
     }
-    if let Some(root) = found.snapshot {
+    if let Some(root) = &found.snapshot {
         member.start.snapshots.load(root.manifest).unwrap();
     }
 }

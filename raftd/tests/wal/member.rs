@@ -2,11 +2,12 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use bytes::Bytes;
-use raft::{Entry, GroupTime, Index, NodeId, Payload, SnapshotWrite, Write, WriteId};
+use raft::{Entry, GroupTime, Index, Membership, NodeId, Payload, SnapshotWrite, Write, WriteId};
 use raftd::Founder;
 use raftd::store::{ExpectedIdentity, Start, Store, StoreError, StoreOptions, Written};
 
@@ -105,7 +106,9 @@ impl Member {
     pub(crate) fn snapshot(&mut self, chunks: Vec<Bytes>) -> Written {
         let position = self.model.last();
         let snapshots = &self.start.snapshots;
-        let root = snapshots.store_chunks(position, GroupTime(1), chunks.into_iter()).unwrap();
+        let root = snapshots
+            .store_chunks(position, GroupTime(1), membership(), chunks.into_iter())
+            .unwrap();
         let snapshot = SnapshotWrite { root, first: position.index.next(), reset: false };
         let write = Write {
             id: self.next_id(),
@@ -119,6 +122,12 @@ impl Member {
     pub(crate) fn next_id(&self) -> WriteId {
         WriteId(self.model.writes + 1)
     }
+}
+
+/// Who belongs to the group of a snapshot.
+pub(crate) fn membership() -> Arc<Membership> {
+    let contact = |id: u64| (NodeId(id), Bytes::from(vec![id as u8; 60]));
+    Arc::new(Membership::founders([1, 2, 3].map(contact)))
 }
 
 /// All files below a directory with what they hold.

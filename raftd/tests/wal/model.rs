@@ -8,6 +8,8 @@ use raftd::store::gathered::Gathered;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use crate::member::membership;
+
 /// The state of a member, as its disk should hold it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Model {
@@ -22,7 +24,7 @@ impl Model {
     pub(crate) fn from_recovered(recovered: &Recovered, writes: u64) -> Self {
         Self {
             hard_state: recovered.hard_state,
-            snapshot: recovered.snapshot,
+            snapshot: recovered.snapshot.clone(),
             base: recovered.base,
             entries: recovered.entries.clone(),
             writes,
@@ -59,15 +61,15 @@ impl Model {
     pub(crate) fn apply_gathered(&mut self, gathered: &Gathered) {
         self.writes = gathered.id.0;
         self.hard_state = gathered.hard_state.unwrap_or(self.hard_state);
-        if let Some(reset) = gathered.snapshot.and_then(|snapshot| snapshot.reset) {
+        if let Some(reset) = gathered.snapshot.as_ref().and_then(|snapshot| snapshot.reset) {
             self.reset(reset);
         }
         if let Some(first) = gathered.entries.first() {
             self.entries.truncate((first.index.0 - self.base.index.0 - 1) as usize);
             self.entries.extend(gathered.entries.iter().cloned());
         }
-        if let Some(snapshot) = gathered.snapshot {
-            self.snapshot = Some(snapshot.root);
+        if let Some(snapshot) = &gathered.snapshot {
+            self.snapshot = Some(snapshot.root.clone());
             let base = self.position(snapshot.first.0 - 1);
             self.entries.drain(..(base.index.0 - self.base.index.0) as usize);
             self.base = base;
@@ -80,7 +82,7 @@ impl Model {
         let mut parts = vec![nothing.clone()];
         let promised = Gathered { hard_state: gathered.hard_state, ..nothing };
         // Entries behind a reset are not found without it.
-        let reset = gathered.snapshot.is_some_and(|snapshot| snapshot.reset.is_some());
+        let reset = gathered.snapshot.as_ref().is_some_and(|snapshot| snapshot.reset.is_some());
         for count in (0..=gathered.entries.len()).filter(|_| !reset) {
             let entries = gathered.entries[..count].to_vec();
             parts.push(Gathered { entries, ..promised.clone() });
@@ -108,7 +110,7 @@ impl Model {
         let last = self.last().index.0;
         // What a snapshot covers is committed.
         let committed =
-            self.snapshot.map_or(0, |root| root.position.index.0).max(self.base.index.0);
+            self.snapshot.as_ref().map_or(0, |root| root.position.index.0).max(self.base.index.0);
         match rng.random_range(0..10) {
             0 if committed < last => {
                 let index = rng.random_range(committed + 1..=last);
@@ -184,5 +186,12 @@ fn root(position: Position, id: WriteId) -> SnapshotRoot {
     let mut digest = [7; 32];
     digest[..8].copy_from_slice(&id.0.to_le_bytes());
     let stamp = GroupTime(position.index.0 * 10);
-    SnapshotRoot { position, stamp, manifest: Digest(digest), chunks: 3, bytes: 99 }
+    SnapshotRoot {
+        position,
+        stamp,
+        manifest: Digest(digest),
+        chunks: 3,
+        bytes: 99,
+        membership: membership(),
+    }
 }

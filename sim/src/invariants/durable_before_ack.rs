@@ -40,7 +40,7 @@ fn check_acknowledgement(
     if image.hard_state.term < term {
         return Err(format!("its disk is in t{}", image.hard_state.term));
     }
-    let covered = image.snapshot.map_or(Index(0), |root| root.position.index);
+    let covered = image.snapshot.as_ref().map_or(Index(0), |root| root.position.index);
     let leaders_term = leadership.term_at(ghost, term, index).ok_or("the leader has none")?;
     if index <= covered {
         let committed = ghost.at(index).map(|entry| entry.term);

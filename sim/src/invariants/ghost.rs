@@ -89,7 +89,7 @@ impl Ghost {
         let history = self.machine.history().then_entry(entry);
         let at = raft::Applied { index: entry.index, term: entry.term, time: entry.stamp };
         match &entry.payload {
-            Payload::Noop | Payload::Tick => self.machine.pass(at),
+            Payload::Noop | Payload::Tick | Payload::Membership(_) => self.machine.pass(at),
             Payload::Command(command) => {
                 self.machine.apply(at, command);
                 if let Some(id) = CommandId::of(command) {

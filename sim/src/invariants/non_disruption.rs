@@ -45,6 +45,8 @@ impl NonDisruption {
                 Event::Following { .. }
                 | Event::Leading { .. }
                 | Event::LostQuorum { .. }
+                | Event::Removed { .. }
+                | Event::Reconfigured { .. }
                 | Event::Transferring { .. }
                 | Event::TransferFailed { .. }
                 | Event::Voted { .. }

@@ -10,7 +10,7 @@ pub(super) fn started(member: &Member) -> Result<(), Violation> {
     let Some(replica) = member.replica() else { return Ok(()) };
     let (image, again) = (member.disk().image(), member.disk().recovered());
     let Status { term, vote, first, last, durable, commit, snapshot, .. } = replica.status();
-    let covered = image.snapshot.map_or(Index(0), |root| root.position.index);
+    let covered = image.snapshot.as_ref().map_or(Index(0), |root| root.position.index);
     let checks = [
         ((term, vote) == (image.hard_state.term, image.hard_state.vote), "term or vote"),
         (again.hard_state == image.hard_state, "term or vote, read again"),

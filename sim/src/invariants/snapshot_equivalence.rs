@@ -10,7 +10,7 @@ use crate::{
 };
 
 pub(super) fn check(ghost: &Ghost, node: NodeId, stored: &Stored) -> Result<(), Violation> {
-    let root = stored.root;
+    let root = &stored.root;
     differs(ghost, stored).map_or(Ok(()), |what| {
         let what = format!("n{node} stores a snapshot at {}: {what}", root.position);
         Err(Violation::new("R15", what))
@@ -19,7 +19,7 @@ pub(super) fn check(ghost: &Ghost, node: NodeId, stored: &Stored) -> Result<(), 
 
 /// In what a snapshot is not what it says.
 fn differs(ghost: &Ghost, stored: &Stored) -> Option<&'static str> {
-    let root = stored.root;
+    let root = &stored.root;
     let Some(committed) = ghost.at(root.position.index) else {
         return Some("that is not committed");
     };

@@ -13,7 +13,7 @@ pub(super) fn check(ghost: &Ghost, step: Step<'_>) -> Result<(), Violation> {
     let cuts =
         step.output.events.iter().filter(|event| matches!(event, Event::Truncated { .. })).count();
     for event in &step.output.events {
-        let Event::Installed { root, suffix_kept } = *event else { continue };
+        let &Event::Installed { ref root, suffix_kept } = event else { continue };
         let covered = root.position;
         if covered.index <= before.applied || after.applied < covered.index {
             let (from, to) = (before.applied, after.applied);
@@ -39,7 +39,7 @@ pub(super) fn check(ghost: &Ghost, step: Step<'_>) -> Result<(), Violation> {
 /// What a disk holds is of one history.
 pub(super) fn check_disk(ghost: &Ghost, member: &Member) -> Result<(), Violation> {
     let image = member.disk().image();
-    let Some(root) = image.snapshot else { return Ok(()) };
+    let Some(root) = &image.snapshot else { return Ok(()) };
     let here = image.history_at(root.position.index);
     if here.is_some() && here == ghost.history_at(root.position.index) {
         return Ok(());

@@ -18,6 +18,8 @@ pub(super) fn check(ghost: &Ghost, step: Step<'_>) -> Result<(), Violation> {
             | Event::Campaigning { .. }
             | Event::Leading { .. }
             | Event::LostQuorum { .. }
+            | Event::Removed { .. }
+            | Event::Reconfigured { .. }
             | Event::Transferring { .. }
             | Event::TransferFailed { .. }
             | Event::Voted { .. }

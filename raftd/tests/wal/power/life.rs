@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::child;
-use crate::member::Member;
+use crate::member::{Member, membership};
 use crate::model::Model;
 
 /// The lives until the power failed, and what had been told by then.
@@ -132,7 +132,7 @@ impl Steps {
             chunks = (0..rng.random_range(0..12))
                 .map(|_| vec![rng.random(); rng.random_range(1..20_000)].into())
                 .collect();
-            snapshot.root = root(&chunks, snapshot.root);
+            snapshot.root = root(&chunks, &snapshot.root);
         }
         let then = match rng.random_range(0..30) {
             0 => Then::Idle,
@@ -167,7 +167,7 @@ impl Steps {
     }
 }
 
-fn root(chunks: &[Bytes], template: SnapshotRoot) -> SnapshotRoot {
+fn root(chunks: &[Bytes], template: &SnapshotRoot) -> SnapshotRoot {
     let digest = |bytes: &[u8]| Digest(*blake3::hash(bytes).as_bytes());
     let chunks = chunks.iter().map(|chunk| (digest(chunk), chunk.len() as u32)).collect();
     let manifest = Manifest { chunks };
@@ -175,7 +175,7 @@ fn root(chunks: &[Bytes], template: SnapshotRoot) -> SnapshotRoot {
         manifest: digest(&manifest.encode()),
         chunks: manifest.chunks.len() as u64,
         bytes: manifest.bytes(),
-        ..template
+        ..template.clone()
     }
 }
 
@@ -222,10 +222,11 @@ fn lives() {
     let mut fetching: Option<JoinHandle<()>> = None;
     for _ in 0..writes {
         let step = steps.next();
-        if let Some(snapshot) = step.writes[0].snapshot {
+        if let Some(snapshot) = &step.writes[0].snapshot {
             let (position, stamp) = (snapshot.root.position, snapshot.root.stamp);
             let chunks = step.chunks.into_iter();
-            let root = member.start.snapshots.store_chunks(position, stamp, chunks).unwrap();
+            let root =
+                member.start.snapshots.store_chunks(position, stamp, membership(), chunks).unwrap();
             assert_eq!(root, snapshot.root);
         }
         let written = member.write_all(step.writes);
@@ -257,7 +258,7 @@ fn lives() {
 fn fetch(snapshots: &Snapshots, seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let chunks = (0..60).map(|_| vec![rng.random(); rng.random_range(1..30_000)].into());
-    snapshots.store_chunks(Position::default(), GroupTime(0), chunks).unwrap();
+    snapshots.store_chunks(Position::default(), GroupTime(0), membership(), chunks).unwrap();
 }
 
 /// Without the reserve of space, which promises nothing and takes time to draw.
@@ -291,16 +292,16 @@ fn finds_what_was_told() {
         panic!(
             "found {:?}, snapshot {:?}, log from {} to {}; promised {:?}, {:?}, {} to {}",
             found.hard_state,
-            found.snapshot.map(|root| root.position),
+            found.snapshot.as_ref().map(|root| root.position),
             found.base,
             found.entries.last().map_or(found.base, raft::Entry::position),
             promised.hard_state,
-            promised.snapshot.map(|root| root.position),
+            promised.snapshot.as_ref().map(|root| root.position),
             promised.base,
             promised.last()
         );
     };
-    if let Some(root) = found.snapshot {
+    if let Some(root) = &found.snapshot {
         let loaded = member.start.snapshots.load(root.manifest);
         drop(loaded.unwrap_or_else(|error| child::end(&error)));
     }
