@@ -97,7 +97,7 @@ impl World {
         let kept = member.crash(&mut self.rng).map_err(|why| broken_write(id, &why))?;
         self.tally.crashes += 1;
         self.trace.line(now_us, format_args!("n{id} crashes, {kept} writes survive"));
-        self.invariants.disk_changed(&self.members)
+        self.invariants.disk_changed(id, &self.members)
     }
 
     /// A member starts, unless it is up.

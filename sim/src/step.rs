@@ -196,7 +196,7 @@ impl World {
     pub(crate) fn synced(&mut self, id: NodeId) -> Result<(), Violation> {
         let member = self.members.get_mut(&id).expect("every id is a member's");
         let written = member.disk.end_sync().map_err(|why| broken_write(id, &why))?;
-        self.invariants.disk_changed(&self.members)?;
+        self.invariants.disk_changed(id, &self.members)?;
         if let Some(write) = written
             && self.plant != Plant::AnswerBeforeDurable
         {
