@@ -60,6 +60,7 @@ pub mod machine;
 pub mod member;
 mod nemesis;
 pub mod network;
+pub mod patch;
 mod script;
 mod settle;
 mod step;

@@ -1,5 +1,6 @@
-//! Replays a seed, or searches a range of them.
+//! Replays a seed, searches a range of them, or sees whether planted bugs are found.
 
+mod mutants;
 mod sweep;
 
 use std::{
@@ -40,8 +41,23 @@ enum Command {
         /// The seeds, as `A..B`; B is not run
         #[arg(long, value_parser = seeds)]
         seeds: Range<u64>,
+        /// End with the first failure
+        #[arg(long)]
+        until_failure: bool,
         #[command(flatten)]
         world: WorldArguments,
+    },
+    /// Plants each bug of sim/bugs in a copy of the sources, and runs seeds until one shows it
+    Mutants {
+        /// The name of a bug, without `.patch`; all, if none is given
+        #[arg(long)]
+        only: Vec<String>,
+        /// How many seeds have to do
+        #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(1..))]
+        seeds: u64,
+        /// Only see whether the patches fit, and say what they do
+        #[arg(long)]
+        check: bool,
     },
 }
 
@@ -69,8 +85,14 @@ impl WorldArguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Command::Sweep { seeds, world }) = arguments.command {
-        return sweep::sweep(seeds, |seed| world.options(seed));
+    match arguments.command {
+        Some(Command::Sweep { seeds, until_failure, world }) => {
+            return sweep::sweep(seeds, until_failure, |seed| world.options(seed));
+        }
+        Some(Command::Mutants { only, seeds, check }) => {
+            return mutants::mutants(&only, seeds, check);
+        }
+        None => {}
     }
     let mut total = Total::default();
     for seed in arguments.seed..arguments.seed.saturating_add(arguments.count) {
