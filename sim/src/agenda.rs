@@ -43,9 +43,11 @@ pub(crate) enum Happening {
     /// A request arrives at a member.
     Ask { to: NodeId, client: u64, number: u64, request: Request },
     /// A reply arrives at a client.
-    Answer { client: u64, number: u64, reply: Reply },
+    Answer { from: NodeId, client: u64, number: u64, reply: Reply },
     /// The nemesis strikes, and will again.
     Strike(Rate),
+    /// It strikes a member that has just begun to lead.
+    Depose(Life),
     /// What it did comes to an end.
     Mend(Mend),
 }
@@ -56,6 +58,7 @@ pub(crate) enum Mend {
     Start(NodeId),
     Resume(NodeId),
     Heal { partition: u64 },
+    FreeDisk(NodeId),
 }
 
 /// Events by time; those of one time happen in the order in which they were planned.
@@ -112,7 +115,9 @@ impl Agenda {
     /// Forgets the nemesis: no fault happens any more. Those under way still end.
     pub(crate) fn forget_faults(&mut self) {
         for happening in &mut self.happenings {
-            happening.take_if(|happening| matches!(happening, Happening::Strike(_)));
+            happening.take_if(|happening| {
+                matches!(happening, Happening::Strike(_) | Happening::Depose(_))
+            });
         }
     }
 }
@@ -126,6 +131,8 @@ impl Fault {
             Self::Pause => "pause",
             Self::Partition => "partition",
             Self::Clog => "clog",
+            Self::Degrade => "bad links",
+            Self::FullDisk => "full disk",
             Self::Transfer => "transfer",
         }
     }

@@ -59,7 +59,7 @@ fn listen(
     until_failure: bool,
     finished: mpsc::Receiver<(u64, Report)>,
 ) -> (Total, Vec<String>) {
-    let (mut total, mut commands) = (Total::default(), Vec::new());
+    let (mut total, mut commands) = (Total::new(), Vec::new());
     let mut early = BTreeMap::new();
     let mut next = first;
     for (seed, report) in finished {
