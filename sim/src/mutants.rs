@@ -2,7 +2,8 @@
 //!
 //! Each file of sim/bugs is a small change of a source file. The crates that the simulator is made
 //! of are copied to a scratch tree beside the build's other results; there a bug is put in, the
-//! simulator is built, and seeds are run until an invariant is broken. A bug that no seed shows
+//! simulator is built, and seeds are run until an invariant is broken; for the few bugs of which
+//! hardly any seed tells, the scenario that their patch names is run. A bug that nothing shows
 //! fails the whole, and so does a patch that no longer fits, or a tree that fails without any bug.
 
 use std::{
@@ -20,6 +21,8 @@ use flotilla_sim::patch::Patch;
 
 /// The crates that the simulator is made of.
 const CRATES: [&str; 2] = ["raft", "sim"];
+/// What is copied of each.
+const PARTS: [&str; 3] = ["Cargo.toml", "src", "tests"];
 /// How they are built: fast rather than well, and without what links them into one.
 const PROFILE: &str = "\n[profile.mutant]\ninherits = \"release\"\nopt-level = 2\nlto = \"off\"\n\
                        codegen-units = 16\ndebug = false\nincremental = true\n";
@@ -80,11 +83,17 @@ fn attempt(only: &[String], seeds: u64, check: bool) -> Result<bool, String> {
     for (name, (source, text)) in planted {
         let file = scratch.tree.join(&bugs[name].file);
         write(&file, &text)?;
-        let fate = scratch.sweep(seeds)?;
+        let scenario = bugs[name].scenario.as_ref();
+        let fate = match scenario {
+            Some((file, test)) => scratch.play(file, test)?,
+            None => scratch.sweep(seeds)?,
+        };
         write(&file, &source)?;
         let row = match fate {
             Fate::Caught { invariant, seed, members } => {
-                format!("| {name} | {invariant} | {seed} | {members} |\n")
+                let of =
+                    scenario.map_or(String::new(), |(file, test)| format!(" of `{file}::{test}`"));
+                format!("| {name} | {invariant} | {seed}{of} | {members} |\n")
             }
             Fate::Survived | Fate::Hung => {
                 survivors += 1;
@@ -139,8 +148,11 @@ impl Scratch {
         fs::create_dir_all(&tree).map_err(|error| broken(&tree, &error))?;
         let lock = lock(&folder.join("lock"))?;
         fs::remove_dir_all(&tree).map_err(|error| broken(&tree, &error))?;
-        for part in CRATES.iter().flat_map(|name| ["Cargo.toml", "src"].map(|it| (name, it))) {
+        for part in CRATES.iter().flat_map(|name| PARTS.map(|it| (name, it))) {
             let part = Path::new(part.0).join(part.1);
+            if !root.join(&part).exists() {
+                continue;
+            }
             copy(&root.join(&part), &tree.join(&part))?;
         }
         copy(&root.join("Cargo.lock"), &tree.join("Cargo.lock"))?;
@@ -153,19 +165,39 @@ impl Scratch {
         Ok(Self { tree, target, _lock: lock })
     }
 
-    /// Builds what is in the tree, and runs seeds until one fails.
-    fn sweep(&self, seeds: u64) -> Result<Fate, String> {
-        let cargo = env::var_os("CARGO").unwrap_or("cargo".into());
-        let arguments = ["build", "--quiet", "--offline", "--profile", "mutant"];
-        let built = Command::new(&cargo)
-            .args(arguments)
+    fn cargo(&self, command: &str) -> Command {
+        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
+        cargo
+            .args([command, "--quiet", "--offline", "--profile", "mutant"])
             .args(["--package", "flotilla-sim", "--target-dir"])
             .arg(&self.target)
             .current_dir(&self.tree)
             // A bug may leave something unused.
-            .env("RUSTFLAGS", "--cap-lints=allow")
-            .status()
-            .map_err(|error| broken(Path::new(&cargo), &error))?;
+            .env("RUSTFLAGS", "--cap-lints=allow");
+        cargo
+    }
+
+    /// Runs a scenario of the tests.
+    fn play(&self, file: &str, test: &str) -> Result<Fate, String> {
+        let mut cargo = self.cargo("test");
+        let output = cargo.args(["--test", file, test]).output();
+        let output = output.map_err(|error| broken(&self.tree, &error))?;
+        let printed = String::from_utf8_lossy(&output.stdout);
+        if let Some(fate) = printed.lines().find_map(|line| shown(line, test)) {
+            return Ok(fate);
+        }
+        let (ran, none) = (printed.contains("running 1 test"), "it runs no such test");
+        let said = String::from_utf8_lossy(&output.stderr);
+        if ran && output.status.success() {
+            Ok(Fate::Survived)
+        } else {
+            Err(format!("{file}::{test}: {}", if ran { &said } else { none }))
+        }
+    }
+
+    /// Builds what is in the tree, and runs seeds until one fails.
+    fn sweep(&self, seeds: u64) -> Result<Fate, String> {
+        let built = self.cargo("build").status().map_err(|error| broken(&self.tree, &error))?;
         if !built.success() {
             return Err(format!("{} does not build", self.tree.display()));
         }
@@ -221,6 +253,14 @@ fn child_ended(child: &mut Child) -> Result<Fate, String> {
     } else {
         Err(format!("the sweep ended with {status}"))
     }
+}
+
+/// `late, seed 3: R19: n1 answers ...`
+fn shown(line: &str, test: &str) -> Option<Fate> {
+    let (seed, rest) = line.strip_prefix(test)?.strip_prefix(", seed ")?.split_once(": ")?;
+    let (invariant, _) = rest.split_once(": ")?;
+    let (invariant, members) = (invariant.to_owned(), String::new());
+    Some(Fate::Caught { invariant, seed: seed.parse().ok()?, members })
 }
 
 /// `seed 17 members 5 R10: n1 tells ...`

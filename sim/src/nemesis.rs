@@ -98,7 +98,9 @@ impl World {
         self.agenda.after(lasts_us, Happening::Mend(Mend::Heal { partition }));
     }
 
-    /// A new leader dies, or is cut off, alone or with one other: so logs part from each other.
+    /// A new leader dies, or is cut off, alone or with one other: so logs part from each other. The
+    /// other is often the leader before, which loses then what third ones have of it: that is how
+    /// figure 8 of the paper begins.
     pub(crate) fn depose(&mut self, leader: NodeId) -> Result<(), Violation> {
         let lasts_us = self.rng.random_range(1..=DEPOSED_US_MAX);
         self.trace.line(self.now_us(), format_args!("nemesis: deposes n{leader}"));
@@ -108,7 +110,9 @@ impl World {
             self.agenda.after(lasts_us, Happening::Mend(Mend::Start(leader)));
             return Ok(());
         }
-        let companion = NodeId(self.rng.random_range(1..=self.voters.len() as u64));
+        let any = NodeId(self.rng.random_range(1..=self.voters.len() as u64));
+        let before = self.last_deposed.replace(leader).filter(|_| self.rng.random_range(0..2) == 0);
+        let companion = before.unwrap_or(any);
         let inside = |id: &NodeId| *id == leader || *id == companion;
         let (few, others): (Vec<NodeId>, Vec<NodeId>) =
             self.voters.iter().partition(|id| inside(id));

@@ -1,5 +1,5 @@
-//! A planted bug as a file: a few words on what it does, then a change of one source file in the
-//! unified format, as `diff -u` writes it.
+//! A planted bug as a file: a few words on what it does, perhaps a line `Scenario: FILE::TEST`, then
+//! a change of one source file in the unified format, as `diff -u` writes it.
 //!
 //! The numbers of lines in it are not looked at. A hunk stands where its lines do, and they must
 //! stand in one place only: so a patch outlives changes elsewhere in the file, and one that no
@@ -10,6 +10,8 @@
 pub struct Patch {
     /// What the bug is.
     pub why: String,
+    /// The scenario that shows it, where seeds hardly ever do: a test file and a test in it.
+    pub scenario: Option<(String, String)>,
     /// The file, from the root of the workspace.
     pub file: String,
     hunks: Vec<Hunk>,
@@ -46,7 +48,14 @@ impl Patch {
         if hunks.is_empty() || why.trim().is_empty() {
             return Err("it changes nothing, or does not say why".to_owned());
         }
-        Ok(Self { why: why.trim().to_owned(), file, hunks })
+        let (why, scenario) = match why.trim().split_once("\nScenario: ") {
+            Some((why, named)) => {
+                let (file, test) = named.split_once("::").ok_or("a scenario is FILE::TEST")?;
+                (why.trim(), Some((file.to_owned(), test.to_owned())))
+            }
+            None => (why.trim(), None),
+        };
+        Ok(Self { why: why.to_owned(), scenario, file, hunks })
     }
 
     /// The file with the bug in it.
@@ -106,6 +115,14 @@ mod tests {
         let source = "first();\nfn f() {\n    a - b\n}\nlast();\n";
         assert_eq!(patch.apply(source).unwrap(), source.replace('-', "+"));
         assert_eq!(patch.apply("fn f() {\n    a - b\n}\n").unwrap(), "fn f() {\n    a + b\n}\n");
+    }
+
+    #[test]
+    fn scenario_is_no_part_of_the_reason() {
+        let named = BUG.replace("subtract.\n", "subtract.\n\nScenario: raft_read::late\n");
+        let patch = Patch::parse(&named).unwrap();
+        assert_eq!(patch.why, "It adds where it should subtract.");
+        assert_eq!(patch.scenario, Some(("raft_read".to_owned(), "late".to_owned())));
     }
 
     #[test]

@@ -124,7 +124,10 @@ impl World {
     /// The nemesis has a look at who leads: some are struck soon.
     fn plan_deposition(&mut self, id: NodeId) {
         if self.mix.chance(&mut self.rng, self.mix.depose_per_mille) {
-            let delay_us = self.rng.random_range(0..=DEPOSED_AFTER_US_MAX);
+            // Half of them before anything that they say has arrived.
+            let at_once = self.rng.random_range(0..2) == 0;
+            let delay_us_max = if at_once { 0 } else { DEPOSED_AFTER_US_MAX };
+            let delay_us = self.rng.random_range(0..=delay_us_max);
             self.agenda.after(delay_us, Happening::Depose(self.members[&id].life()));
         }
     }

@@ -42,6 +42,8 @@ pub struct World {
     pub(crate) trace: Trace,
     pub(crate) tally: Tally,
     pub(crate) partitions: u64,
+    /// The leader that the nemesis cut off last.
+    pub(crate) last_deposed: Option<NodeId>,
     /// What became of the requests that scripts made.
     pub(crate) replies: BTreeMap<CommandId, Reply>,
     pub(crate) operator_number: u64,
@@ -158,6 +160,7 @@ impl World {
             trace: Trace::new(listener),
             tally: Tally::default(),
             partitions: 0,
+            last_deposed: None,
             replies: BTreeMap::new(),
             operator_number: 0,
             mix,
