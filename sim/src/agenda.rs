@@ -1,6 +1,9 @@
 //! What is going to happen, in the order in which it will: virtual time.
 
-use std::collections::BTreeMap;
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, binary_heap::PeekMut},
+};
 
 use bytes::Bytes;
 use raft::{Install, Message, NodeId};
@@ -40,9 +43,11 @@ pub(crate) enum Happening {
     /// A request arrives at a member.
     Ask { to: NodeId, client: u64, number: u64, request: Request },
     /// A reply arrives at a client.
-    Answer { client: u64, number: u64, reply: Reply },
+    Answer { from: NodeId, client: u64, number: u64, reply: Reply },
     /// The nemesis strikes, and will again.
     Strike(Rate),
+    /// It strikes a member that has just begun to lead.
+    Depose(Life),
     /// What it did comes to an end.
     Mend(Mend),
 }
@@ -53,6 +58,7 @@ pub(crate) enum Mend {
     Start(NodeId),
     Resume(NodeId),
     Heal { partition: u64 },
+    FreeDisk(NodeId),
 }
 
 /// Events by time; those of one time happen in the order in which they were planned.
@@ -60,7 +66,11 @@ pub(crate) enum Mend {
 pub(crate) struct Agenda {
     now_us: u64,
     planned: u64,
-    queue: BTreeMap<(u64, u64), Happening>,
+    /// When, the how manieth, and where in `happenings`: what moves in the queue is small.
+    queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    /// Empty places are those of events that are forgotten, or `free`.
+    happenings: Vec<Option<Happening>>,
+    free: Vec<usize>,
 }
 
 impl Agenda {
@@ -71,7 +81,17 @@ impl Agenda {
     pub(crate) fn at(&mut self, time_us: u64, happening: Happening) {
         assert!(time_us >= self.now_us, "nothing happens in the past");
         self.planned += 1;
-        self.queue.insert((time_us, self.planned), happening);
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.happenings[place] = Some(happening);
+                place
+            }
+            None => {
+                self.happenings.push(Some(happening));
+                self.happenings.len() - 1
+            }
+        };
+        self.queue.push(Reverse((time_us, self.planned, place)));
     }
 
     pub(crate) fn after(&mut self, delay_us: u64, happening: Happening) {
@@ -80,23 +100,25 @@ impl Agenda {
 
     /// The next event up to `until_us`; none leaves the clock there.
     pub(crate) fn next(&mut self, until_us: u64) -> Option<Happening> {
-        let entry = self.queue.first_entry().filter(|entry| entry.key().0 <= until_us);
-        match entry {
-            Some(entry) => {
-                let ((time_us, _), happening) = entry.remove_entry();
+        while let Some(next) = self.queue.peek_mut().filter(|next| next.0.0 <= until_us) {
+            let Reverse((time_us, _, place)) = PeekMut::pop(next);
+            self.free.push(place);
+            if let Some(happening) = self.happenings[place].take() {
                 self.now_us = time_us;
-                Some(happening)
-            }
-            None => {
-                self.now_us = self.now_us.max(until_us);
-                None
+                return Some(happening);
             }
         }
+        self.now_us = self.now_us.max(until_us);
+        None
     }
 
     /// Forgets the nemesis: no fault happens any more. Those under way still end.
     pub(crate) fn forget_faults(&mut self) {
-        self.queue.retain(|_, happening| !matches!(happening, Happening::Strike(_)));
+        for happening in &mut self.happenings {
+            happening.take_if(|happening| {
+                matches!(happening, Happening::Strike(_) | Happening::Depose(_))
+            });
+        }
     }
 }
 
@@ -109,6 +131,8 @@ impl Fault {
             Self::Pause => "pause",
             Self::Partition => "partition",
             Self::Clog => "clog",
+            Self::Degrade => "bad links",
+            Self::FullDisk => "full disk",
             Self::Transfer => "transfer",
         }
     }

@@ -1,8 +1,13 @@
 //! The disk of a member: what is durable, and what is on its way there.
 //!
 //! Writes become durable in order, one or several at a time, after a drawn latency. A crash keeps
-//! any prefix of those that were on their way. A write is atomic: what the host makes of a write
-//! that is torn inside is the store's own affair and is tested there.
+//! any prefix of those that were on their way, and of the next one what a store leaves that is
+//! stopped between two of its operations: the term and vote go first, then the entries, in as many
+//! batches as they take, then the snapshot that says which of them count. A sync may fail, and does
+//! when the disk is full: what is durable then is unknown, as after a crash.
+//!
+//! Records that are torn inside, lost syncs and flipped bits are the store's own affair and are
+//! tested there.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -43,6 +48,17 @@ pub struct Disk {
     /// How many of the pending writes the running sync covers.
     syncing: usize,
     snapshots: BTreeMap<Digest, Stored>,
+    /// Nothing that grows has room.
+    pub(crate) full: bool,
+}
+
+/// What of the writes on their way survived a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Survival {
+    /// How many whole ones.
+    pub(crate) writes: usize,
+    /// Whether there is a part of the next one.
+    pub(crate) torn: bool,
 }
 
 impl Image {
@@ -59,6 +75,16 @@ impl Image {
     /// The entries of the log.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.log.values().map(|(entry, _)| entry)
+    }
+
+    /// The term of each entry, and the log up to it.
+    pub fn hashed_entries(&self) -> impl Iterator<Item = (raft::Term, History)> {
+        self.log.values().map(|(entry, history)| (entry.term, *history))
+    }
+
+    /// The entries behind `index`.
+    pub fn entries_behind(&self, index: Index) -> impl Iterator<Item = &Entry> {
+        self.log.range(index.next()..).map(|(_, (entry, _))| entry)
     }
 
     /// The log up to `index`; none if it does not reach there or begins behind it.
@@ -159,6 +185,18 @@ impl Disk {
         Some(rng.random_range(0..=latency_us_max))
     }
 
+    /// Whether the running sync fails.
+    pub(crate) fn sync_fails(&self, rng: &mut StdRng, mix: &Mix) -> bool {
+        self.with_room() < self.syncing || mix.chance(rng, mix.disk_error_per_mille)
+    }
+
+    /// For how many of the pending writes there is room.
+    fn with_room(&self) -> usize {
+        let grows = |write: &Write| !write.entries.is_empty() || write.snapshot.is_some();
+        let first = self.pending.iter().position(|write| self.full && grows(write));
+        first.unwrap_or(self.pending.len())
+    }
+
     /// The running sync has ended. The last write that it covers.
     ///
     /// # Errors
@@ -168,13 +206,31 @@ impl Disk {
         self.make_durable(count)
     }
 
-    /// The power fails: a prefix of what was on its way survives.
-    pub(crate) fn crash(&mut self, rng: &mut StdRng) -> Result<usize, String> {
-        let kept = rng.random_range(0..=self.pending.len());
-        self.make_durable(kept)?;
+    /// The power fails: some of what was on its way survives.
+    ///
+    /// # Errors
+    /// A write breaks its contract.
+    pub(crate) fn crash(&mut self, rng: &mut StdRng, mix: &Mix) -> Result<Survival, String> {
+        let writes = rng.random_range(0..=self.with_room());
+        self.make_durable(writes)?;
+        let next = self.pending.pop_front().filter(|_| mix.chance(rng, mix.torn_per_mille));
+        let torn = next.is_some();
+        if let Some(part) = next.map(|write| self.tear(write, rng)) {
+            self.image.apply(part, None)?;
+        }
         self.pending.clear();
         self.syncing = 0;
-        Ok(kept)
+        Ok(Survival { writes, torn })
+    }
+
+    /// What is left of a write that was not finished.
+    fn tear(&self, mut write: Write, rng: &mut StdRng) -> Write {
+        let kept = rng.random_range(0..=write.entries.len());
+        let first = write.entries.first().map_or(Index(0), |entry| entry.index);
+        // What does not follow the log counts only with the snapshot, which was to come last.
+        let follows = first > self.image.base.index && first <= self.image.last().index.next();
+        write.entries.truncate(if follows && !self.full { kept } else { 0 });
+        Write { snapshot: None, ..write }
     }
 
     fn make_durable(&mut self, count: usize) -> Result<Option<WriteId>, String> {

@@ -1,6 +1,6 @@
 //! The fault mix of a run, drawn from its seed.
 //!
-//! Swarm testing: each run switches a random half of the faults on and draws their rates, so that
+//! Swarm testing: each run switches a random part of the faults on and draws their rates, so that
 //! over many seeds every combination is met, also those in which one fault alone goes wild because
 //! nothing else stops the group from getting that far.
 
@@ -22,6 +22,10 @@ pub enum Fault {
     Partition,
     /// Links hold back what is sent on them, and deliver it all in the end.
     Clog,
+    /// Links are slow, or lose half of what is sent on them.
+    Degrade,
+    /// A disk has no room for anything that grows.
+    FullDisk,
     /// The leader is asked to hand over to somebody.
     Transfer,
 }
@@ -56,10 +60,14 @@ pub struct Mix {
     pub delay_us_min: u64,
     /// The longest delay of one that is not late.
     pub delay_us_max: u64,
-    /// How many of 1,000 messages get lost.
+    /// How many of 1,000 requests get lost.
     pub loss_per_mille: u32,
+    /// How many of 1,000 replies get lost: what was asked for is done, and the asker never knows.
+    pub reply_loss_per_mille: u32,
     /// How many arrive twice.
     pub duplicate_per_mille: u32,
+    /// By how much later the second time may be.
+    pub replay_us_max: u64,
     /// How many are late and may be overtaken.
     pub reorder_per_mille: u32,
     /// By how much they are late at least.
@@ -68,6 +76,15 @@ pub struct Mix {
     pub reorder_us_max: u64,
     /// Whether only replies are late, as in the labs.
     pub reorder_replies_only: bool,
+    /// What a link carries in a millisecond; none if it takes everything at once.
+    pub link_bytes_per_ms: Option<u64>,
+    /// How many times slower than another a link may be; each draws its own.
+    pub link_slower_max: u64,
+    /// How many of 1,000 messages a link may lose on top; each draws its own.
+    pub link_loss_per_mille_max: u32,
+    /// Whether a member that is down refuses who asks it, as a machine does whose process has
+    /// ended; else it says nothing, as one without power.
+    pub down_refuses: bool,
     /// The longest that a sync takes.
     pub sync_us_max: u64,
     /// How many of 1,000 syncs stall.
@@ -76,12 +93,18 @@ pub struct Mix {
     pub stall_us_max: u64,
     /// How many of 1,000 syncs cover all that is pending instead of one write.
     pub merge_per_mille: u32,
+    /// How many of 1,000 syncs fail, which ends the process.
+    pub disk_error_per_mille: u32,
+    /// How many of 1,000 crashes leave a part of the write that was next.
+    pub torn_per_mille: u32,
     /// How long a member gathers inputs at most before it takes them in.
     pub batch_us_max: u64,
     /// How many inputs it takes in at once at most.
     pub batch_inputs_max: usize,
     /// How many times slower than it should be a member's clock may tick.
     pub slow_clock_max: u64,
+    /// How many times faster.
+    pub fast_clock_max: u64,
     /// The longest that storing or transferring a snapshot takes.
     pub snapshot_us_max: u64,
     /// How many of 1,000 snapshots can't be stored or transferred.
@@ -90,14 +113,28 @@ pub struct Mix {
     pub crash_in_step_per_million: u32,
     /// How many of 1,000 faults pick the leader.
     pub leader_per_mille: u32,
+    /// How many of 1,000 new leaders die or are cut off at once, alone or with one other.
+    pub depose_per_mille: u32,
     /// The faults that happen.
     pub rates: Vec<Rate>,
 }
 
+/// All of them.
+const FAULTS: [Fault; 8] = [
+    Fault::Crash,
+    Fault::CrashMany,
+    Fault::Pause,
+    Fault::Partition,
+    Fault::Clog,
+    Fault::Degrade,
+    Fault::FullDisk,
+    Fault::Transfer,
+];
+
 /// Makes the seed of the mix another one than that of the run.
 const MIX_STREAM: u64 = 0x5eed_0fa1_7a11;
 
-/// Until a member is up again that died in a step.
+/// Until a member is up again that died in a step, or by its disk.
 pub(crate) const DOWN_US_MAX: u64 = 1_000_000;
 
 impl Mix {
@@ -118,29 +155,45 @@ impl Mix {
             delay_us_min: 200,
             delay_us_max: 5_000,
             loss_per_mille: 0,
+            reply_loss_per_mille: 0,
             duplicate_per_mille: 0,
+            replay_us_max: 0,
             reorder_per_mille: 0,
             reorder_us_min: 0,
             reorder_us_max: 0,
             reorder_replies_only: false,
+            link_bytes_per_ms: None,
+            link_slower_max: 1,
+            link_loss_per_mille_max: 0,
+            down_refuses: false,
             sync_us_max: 2_000,
             stall_per_mille: 0,
             stall_us_max: 0,
             merge_per_mille: 1_000,
+            disk_error_per_mille: 0,
+            torn_per_mille: 0,
             batch_us_max: 0,
             batch_inputs_max: 1_000,
             slow_clock_max: 1,
+            fast_clock_max: 1,
             snapshot_us_max: 20_000,
             snapshot_failure_per_mille: 0,
             crash_in_step_per_million: 0,
             leader_per_mille: 0,
+            depose_per_mille: 0,
             rates: Vec::new(),
         }
     }
 
     /// A network as the labs' unreliable one: delayed by up to 26 ms, one message in ten is lost.
     pub fn unreliable() -> Self {
-        Self { delay_us_min: 0, delay_us_max: 26_000, loss_per_mille: 100, ..Self::calm() }
+        Self {
+            delay_us_min: 0,
+            delay_us_max: 26_000,
+            loss_per_mille: 100,
+            reply_loss_per_mille: 100,
+            ..Self::calm()
+        }
     }
 
     /// The same with the labs' long reordering: two replies of three come 0.2 to 2.2 s late.
@@ -154,6 +207,14 @@ impl Mix {
         }
     }
 
+    /// The labs' unreliable churn: three clients, and every 0.7 s one member in five is cut off and
+    /// one in five dies. What the speed of the simulator is measured with.
+    pub fn labs() -> Self {
+        let rate = |fault| Rate { fault, every_us: 3_500_000, lasts_us_max: 1_400_000 };
+        let rates = vec![rate(Fault::Crash), rate(Fault::Partition)];
+        Self { clients: 3, read_per_mille: 0, rates, ..Self::unreliable() }
+    }
+
     /// The mix of a seed.
     pub fn draw(seed: u64) -> Self {
         // Another stream than the one that the run itself draws from.
@@ -162,55 +223,74 @@ impl Mix {
         let mut mix = Self { config: draw_config(rng), ..Self::calm() };
         mix.clients = rng.random_range(1..=6);
         mix.think_us_max = pick(rng, &[2_000, 20_000, 200_000]);
-        mix.clients_do_not_wait = on(rng);
+        mix.clients_do_not_wait = rng.random_range(0..2) == 0;
         mix.read_per_mille = pick(rng, &[0, 200, 500, 900]);
         mix.padding_bytes_max = pick(rng, &[0, 64, 600]);
-        mix.delay_us_max = pick(rng, &[500, 5_000, 20_000, 100_000]);
         mix.leader_per_mille = pick(rng, &[0, 300, 800]);
-        if on(rng) {
-            mix.loss_per_mille = rng.random_range(1..=300);
-        }
-        if on(rng) {
-            mix.duplicate_per_mille = rng.random_range(1..=500);
-        }
-        if on(rng) {
-            mix.reorder_per_mille = rng.random_range(1..=660);
-            mix.reorder_us_max = pick(rng, &[10_000, 200_000, 2_000_000]);
-            mix.reorder_replies_only = on(rng);
-        }
-        if on(rng) {
-            mix.sync_us_max = pick(rng, &[10_000, 50_000, 300_000]);
-        }
-        if on(rng) {
-            mix.stall_per_mille = rng.random_range(1..=50);
-            mix.stall_us_max = 2_000_000;
-        }
-        mix.merge_per_mille = pick(rng, &[0, 500, 1_000]);
+        mix.depose_per_mille = pick(rng, &[0, 0, 300, 900]);
+        mix.slow_clock_max = pick(rng, &[1, 1, 2, 6]);
+        mix.fast_clock_max = pick(rng, &[1, 1, 2]);
         mix.batch_us_max = pick(rng, &[0, 500, 20_000]);
         mix.batch_inputs_max = pick(rng, &[1, 4, 1_000]);
-        mix.slow_clock_max = pick(rng, &[1, 1, 2, 6]);
-        mix.snapshot_us_max = pick(rng, &[1_000, 20_000, 500_000]);
-        if on(rng) {
-            mix.snapshot_failure_per_mille = rng.random_range(1..=500);
-        }
-        if on(rng) {
+        let rare = Rarity(pick(rng, &[2, 2, 3, 5]));
+        mix.draw_network(rng, rare);
+        mix.draw_disk(rng, rare);
+        if rare.on(rng) {
             mix.crash_in_step_per_million = pick(rng, &[20, 200, 2_000]);
         }
-        for fault in [
-            Fault::Crash,
-            Fault::CrashMany,
-            Fault::Pause,
-            Fault::Partition,
-            Fault::Clog,
-            Fault::Transfer,
-        ] {
-            if on(rng) {
-                let every_us = pick(rng, &[300_000, 1_000_000, 3_000_000, 10_000_000]);
-                let lasts_us_max = pick(rng, &[50_000, 500_000, 3_000_000]);
+        for fault in FAULTS {
+            if rare.on(rng) {
+                let every_us =
+                    pick(rng, &[100_000, 300_000, 1_000_000, 3_000_000, 3_000_000, 10_000_000]);
+                let lasts_us_max = pick(rng, &[50_000, 500_000, 3_000_000, 5_000_000]);
                 mix.rates.push(Rate { fault, every_us, lasts_us_max });
             }
         }
         mix
+    }
+
+    fn draw_network(&mut self, rng: &mut StdRng, rare: Rarity) {
+        self.delay_us_max = pick(rng, &[500, 500, 5_000, 5_000, 20_000, 100_000, 200_000]);
+        if rare.on(rng) {
+            self.loss_per_mille = rng.random_range(1..=300);
+        }
+        if rare.on(rng) {
+            self.reply_loss_per_mille = rng.random_range(1..=300);
+        }
+        if rare.on(rng) {
+            self.duplicate_per_mille = rng.random_range(1..=500);
+            self.replay_us_max = pick(rng, &[0, 20_000, 500_000, 5_000_000]);
+        }
+        if rare.on(rng) {
+            self.reorder_per_mille = rng.random_range(1..=660);
+            self.reorder_us_max = pick(rng, &[10_000, 200_000, 2_000_000]);
+            self.reorder_replies_only = rare.on(rng);
+        }
+        if rare.on(rng) {
+            self.link_slower_max = pick(rng, &[2, 10]);
+            self.link_loss_per_mille_max = pick(rng, &[0, 100, 500]);
+        }
+        self.link_bytes_per_ms = pick(rng, &[None, None, Some(1_000), Some(20)]);
+        self.down_refuses = rare.on(rng);
+    }
+
+    fn draw_disk(&mut self, rng: &mut StdRng, rare: Rarity) {
+        if rare.on(rng) {
+            self.sync_us_max = pick(rng, &[10_000, 50_000, 300_000, 1_000_000]);
+        }
+        if rare.on(rng) {
+            self.stall_per_mille = rng.random_range(1..=50);
+            self.stall_us_max = pick(rng, &[2_000_000, 5_000_000]);
+        }
+        self.merge_per_mille = pick(rng, &[0, 500, 1_000]);
+        if rare.on(rng) {
+            self.disk_error_per_mille = pick(rng, &[1, 1, 10, 100]);
+        }
+        self.torn_per_mille = pick(rng, &[0, 800, 1_000]);
+        self.snapshot_us_max = pick(rng, &[1_000, 20_000, 500_000]);
+        if rare.on(rng) {
+            self.snapshot_failure_per_mille = rng.random_range(1..=500);
+        }
     }
 
     /// Whether something happens that happens `per_mille` times in 1,000. The dice are rolled only
@@ -225,8 +305,14 @@ impl Mix {
     }
 }
 
-fn on(rng: &mut StdRng) -> bool {
-    rng.random_range(0..2) == 0
+/// One in so many faults happens in a run: where all do, hardly anything else does.
+#[derive(Clone, Copy, Debug)]
+struct Rarity(u32);
+
+impl Rarity {
+    fn on(self, rng: &mut StdRng) -> bool {
+        rng.random_range(0..self.0) == 0
+    }
 }
 
 fn pick<T: Copy>(rng: &mut StdRng, choices: &[T]) -> T {
@@ -246,7 +332,7 @@ fn draw_config(rng: &mut StdRng) -> Config {
         uncommitted_bytes_max: pick(rng, &[300, 5_000, 1 << 20]),
         read_rounds_max: rng.random_range(1..=4),
         reads_waiting_max: pick(rng, &[1, 4, 1_000]),
-        snapshot_log_bytes_min: pick(rng, &[300, 2_000, 10_000, 1 << 30]),
+        snapshot_log_bytes_min: pick(rng, &[300, 2_000, 10_000, 200_000]),
         members_max: 9,
         retained_bytes: pick(rng, &[0, 200, 3_000]),
     };

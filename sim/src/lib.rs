@@ -48,8 +48,9 @@
 //!
 //! # What is absent
 //!
-//! Torn and corrupted writes (the store's own tests), membership changes, several groups, and the
-//! services: this is the small simulator of the core.
+//! Records torn inside, lost syncs and flipped bits (the store's own tests), membership changes,
+//! several groups, and the services: this is the small simulator of the core. docs/testing.md says
+//! what of the labs' requirements is there.
 
 mod agenda;
 pub mod client;
@@ -60,6 +61,7 @@ pub mod machine;
 pub mod member;
 mod nemesis;
 pub mod network;
+pub mod patch;
 mod script;
 mod settle;
 mod step;
@@ -73,6 +75,7 @@ use std::{
 
 pub use fault::Mix;
 pub use invariants::Violation;
+pub use script::Fullness;
 pub use world::{Tally, World};
 
 /// How long a tick is, in virtual time.
@@ -126,6 +129,16 @@ pub enum Plant {
     IgnoreLimits,
 }
 
+/// Which faults happen in a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Faults {
+    /// Those that the seed draws.
+    #[default]
+    Drawn,
+    /// Those of the labs' unreliable churn, of which [`Mix::labs`] tells.
+    Labs,
+}
+
 /// Which run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -135,6 +148,8 @@ pub struct Options {
     pub members: u64,
     /// How long faults happen.
     pub chaos_us: u64,
+    /// Which faults happen.
+    pub faults: Faults,
     /// A bug to be caught.
     pub plant: Plant,
     /// The one invariant that is looked at; all, if none is named.
@@ -144,17 +159,23 @@ pub struct Options {
 impl Options {
     /// A run of a seed without planted bugs.
     pub fn new(seed: u64, members: u64) -> Self {
-        Self { seed, members, chaos_us: CHAOS_US, plant: Plant::None, only: None }
+        let (faults, plant) = (Faults::Drawn, Plant::None);
+        Self { seed, members, chaos_us: CHAOS_US, faults, plant, only: None }
     }
 
     /// The command that shows this run, of which it can't tell planted bugs.
     pub fn command(&self) -> String {
-        let Self { seed, members, chaos_us, .. } = self;
+        let Self { seed, members, chaos_us, faults, .. } = self;
         let ticks = match chaos_us {
             &CHAOS_US => String::new(),
             chaos_us => format!(" --ticks {}", chaos_us / TICK_US),
         };
-        format!("cargo run -p flotilla-sim -- --seed {seed} --members {members}{ticks} --trace")
+        let faults = match faults {
+            Faults::Drawn => "",
+            Faults::Labs => " --labs",
+        };
+        let world = format!("--seed {seed} --members {members}{ticks}{faults}");
+        format!("cargo run -p flotilla-sim -- {world} --trace")
     }
 }
 
@@ -199,7 +220,11 @@ impl fmt::Display for Failure {
 
 /// Runs a seed. `listener` hears every line of the trace.
 pub fn run(options: Options, listener: Option<trace::Listener>) -> Report {
-    let mut world = World::new(options, Mix::draw(options.seed), listener);
+    let mix = match options.faults {
+        Faults::Drawn => Mix::draw(options.seed),
+        Faults::Labs => Mix::labs(),
+    };
+    let mut world = World::new(options, mix, listener);
     // An assertion of the core that fails is a finding like any other, with a trace to it.
     let outcome = catch_unwind(AssertUnwindSafe(|| world.live(options.chaos_us)));
     let violation = match outcome {

@@ -4,12 +4,13 @@
 //! Because the history depends on every entry, its place, its term and its stamp, two members that
 //! differ anywhere in what they have applied differ in it for ever: one comparison checks a prefix.
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use bytes::Bytes;
 use raft::{
     Applied, BadSnapshot, Capture, Digest, Entry, GroupTime, Index, Payload, StateMachine, Term,
 };
+use xxhash_rust::xxh3::xxh3_128;
 
 /// How many registers there are.
 pub const REGISTERS: u8 = 8;
@@ -17,25 +18,27 @@ pub const REGISTERS: u8 = 8;
 /// What a command begins with: client, number, register.
 const COMMAND_HEADER_BYTES: usize = 17;
 /// What the first chunk of a snapshot holds: index, term, time, history, number of commands.
-const STATE_CHUNK_BYTES: usize = 64;
+const STATE_CHUNK_BYTES: usize = 48;
 /// What each further chunk holds: register, client, number.
 const REGISTER_CHUNK_BYTES: usize = 17;
 
-/// A log up to some entry, as one hash.
+/// A log up to some entry, as one hash. Nobody forges entries here, so it need not be a strong one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct History(pub [u8; 32]);
+pub struct History(pub u128);
 
 impl History {
     /// The history that goes on with an entry.
     #[must_use]
     pub fn then(self, at: Applied, command: Option<&[u8]>) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.0);
-        for number in [at.index.0, at.term.0, at.time.0, u64::from(command.is_some())] {
-            hasher.update(&number.to_le_bytes());
+        let hashed = command.map_or(0, xxh3_128);
+        let numbers = [at.index.0, at.term.0, at.time.0, u64::from(command.is_some())];
+        let mut bytes = [0; 64];
+        bytes[..16].copy_from_slice(&self.0.to_le_bytes());
+        bytes[16..32].copy_from_slice(&hashed.to_le_bytes());
+        for (place, number) in bytes[32..].chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_le_bytes());
         }
-        hasher.update(command.unwrap_or_default());
-        Self(*hasher.finalize().as_bytes())
+        Self(xxh3_128(&bytes))
     }
 
     /// The same for an entry of a log.
@@ -51,7 +54,7 @@ impl History {
 
 impl fmt::Display for History {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().take(4).try_for_each(|byte| write!(f, "{byte:02x}"))
+        write!(f, "{:08x}", self.0 >> 96)
     }
 }
 
@@ -109,7 +112,7 @@ pub struct Machine {
     applied: Applied,
     history: History,
     commands: u64,
-    registers: BTreeMap<u8, CommandId>,
+    registers: [Option<CommandId>; REGISTERS as usize],
     /// A planted bug: see [`crate::Plant::SkipApply`].
     skips: bool,
 }
@@ -146,9 +149,10 @@ impl StateMachine for Machine {
         let skipped = self.skips && at.index.0.is_multiple_of(17);
         if !skipped {
             self.history = self.history.then(at, Some(command));
-            if let (Some(id), Some(&register)) = (CommandId::of(command), command.get(16)) {
+            let register = command.get(16).and_then(|it| self.registers.get_mut(usize::from(*it)));
+            if let (Some(id), Some(register)) = (CommandId::of(command), register) {
                 self.commands += 1;
-                self.registers.insert(register, id);
+                *register = Some(id);
             }
         }
         Response { index: at.index }
@@ -160,7 +164,10 @@ impl StateMachine for Machine {
     }
 
     fn query(&self, register: u8) -> Answer {
-        Answer { index: self.applied.index, value: self.registers.get(&register).copied() }
+        Answer {
+            index: self.applied.index,
+            value: self.registers.get(usize::from(register)).copied().flatten(),
+        }
     }
 
     fn capture(&self) -> Frozen {
@@ -174,12 +181,18 @@ impl StateMachine for Machine {
     }
 
     fn digest(&self) -> u128 {
-        let mut hasher = blake3::Hasher::new();
-        Frozen(self.clone()).chunks().for_each(|chunk| {
-            hasher.update(&chunk);
-        });
-        let digest: [u8; 16] = std::array::from_fn(|place| hasher.finalize().as_bytes()[place]);
-        u128::from_le_bytes(digest)
+        let Self { applied, history, commands, registers, skips: _ } = self;
+        let mut digest = xxh3_128(&state_chunk(*applied, *history, *commands));
+        for id in registers {
+            let CommandId { client, number } = id.unwrap_or_default();
+            let mut bytes = [0; 33];
+            bytes[..16].copy_from_slice(&digest.to_le_bytes());
+            bytes[16..24].copy_from_slice(&client.to_le_bytes());
+            bytes[24..32].copy_from_slice(&number.to_le_bytes());
+            bytes[32] = u8::from(id.is_some());
+            digest = xxh3_128(&bytes);
+        }
+        digest
     }
 }
 
@@ -197,20 +210,28 @@ impl Frozen {
 impl Capture for Frozen {
     fn chunks(self) -> impl Iterator<Item = Bytes> + Send {
         let Machine { applied, history, commands, registers, skips: _ } = self.0;
-        let mut state = Vec::with_capacity(STATE_CHUNK_BYTES);
-        for number in [applied.index.0, applied.term.0, applied.time.0, commands] {
-            state.extend(number.to_le_bytes());
-        }
-        state.extend(history.0);
-        let registers = registers.into_iter().map(|(register, id)| {
+        let state = Bytes::copy_from_slice(&state_chunk(applied, history, commands));
+        let registers = (0..REGISTERS).zip(registers).filter_map(|(register, id)| {
+            let CommandId { client, number } = id?;
             let mut chunk = Vec::with_capacity(REGISTER_CHUNK_BYTES);
             chunk.push(register);
-            chunk.extend(id.client.to_le_bytes());
-            chunk.extend(id.number.to_le_bytes());
-            Bytes::from(chunk)
+            chunk.extend(client.to_le_bytes());
+            chunk.extend(number.to_le_bytes());
+            Some(Bytes::from(chunk))
         });
-        std::iter::once(Bytes::from(state)).chain(registers)
+        std::iter::once(state).chain(registers)
     }
+}
+
+/// Everything but the registers.
+fn state_chunk(applied: Applied, history: History, commands: u64) -> [u8; STATE_CHUNK_BYTES] {
+    let mut state = [0; STATE_CHUNK_BYTES];
+    let numbers = [applied.index.0, applied.term.0, applied.time.0, commands];
+    for (place, number) in state.chunks_exact_mut(8).zip(numbers) {
+        place.copy_from_slice(&number.to_le_bytes());
+    }
+    state[32..].copy_from_slice(&history.0.to_le_bytes());
+    state
 }
 
 /// The digest of a snapshot's chunks.
@@ -236,11 +257,12 @@ fn decode(chunks: &mut dyn Iterator<Item = Bytes>) -> Option<Machine> {
         time: GroupTime(number_at(&state, 16)?),
     };
     let commands = number_at(&state, 24)?;
-    let history = History(state.get(32..STATE_CHUNK_BYTES)?.try_into().ok()?);
-    let mut registers = BTreeMap::new();
+    let history = state.get(32..STATE_CHUNK_BYTES)?.try_into().ok()?;
+    let history = History(u128::from_le_bytes(history));
+    let mut registers = [None; REGISTERS as usize];
     for chunk in chunks {
         let id = CommandId { client: number_at(&chunk, 1)?, number: number_at(&chunk, 9)? };
-        registers.insert(*chunk.first()?, id);
+        *registers.get_mut(usize::from(*chunk.first()?))? = Some(id);
     }
     Some(Machine { applied, history, commands, registers, skips: false })
 }

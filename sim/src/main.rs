@@ -1,15 +1,17 @@
-//! Replays a seed, or searches a range of them.
+//! Replays a seed, searches a range of them, or sees whether planted bugs are found.
 
+mod mutants;
 mod sweep;
 
 use std::{
     io::{self, Write},
     ops::{ControlFlow, Range},
     process::ExitCode,
+    time::Instant,
 };
 
 use clap::{Args, Parser, Subcommand};
-use flotilla_sim::{CHAOS_US, Options, Report, TICK_US, Tally, run, trace::Listener};
+use flotilla_sim::{CHAOS_US, Faults, Options, Report, TICK_US, Tally, run, trace::Listener};
 
 /// Runs simulated Raft groups from seeds. Exits 1 if an invariant is broken.
 #[derive(Debug, Parser)]
@@ -40,8 +42,23 @@ enum Command {
         /// The seeds, as `A..B`; B is not run
         #[arg(long, value_parser = seeds)]
         seeds: Range<u64>,
+        /// End with the first failure
+        #[arg(long)]
+        until_failure: bool,
         #[command(flatten)]
         world: WorldArguments,
+    },
+    /// Plants each bug of sim/bugs in a copy of the sources, and runs seeds until one shows it
+    Mutants {
+        /// The name of a bug, without `.patch`; all, if none is given
+        #[arg(long)]
+        only: Vec<String>,
+        /// How many seeds have to do
+        #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(1..))]
+        seeds: u64,
+        /// Only see whether the patches fit, and say what they do
+        #[arg(long)]
+        check: bool,
     },
 }
 
@@ -57,22 +74,32 @@ struct WorldArguments {
     /// The same in ticks of 10 ms
     #[arg(long, conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..=8_640_000))]
     ticks: Option<u64>,
+    /// The faults and clients of the labs' unreliable churn, instead of what the seed draws
+    #[arg(long)]
+    labs: bool,
 }
 
 impl WorldArguments {
     fn options(&self, seed: u64) -> Options {
         let chaos_us = self.ticks.map_or(self.seconds * 1_000_000, |ticks| ticks * TICK_US);
         let members = self.members.unwrap_or([1, 3, 5][usize::try_from(seed % 3).unwrap_or(0)]);
-        Options { chaos_us, ..Options::new(seed, members) }
+        let faults = if self.labs { Faults::Labs } else { Faults::Drawn };
+        Options { chaos_us, faults, ..Options::new(seed, members) }
     }
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Command::Sweep { seeds, world }) = arguments.command {
-        return sweep::sweep(seeds, |seed| world.options(seed));
+    match arguments.command {
+        Some(Command::Sweep { seeds, until_failure, world }) => {
+            return sweep::sweep(seeds, until_failure, |seed| world.options(seed));
+        }
+        Some(Command::Mutants { only, seeds, check }) => {
+            return mutants::mutants(&only, seeds, check);
+        }
+        None => {}
     }
-    let mut total = Total::default();
+    let mut total = Total::new();
     for seed in arguments.seed..arguments.seed.saturating_add(arguments.count) {
         let report = run(arguments.world.options(seed), arguments.trace.then(printer));
         total.add(&report);
@@ -84,14 +111,20 @@ fn main() -> ExitCode {
 }
 
 /// What several runs amount to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Total {
+    begun: Instant,
     tally: Tally,
     virtual_us: u64,
     failures: u64,
 }
 
 impl Total {
+    #[allow(clippy::disallowed_methods, reason = "how fast the simulator is, is no part of a run")]
+    fn new() -> Self {
+        Self { begun: Instant::now(), tally: Tally::default(), virtual_us: 0, failures: 0 }
+    }
+
     fn add(&mut self, report: &Report) {
         self.tally.add(&report.tally);
         self.virtual_us += report.virtual_us;
@@ -99,8 +132,12 @@ impl Total {
     }
 
     fn tell(self) -> ExitCode {
-        let Self { tally, virtual_us, failures } = self;
+        let Self { begun, tally, virtual_us, failures } = self;
         let seconds = virtual_us / 1_000_000;
+        let passed = begun.elapsed();
+        let speed = seconds as f64 / passed.as_secs_f64().max(0.001);
+        // Beside what is printed, which is the same for the same seeds.
+        eprintln!("{speed:.0} virtual seconds a second, for {:.1} s", passed.as_secs_f64());
         let said =
             writeln!(io::stdout(), "{seconds} virtual seconds, {failures} failures, {tally:?}");
         if said.is_err() || failures > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }

@@ -14,7 +14,8 @@ use crate::{
     Plant,
     agenda::{Input, Life},
     client::{Reply, Request, TICKET_US},
-    disk::{Disk, Stored},
+    disk::{Disk, Stored, Survival},
+    fault::Mix,
     machine::{CommandId, Machine, manifest},
 };
 
@@ -39,9 +40,21 @@ pub struct Member {
     reads: BTreeMap<ReadId, Asked>,
     asked: u64,
     pub(crate) standing: Standing,
-    /// How many times slower than it should be its clock ticks.
-    pub(crate) slow_clock: u64,
+    pub(crate) clock_rate: ClockRate,
+    /// What its clock said when it was read last, and when that was.
+    clock_us: (u64, u64),
     pub(crate) plant: Plant,
+}
+
+/// How the clock of a member goes: so many times faster than it should, or slower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ClockRate {
+    pub(crate) faster: u64,
+    pub(crate) slower: u64,
+}
+
+impl ClockRate {
+    pub(crate) const TRUE: Self = Self { faster: 1, slower: 1 };
 }
 
 /// How a member stood after its last step: what invariants compare.
@@ -93,7 +106,9 @@ impl Member {
             reads: BTreeMap::new(),
             asked: 0,
             standing: Standing::default(),
-            slow_clock: 1,
+            clock_rate: ClockRate::TRUE,
+            // Each member's clock began at another time.
+            clock_us: (id.0 * 1_000_003, 0),
             plant,
         }
     }
@@ -170,8 +185,8 @@ impl Member {
         Ok(())
     }
 
-    /// Dies. How many of the writes on their way survived.
-    pub(crate) fn crash(&mut self, rng: &mut StdRng) -> Result<usize, String> {
+    /// Dies. What of the writes on their way survived.
+    pub(crate) fn crash(&mut self, rng: &mut StdRng, mix: &Mix) -> Result<Survival, String> {
         self.replica = None;
         self.incarnation += 1;
         self.paused = false;
@@ -179,14 +194,14 @@ impl Member {
         self.run_is_due = false;
         self.tickets.clear();
         self.reads.clear();
-        let kept = self.disk.crash(rng)?;
+        let survival = self.disk.crash(rng, mix)?;
         if self.plant == Plant::LoseVote {
             self.disk.lose_vote();
         }
         if self.plant == Plant::LoseEntries {
             self.disk.lose_entries(2);
         }
-        Ok(kept)
+        Ok(survival)
     }
 
     /// Puts something into the inbox. Whether there was room and somebody to read it.
@@ -296,9 +311,14 @@ impl Member {
             || (self.plant == Plant::SkipHardStateWait && only_hard_state)
     }
 
-    /// Each member's clock began at another time.
-    fn clock(&self, now_us: u64) -> Instant {
-        Instant(now_us + self.id.0 * 1_000_003)
+    /// What its clock says, which it does at its own rate.
+    fn clock(&mut self, now_us: u64) -> Instant {
+        let (said_us, at_us) = self.clock_us;
+        let ClockRate { faster, slower } = self.clock_rate;
+        // What does not make a whole microsecond counts the next time.
+        let scaled = (now_us - at_us) * faster;
+        self.clock_us = (said_us + scaled / slower, now_us - scaled % slower / faster);
+        Instant(self.clock_us.0)
     }
 
     fn stand(&self) -> Standing {

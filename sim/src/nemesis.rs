@@ -1,4 +1,4 @@
-//! The nemesis: crashes, pauses, partitions and clogged links, and how each ends.
+//! The nemesis: crashes, pauses, partitions, bad and clogged links, full disks, and how each ends.
 
 use std::sync::Arc;
 
@@ -8,11 +8,16 @@ use rand::RngExt;
 use crate::{
     World,
     agenda::{Happening, Input, Mend},
+    disk::Survival,
     fault::{Fault, Rate},
     invariants::Violation,
-    network::Link,
+    network::{Link, Quality},
     step::broken_write,
+    world::address,
 };
+
+/// For how long a new leader is deposed.
+const DEPOSED_US_MAX: u64 = 1_000_000;
 
 impl World {
     pub(crate) fn plan_strike(&mut self, rate: Rate) {
@@ -46,20 +51,32 @@ impl World {
                 self.agenda.after(lasts_us, Happening::Mend(Mend::Resume(victim)));
             }
             Fault::Partition => {
-                let cut = self.draw_cut(victim);
-                self.partitions += 1;
-                self.tally.partitions += 1;
-                self.trace.line(now_us, format_args!("cut: {cut:?}"));
-                self.network.heal();
-                self.network.cut(cut);
-                let partition = self.partitions;
-                self.agenda.after(lasts_us, Happening::Mend(Mend::Heal { partition }));
+                let mut cut = self.draw_cut(victim);
+                cut.extend(self.draw_client_cut(victim));
+                self.part(cut, lasts_us);
             }
             Fault::Clog => {
                 let links = self.draw_cut(victim);
                 self.tally.clogs += 1;
                 self.trace.line(now_us, format_args!("clogged: {links:?}"));
                 self.network.clog(links, now_us + lasts_us);
+            }
+            Fault::Degrade => {
+                let links = self.draw_cut(victim);
+                let lossy = self.rng.random_range(0..2) == 0;
+                let quality = if lossy {
+                    Quality { slower: 1, loss_per_mille: 500 }
+                } else {
+                    Quality { slower: self.rng.random_range(2..=20), loss_per_mille: 0 }
+                };
+                self.tally.degraded += 1;
+                self.trace.line(now_us, format_args!("{quality:?}: {links:?}"));
+                self.network.degrade(links, now_us + lasts_us, quality);
+            }
+            Fault::FullDisk => {
+                self.trace.line(now_us, format_args!("the disk of n{victim} is full"));
+                self.members.get_mut(&victim).expect("every id is a member's").disk.full = true;
+                self.agenda.after(lasts_us, Happening::Mend(Mend::FreeDisk(victim)));
             }
             // Whoever takes itself for a leader is asked, also one that is none any more.
             Fault::Transfer => {
@@ -72,11 +89,50 @@ impl World {
         Ok(())
     }
 
+    /// Takes these links away, and gives back those that were taken before.
+    fn part(&mut self, cut: Vec<Link>, lasts_us: u64) {
+        self.partitions += 1;
+        self.tally.partitions += 1;
+        self.trace.line(self.agenda.now_us(), format_args!("cut: {cut:?}"));
+        self.network.heal();
+        self.network.cut(cut);
+        let partition = self.partitions;
+        self.agenda.after(lasts_us, Happening::Mend(Mend::Heal { partition }));
+    }
+
+    /// A new leader dies, or is cut off, alone or with one other: so logs part from each other. The
+    /// other is often the leader before, which loses then what third ones have of it: that is how
+    /// figure 8 of the paper begins.
+    pub(crate) fn depose(&mut self, leader: NodeId) -> Result<(), Violation> {
+        let lasts_us = self.rng.random_range(1..=DEPOSED_US_MAX);
+        self.trace.line(self.now_us(), format_args!("nemesis: deposes n{leader}"));
+        self.tally.deposed += 1;
+        if self.rng.random_range(0..3) == 0 {
+            self.crash(leader)?;
+            self.agenda.after(lasts_us, Happening::Mend(Mend::Start(leader)));
+            return Ok(());
+        }
+        let any = NodeId(self.rng.random_range(1..=self.voters.len() as u64));
+        let before = self.last_deposed.replace(leader).filter(|_| self.rng.random_range(0..2) == 0);
+        let companion = before.unwrap_or(any);
+        let inside = |id: &NodeId| *id == leader || *id == companion;
+        let (few, others): (Vec<NodeId>, Vec<NodeId>) =
+            self.voters.iter().partition(|id| inside(id));
+        let pairs = few.iter().flat_map(|&a| others.iter().flat_map(move |&b| [(a, b), (b, a)]));
+        self.part(pairs.collect(), lasts_us);
+        Ok(())
+    }
+
     pub(crate) fn mend(&mut self, mend: Mend) -> Result<(), Violation> {
         match mend {
             Mend::Start(id) => self.start(id),
             Mend::Resume(id) => {
                 self.resume(id);
+                Ok(())
+            }
+            Mend::FreeDisk(id) => {
+                self.trace.line(self.agenda.now_us(), format_args!("the disk of n{id} has room"));
+                self.members.get_mut(&id).expect("every id is a member's").disk.full = false;
                 Ok(())
             }
             Mend::Heal { partition } => {
@@ -96,10 +152,13 @@ impl World {
         if !member.is_up() {
             return Ok(());
         }
-        let kept = member.crash(&mut self.rng).map_err(|why| broken_write(id, &why))?;
+        let survival = member.crash(&mut self.rng, &self.mix);
+        let Survival { writes, torn } = survival.map_err(|why| broken_write(id, &why))?;
         self.tally.crashes += 1;
-        self.trace.line(now_us, format_args!("n{id} crashes, {kept} writes survive"));
-        self.invariants.disk_changed(&self.members)
+        self.tally.torn += u64::from(torn);
+        let part = if torn { " and a part of the next" } else { "" };
+        self.trace.line(now_us, format_args!("n{id} crashes, {writes} writes survive{part}"));
+        self.invariants.disk_changed(id, &self.members)
     }
 
     /// A member starts, unless it is up.
@@ -198,5 +257,18 @@ impl World {
             }
             _ => into.take(1).collect(),
         }
+    }
+
+    /// Which clients lose a member, or only its answers.
+    fn draw_client_cut(&mut self, victim: NodeId) -> Vec<Link> {
+        let mut cut = Vec::new();
+        for client in (1..=self.mix.clients).map(address) {
+            match self.rng.random_range(0..6) {
+                0 => cut.extend([(client, victim), (victim, client)]),
+                1 => cut.push((victim, client)),
+                _ => {}
+            }
+        }
+        cut
     }
 }

@@ -1,7 +1,9 @@
 //! The network: which links are cut, and when what is sent arrives, if at all.
 //!
 //! A link keeps the order of its messages, as a stream does, except for those that the fault mix
-//! makes late; it knows nothing of what they say.
+//! makes late or sends again; it knows nothing of what they say. Links are directed, and each may
+//! be another: slower, worse, cut, clogged. What a link loses it loses without a word, as a black
+//! hole does; that somebody is down is told at once where [`Mix::down_refuses`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,8 +22,19 @@ pub(crate) enum Kind {
     Reply,
 }
 
+/// What is to be sent, as far as the network cares.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parcel {
+    pub(crate) link: Link,
+    pub(crate) kind: Kind,
+    pub(crate) bytes: u64,
+}
+
 /// What a message takes on the wire beside its entries.
-const MESSAGE_BYTES: u64 = 64;
+pub(crate) const MESSAGE_BYTES: u64 = 64;
+
+/// How long what was sent may wait for a narrow link; what comes on top is lost.
+const QUEUE_US_MAX: u64 = 1_000_000;
 
 /// What a message takes on the wire.
 pub(crate) fn bytes_of(message: &Message) -> u64 {
@@ -39,6 +52,22 @@ pub(crate) fn bytes_of(message: &Message) -> u64 {
 /// What a script withholds: the first message on a link that it picks.
 pub type Pick = fn(&Message) -> bool;
 
+/// How a link differs from what the mix says of all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Quality {
+    /// How many times longer a message takes.
+    pub(crate) slower: u64,
+    /// How many of 1,000 messages get lost on top.
+    pub(crate) loss_per_mille: u32,
+}
+
+/// A link that is bad for a while.
+#[derive(Clone, Copy, Debug)]
+struct Degraded {
+    until_us: u64,
+    quality: Quality,
+}
+
 /// The state of all links.
 #[derive(Debug, Default)]
 pub(crate) struct Network {
@@ -48,6 +77,11 @@ pub(crate) struct Network {
     /// When the last message on a link arrives, so that later ones do not overtake it; while a link
     /// is clogged, also until when it is.
     busy_until: BTreeMap<Link, u64>,
+    /// Until when a narrow link is occupied by what was sent before.
+    occupied_until: BTreeMap<Link, u64>,
+    /// Links that are unlike the others.
+    uneven: BTreeMap<Link, Quality>,
+    degraded: BTreeMap<Link, Degraded>,
     withholding: BTreeMap<Link, Pick>,
     withheld: Vec<(Link, Message)>,
 }
@@ -69,9 +103,29 @@ impl Network {
         }
     }
 
-    /// What is sent from now on is not held back any more.
-    pub(crate) fn unclog(&mut self) {
+    /// These links are worse until then.
+    pub(crate) fn degrade(
+        &mut self,
+        links: impl IntoIterator<Item = Link>,
+        until_us: u64,
+        quality: Quality,
+    ) {
+        self.degraded.extend(links.into_iter().map(|link| (link, Degraded { until_us, quality })));
+    }
+
+    /// A link is unlike the others, as long as the network is not repaired.
+    pub(crate) fn make_uneven(&mut self, link: Link, quality: Quality) {
+        self.uneven.insert(link, quality);
+    }
+
+    /// What is sent from now on is not held back any more, and all links are as good as another.
+    pub(crate) fn repair(&mut self) {
+        self.heal();
+        self.unplugged.clear();
         self.busy_until.clear();
+        self.occupied_until.clear();
+        self.degraded.clear();
+        self.uneven.clear();
     }
 
     /// Withholds the next message on a link that `pick` picks.
@@ -108,10 +162,6 @@ impl Network {
         self.unplugged.remove(&node);
     }
 
-    pub(crate) fn plug_in_all(&mut self) {
-        self.unplugged.clear();
-    }
-
     pub(crate) fn is_plugged_in(&self, node: NodeId) -> bool {
         !self.unplugged.contains(&node)
     }
@@ -120,33 +170,62 @@ impl Network {
         !self.cut.contains(&link) && self.is_plugged_in(link.0) && self.is_plugged_in(link.1)
     }
 
-    /// When a message that is sent now arrives: never, once, or more often.
+    /// When what is sent now arrives: never, once, or more often.
     pub(crate) fn arrivals(
         &mut self,
         now: u64,
-        link: Link,
-        kind: Kind,
+        parcel: Parcel,
         rng: &mut StdRng,
         mix: &Mix,
     ) -> Vec<u64> {
-        if mix.chance(rng, mix.loss_per_mille) {
+        let Parcel { link, kind, .. } = parcel;
+        let loss_per_mille = match kind {
+            Kind::Request => mix.loss_per_mille,
+            Kind::Reply => mix.reply_loss_per_mille,
+        };
+        let Quality { slower, loss_per_mille: on_top } = self.quality(now, link);
+        if mix.chance(rng, loss_per_mille) || mix.chance(rng, on_top) {
             return Vec::new();
         }
-        let copies = 1 + usize::from(mix.chance(rng, mix.duplicate_per_mille));
-        let mut arrivals = Vec::with_capacity(copies);
-        for _ in 0..copies {
-            let delay = rng.random_range(mix.delay_us_min..=mix.delay_us_max);
-            let may_be_late = kind == Kind::Reply || !mix.reorder_replies_only;
-            if may_be_late && mix.chance(rng, mix.reorder_per_mille) {
-                let late_us_max = rng.random_range(mix.reorder_us_min..=mix.reorder_us_max);
-                let late_us = rng.random_range(mix.reorder_us_min..=late_us_max);
-                arrivals.push(now + delay + late_us);
-            } else {
-                let busy_until = self.busy_until.entry(link).or_default();
-                *busy_until = (*busy_until).max(now + delay);
-                arrivals.push(*busy_until);
-            }
+        let Some(departs) = self.depart(now, parcel, mix) else { return Vec::new() };
+        let may_be_late = kind == Kind::Reply || !mix.reorder_replies_only;
+        let delay = slower * rng.random_range(mix.delay_us_min..=mix.delay_us_max);
+        let mut arrivals = vec![if may_be_late && mix.chance(rng, mix.reorder_per_mille) {
+            let late_us_max = rng.random_range(mix.reorder_us_min..=mix.reorder_us_max);
+            departs + delay + rng.random_range(mix.reorder_us_min..=late_us_max)
+        } else {
+            let busy_until = self.busy_until.entry(link).or_default();
+            *busy_until = (*busy_until).max(departs + delay);
+            *busy_until
+        }];
+        if mix.chance(rng, mix.duplicate_per_mille) {
+            arrivals.push(arrivals[0] + rng.random_range(0..=mix.replay_us_max));
         }
         arrivals
+    }
+
+    /// How a link is at the moment.
+    fn quality(&self, now: u64, link: Link) -> Quality {
+        let as_all = Quality { slower: 1, loss_per_mille: 0 };
+        let uneven = self.uneven.get(&link).copied().unwrap_or(as_all);
+        let degraded = self.degraded.get(&link).filter(|degraded| now < degraded.until_us);
+        let degraded = degraded.map_or(as_all, |degraded| degraded.quality);
+        Quality {
+            slower: uneven.slower * degraded.slower,
+            loss_per_mille: uneven.loss_per_mille + degraded.loss_per_mille,
+        }
+    }
+
+    /// When a message has left: behind all that was sent before, where links are narrow; never, if
+    /// too much is before it.
+    fn depart(&mut self, now: u64, parcel: Parcel, mix: &Mix) -> Option<u64> {
+        let Some(bytes_per_ms) = mix.link_bytes_per_ms else { return Some(now) };
+        let occupied_until = self.occupied_until.entry(parcel.link).or_default();
+        let begins = now.max(*occupied_until);
+        if begins - now > QUEUE_US_MAX {
+            return None;
+        }
+        *occupied_until = begins + parcel.bytes * 1_000 / bytes_per_ms;
+        Some(*occupied_until)
     }
 }

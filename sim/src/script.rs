@@ -10,7 +10,9 @@ use crate::{
     fault::Mix,
     invariants::Violation,
     machine::CommandId,
+    member::ClockRate,
     network::Pick,
+    world::address,
 };
 
 /// How long `one` waits for a single proposal.
@@ -19,6 +21,15 @@ const AGREEMENT_US: u64 = 2_000_000;
 const AGREEMENT_US_MAX: u64 = 10_000_000;
 /// How long a group may be without a leader.
 const ELECTION_US_MAX: u64 = 5_000_000;
+
+/// Whether a disk has room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fullness {
+    /// It has none.
+    Full,
+    /// It has.
+    Roomy,
+}
 
 impl World {
     /// Another network, other disks, other settings for members that start from now on.
@@ -36,6 +47,38 @@ impl World {
     pub fn connect(&mut self, id: NodeId) {
         self.trace.line(self.agenda.now_us(), format_args!("n{id} is connected"));
         self.network.plug_in(id);
+    }
+
+    /// Cuts the link from one member to another, in this direction alone.
+    pub fn cut(&mut self, from: NodeId, to: NodeId) {
+        self.trace.line(self.agenda.now_us(), format_args!("cut: n{from} > n{to}"));
+        self.network.cut([(from, to)]);
+    }
+
+    /// Cuts what a member says to a client; the member still hears it.
+    pub fn cut_answers(&mut self, from: NodeId, client: u64) {
+        self.trace.line(self.agenda.now_us(), format_args!("cut: n{from} > c{client}"));
+        self.network.cut([(from, address(client))]);
+    }
+
+    /// Gives back all links that were cut.
+    pub fn heal(&mut self) {
+        self.trace.line(self.agenda.now_us(), format_args!("healed"));
+        self.network.heal();
+    }
+
+    /// Lets the clock of a member go so many times faster, or slower, than it should.
+    pub fn set_clock(&mut self, id: NodeId, faster: u64, slower: u64) {
+        let clock_rate = ClockRate { faster, slower };
+        self.trace.line(self.agenda.now_us(), format_args!("n{id}: {clock_rate:?}"));
+        self.members.get_mut(&id).expect("every id is a member's").clock_rate = clock_rate;
+    }
+
+    /// Leaves no room on a member's disk for anything that grows, or makes room again.
+    pub fn fill_disk(&mut self, id: NodeId, full: Fullness) {
+        self.trace.line(self.agenda.now_us(), format_args!("the disk of n{id}: {full:?}"));
+        let member = self.members.get_mut(&id).expect("every id is a member's");
+        member.disk.full = full == Fullness::Full;
     }
 
     /// Withholds the next message from one member to another that `pick` picks.

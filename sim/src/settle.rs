@@ -7,11 +7,11 @@
 
 use raft::{Entry, NodeId, Replica, RoleKind};
 
-use crate::{World, invariants::Violation};
+use crate::{World, invariants::Violation, member::ClockRate};
 
-/// Until the last fault is over: a stalled sync, or a message that is late, may still be under way
-/// when the nemesis stops.
-const FAULTS_END_WITHIN_US: u64 = 3_000_000;
+/// Until the last fault is over: a stalled sync, or a message that is late or is sent again, may
+/// still be under way when the nemesis stops.
+const FAULTS_END_WITHIN_US: u64 = 6_000_000;
 /// From the end of all faults to a leader: ten election timeouts of up to half a second.
 const LEADER_WITHIN_US: u64 = 5_000_000;
 /// From a leader to a commit, when no older entries have to be committed first.
@@ -62,10 +62,11 @@ impl World {
         self.mix = self.mix.calmed();
         self.clients_rest = true;
         self.agenda.forget_faults();
-        self.network.heal();
-        self.network.unclog();
-        self.network.plug_in_all();
+        self.network.repair();
         for id in self.voters.clone() {
+            let member = self.members.get_mut(&id).expect("every id is a member's");
+            member.clock_rate = ClockRate::TRUE;
+            member.disk.full = false;
             self.start(id)?;
             self.resume(id);
         }

@@ -15,13 +15,19 @@ use crate::{
     fault::DOWN_US_MAX,
     invariants::{Heard, Step, Violation},
     machine::{CommandId, Machine},
-    member::encode,
-    network::{Kind, bytes_of},
+    member::{ClockRate, encode},
+    network::{Kind, Parcel, bytes_of},
     trace::{Happened, Shown, Trace},
 };
 
 /// How long a step takes a member that has more to do.
 const STEP_US: u64 = 10;
+
+/// How long a leader that is struck has led.
+const DEPOSED_AFTER_US_MAX: u64 = 200_000;
+
+/// How long a transfer takes of which nothing comes.
+const SILENT_TRANSFER_US: u64 = 2_000_000;
 
 impl World {
     pub(crate) fn is_alive(&self, life: Life) -> bool {
@@ -32,8 +38,8 @@ impl World {
     pub(crate) fn plan_tick(&mut self, life: Life) {
         // Ticks of a real host are never quite on time.
         let late_us = self.rng.random_range(0..=self.mix.config.tick_us / 20);
-        let slow_clock = self.members[&life.node].slow_clock.min(self.mix.slow_clock_max);
-        let tick_us = self.mix.config.tick_us * slow_clock;
+        let ClockRate { faster, slower } = self.members[&life.node].clock_rate;
+        let tick_us = self.mix.config.tick_us * slower / faster;
         self.agenda.after(tick_us + late_us, Happening::Tick(life));
     }
 
@@ -72,7 +78,7 @@ impl World {
         for event in &output.events {
             self.trace.line(now_us, format_args!("n{id} {}", Happened(event)));
         }
-        self.count(&output);
+        self.count(id, &output);
         for ((client, number), reply) in replies {
             self.invariants.answered_at_once(id, client, number, reply, floor)?;
             self.reply(id, client, number, reply);
@@ -88,10 +94,13 @@ impl World {
         self.perform(id, output)
     }
 
-    fn count(&mut self, output: &Output<Machine>) {
+    fn count(&mut self, id: NodeId, output: &Output<Machine>) {
         for event in &output.events {
             match event {
-                raft::Event::Leading { .. } => self.tally.elections += 1,
+                raft::Event::Leading { .. } => {
+                    self.tally.elections += 1;
+                    self.plan_deposition(id);
+                }
                 raft::Event::LostQuorum { .. } => self.tally.quorums_lost += 1,
                 raft::Event::Transferring { .. } => self.tally.transfers += 1,
                 raft::Event::TransferFailed { .. } => self.tally.transfers_failed += 1,
@@ -114,6 +123,17 @@ impl World {
         }
     }
 
+    /// The nemesis has a look at who leads: some are struck soon.
+    fn plan_deposition(&mut self, id: NodeId) {
+        if self.mix.chance(&mut self.rng, self.mix.depose_per_mille) {
+            // Half of them before anything that they say has arrived.
+            let at_once = self.rng.random_range(0..2) == 0;
+            let delay_us_max = if at_once { 0 } else { DEPOSED_AFTER_US_MAX };
+            let delay_us = self.rng.random_range(0..=delay_us_max);
+            self.agenda.after(delay_us, Happening::Depose(self.members[&id].life()));
+        }
+    }
+
     /// Does what a member asks for. A member that dies in the middle has done an arbitrary part.
     fn perform(&mut self, id: NodeId, output: Output<Machine>) -> Result<(), Violation> {
         let Output { mut messages, write, outcomes, answers, install, capture, .. } = output;
@@ -131,10 +151,7 @@ impl World {
             self.send(id, envelope);
         }
         if dies {
-            self.crash(id)?;
-            let down_us = self.rng.random_range(0..=DOWN_US_MAX);
-            self.agenda.after(down_us, Happening::Mend(Mend::Start(id)));
-            return Ok(());
+            return self.die(id);
         }
         let member = self.members.get_mut(&id).expect("every id is a member's");
         let life = member.life();
@@ -158,7 +175,9 @@ impl World {
             self.reply(id, asked.client, asked.number, reply);
         }
         if let Some(install) = install {
+            let heard = self.is_reachable(id, install.from) || self.refuses(install.from);
             let transfer_us = self.rng.random_range(0..=self.mix.snapshot_us_max);
+            let transfer_us = if heard { transfer_us } else { SILENT_TRANSFER_US };
             self.agenda.after(transfer_us, Happening::Fetched(life, install));
         }
         if let Some(frozen) = capture {
@@ -166,6 +185,26 @@ impl World {
             self.agenda.after(storing_us, Happening::Captured(life, encode(frozen, self.plant)));
         }
         Ok(())
+    }
+
+    /// A member dies of itself. Whoever looks after it starts it again.
+    fn die(&mut self, id: NodeId) -> Result<(), Violation> {
+        self.crash(id)?;
+        let down_us = self.rng.random_range(0..=DOWN_US_MAX);
+        self.agenda.after(down_us, Happening::Mend(Mend::Start(id)));
+        Ok(())
+    }
+
+    /// Whether a question gets there and an answer back.
+    fn is_reachable(&self, from: NodeId, to: NodeId) -> bool {
+        let member = &self.members[&to];
+        let open = self.network.is_open((from, to)) && self.network.is_open((to, from));
+        open && member.is_up() && !member.paused
+    }
+
+    /// Whether a member says that it is down.
+    pub(crate) fn refuses(&self, id: NodeId) -> bool {
+        self.mix.down_refuses && !self.members[&id].is_up()
     }
 
     fn write(&mut self, id: NodeId, write: Write) {
@@ -197,8 +236,13 @@ impl World {
 
     pub(crate) fn synced(&mut self, id: NodeId) -> Result<(), Violation> {
         let member = self.members.get_mut(&id).expect("every id is a member's");
+        if member.disk.sync_fails(&mut self.rng, &self.mix) {
+            self.tally.disk_errors += 1;
+            self.trace.line(self.agenda.now_us(), format_args!("the disk of n{id} fails"));
+            return self.die(id);
+        }
         let written = member.disk.end_sync().map_err(|why| broken_write(id, &why))?;
-        self.invariants.disk_changed(&self.members)?;
+        self.invariants.disk_changed(id, &self.members)?;
         if let Some(write) = written
             && self.plant != Plant::AnswerBeforeDurable
         {
@@ -209,7 +253,8 @@ impl World {
     }
 
     pub(crate) fn captured(&mut self, id: NodeId, stored: Stored) -> Result<(), Violation> {
-        let fails = self.mix.chance(&mut self.rng, self.mix.snapshot_failure_per_mille);
+        let full = self.members[&id].disk.full;
+        let fails = full || self.mix.chance(&mut self.rng, self.mix.snapshot_failure_per_mille);
         let root = (!fails).then(|| stored.root.clone());
         if !fails {
             self.store(id, stored)?;
@@ -227,14 +272,11 @@ impl World {
     /// A transfer has ended: well, if both ends are there and the giver still has the snapshot.
     pub(crate) fn fetched(&mut self, id: NodeId, install: Install) -> Result<(), Violation> {
         let Install { from, root } = install;
-        let giver = &self.members[&from];
-        let reachable = self.network.is_open((id, from)) && self.network.is_open((from, id));
-        let fails = self.mix.chance(&mut self.rng, self.mix.snapshot_failure_per_mille);
-        let stored = giver
-            .disk()
-            .stored(&root)
-            .filter(|_| giver.is_up() && !giver.paused && reachable && !fails)
-            .cloned();
+        let full = self.members[&id].disk.full;
+        let fails = full || self.mix.chance(&mut self.rng, self.mix.snapshot_failure_per_mille);
+        let reachable = self.is_reachable(id, from);
+        let given = self.members[&from].disk().stored(&root);
+        let stored = given.filter(|_| reachable && !fails).cloned();
         let chunks = stored.as_ref().map(|stored| stored.chunks.clone());
         if let Some(stored) = stored {
             self.store(id, stored)?;
@@ -255,13 +297,15 @@ impl World {
         };
         self.tally.sent += 1;
         self.tally.requests += u64::from(kind == Kind::Request);
-        self.tally.bytes += bytes_of(&message);
+        let bytes = bytes_of(&message);
+        self.tally.bytes += bytes;
         let link = (from, to);
         if self.network.withholds(link, &message) {
             self.trace.line(now_us, format_args!("n{from} > n{to} {} (held)", Shown(&message)));
             return;
         }
-        let arrivals = self.network.arrivals(now_us, link, kind, &mut self.rng, &self.mix);
+        let arrivals =
+            self.network.arrivals(now_us, Parcel { link, kind, bytes }, &mut self.rng, &self.mix);
         let lost = if arrivals.is_empty() { " (lost)" } else { "" };
         self.trace.line(now_us, format_args!("n{from} > n{to} {}{lost}", Shown(&message)));
         for time_us in arrivals {

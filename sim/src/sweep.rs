@@ -18,7 +18,11 @@ use crate::{Total, line};
 
 /// Runs the seeds and prints a line for each; one that fails is followed by the command that shows
 /// it again, and all those commands stand at the end once more.
-pub(crate) fn sweep(seeds: Range<u64>, options: impl Fn(u64) -> Options + Sync) -> ExitCode {
+pub(crate) fn sweep(
+    seeds: Range<u64>,
+    until_failure: bool,
+    options: impl Fn(u64) -> Options + Sync,
+) -> ExitCode {
     let first = seeds.start;
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let (reports, finished) = mpsc::sync_channel(threads);
@@ -38,7 +42,7 @@ pub(crate) fn sweep(seeds: Range<u64>, options: impl Fn(u64) -> Options + Sync) 
             });
         }
         drop(reports);
-        listen(first, finished)
+        listen(first, until_failure, finished)
     });
     for command in commands {
         if writeln!(io::stdout(), "again: {command}").is_err() {
@@ -50,8 +54,12 @@ pub(crate) fn sweep(seeds: Range<u64>, options: impl Fn(u64) -> Options + Sync) 
 
 /// Tells of the runs in the order of their seeds. What they amount to, and what shows the failures
 /// again.
-fn listen(first: u64, finished: mpsc::Receiver<(u64, Report)>) -> (Total, Vec<String>) {
-    let (mut total, mut commands) = (Total::default(), Vec::new());
+fn listen(
+    first: u64,
+    until_failure: bool,
+    finished: mpsc::Receiver<(u64, Report)>,
+) -> (Total, Vec<String>) {
+    let (mut total, mut commands) = (Total::new(), Vec::new());
     let mut early = BTreeMap::new();
     let mut next = first;
     for (seed, report) in finished {
@@ -64,8 +72,9 @@ fn listen(first: u64, finished: mpsc::Receiver<(u64, Report)>) -> (Total, Vec<St
                 Some(command) => writeln!(io::stdout(), "  again: {command}"),
                 None => Ok(()),
             });
+            let failed = again.is_some();
             commands.extend(again);
-            if said.is_err() {
+            if said.is_err() || (failed && until_failure) {
                 return (total, commands);
             }
         }

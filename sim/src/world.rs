@@ -12,13 +12,18 @@ use crate::{
     fault::Mix,
     invariants::{Ghost, Invariants, Violation},
     machine::{CommandId, REGISTERS},
-    member::Member,
-    network::{Kind, Link, Network},
+    member::{ClockRate, Member},
+    network::{Kind, Link, MESSAGE_BYTES, Network, Parcel, Quality},
     trace::{Listener, Shown, Trace},
 };
 
 /// Clients sit at addresses that no member has.
 const CLIENT_ADDRESSES: u64 = 1_000_000;
+
+/// Where a client sits on the network.
+pub(crate) fn address(client: u64) -> NodeId {
+    NodeId(CLIENT_ADDRESSES + client)
+}
 
 /// A world.
 ///
@@ -37,6 +42,8 @@ pub struct World {
     pub(crate) trace: Trace,
     pub(crate) tally: Tally,
     pub(crate) partitions: u64,
+    /// The leader that the nemesis cut off last.
+    pub(crate) last_deposed: Option<NodeId>,
     /// What became of the requests that scripts made.
     pub(crate) replies: BTreeMap<CommandId, Reply>,
     pub(crate) operator_number: u64,
@@ -71,6 +78,14 @@ pub struct Tally {
     pub partitions: u64,
     /// Times that links were clogged.
     pub clogs: u64,
+    /// Times that links were bad.
+    pub degraded: u64,
+    /// New leaders that were struck at once.
+    pub deposed: u64,
+    /// Syncs that failed.
+    pub disk_errors: u64,
+    /// Crashes that left a part of a write.
+    pub torn: u64,
     /// Messages that members sent to each other.
     pub sent: u64,
     /// Of those, the ones that ask for an answer: what the labs count as calls.
@@ -89,6 +104,8 @@ pub struct Tally {
     pub reads: u64,
     /// Requests refused.
     pub refused: u64,
+    /// Answers that got lost on their way to a client.
+    pub answers_lost: u64,
 }
 
 impl Tally {
@@ -107,6 +124,10 @@ impl Tally {
         self.pauses += other.pauses;
         self.partitions += other.partitions;
         self.clogs += other.clogs;
+        self.degraded += other.degraded;
+        self.deposed += other.deposed;
+        self.disk_errors += other.disk_errors;
+        self.torn += other.torn;
         self.sent += other.sent;
         self.requests += other.requests;
         self.bytes += other.bytes;
@@ -116,6 +137,7 @@ impl Tally {
         self.unknown += other.unknown;
         self.reads += other.reads;
         self.refused += other.refused;
+        self.answers_lost += other.answers_lost;
     }
 }
 
@@ -138,6 +160,7 @@ impl World {
             trace: Trace::new(listener),
             tally: Tally::default(),
             partitions: 0,
+            last_deposed: None,
             replies: BTreeMap::new(),
             operator_number: 0,
             mix,
@@ -145,10 +168,11 @@ impl World {
         let config = world.mix.config;
         world.trace.line(0, format_args!("{} members with {config:?}", options.members));
         for id in world.voters.clone() {
-            let slow_clock = world.rng.random_range(1..=world.mix.slow_clock_max);
-            world.members.get_mut(&id).expect("every id is a member's").slow_clock = slow_clock;
+            let clock_rate = world.draw_clock_rate();
+            world.members.get_mut(&id).expect("every id is a member's").clock_rate = clock_rate;
             world.start(id).expect("a member starts from an empty disk");
         }
+        world.draw_links();
         for client in 1..=world.mix.clients {
             let delay_us = world.rng.random_range(0..=world.mix.think_us_max);
             world.agenda.after(delay_us, Happening::Think { client });
@@ -157,6 +181,25 @@ impl World {
             world.plan_strike(rate);
         }
         world
+    }
+
+    fn draw_clock_rate(&mut self) -> ClockRate {
+        let slower = self.rng.random_range(1..=self.mix.slow_clock_max);
+        let faster = self.rng.random_range(1..=self.mix.fast_clock_max);
+        ClockRate { faster, slower }
+    }
+
+    /// Each link between members draws what it is like, in each direction.
+    fn draw_links(&mut self) {
+        let Mix { link_slower_max, link_loss_per_mille_max, .. } = self.mix;
+        if link_slower_max == 1 && link_loss_per_mille_max == 0 {
+            return;
+        }
+        for link in self.voters.iter().flat_map(|&a| self.voters.iter().map(move |&b| (a, b))) {
+            let slower = self.rng.random_range(1..=link_slower_max);
+            let loss_per_mille = self.rng.random_range(0..=link_loss_per_mille_max);
+            self.network.make_uneven(link, Quality { slower, loss_per_mille });
+        }
     }
 
     /// A whole run: faults for a while, then rest.
@@ -277,14 +320,43 @@ impl World {
             Happening::Think { client } => self.think(client),
             Happening::LoseHope { client, number } => self.lose_hope(client, number),
             Happening::Ask { to, client, number, request } => {
-                if self.network.is_plugged_in(to) {
-                    self.give(to, Input::Ask { client, number, request });
+                if self.network.is_open((address(client), to)) {
+                    self.ask(to, client, number, request)?;
                 }
             }
-            Happening::Answer { client, number, reply } => self.hear(client, number, reply),
+            Happening::Answer { from, client, number, reply } => {
+                if self.network.is_open((from, address(client))) {
+                    self.hear(client, number, reply);
+                } else {
+                    self.lose_answer(client, number);
+                }
+            }
             Happening::Strike(rate) => self.strike(rate)?,
+            Happening::Depose(life) => {
+                if self.is_alive(life) {
+                    self.depose(life.node)?;
+                }
+            }
             Happening::Mend(mend) => self.mend(mend)?,
         }
+        Ok(())
+    }
+
+    /// A request arrives. The machine of a member that is down may say so.
+    fn ask(
+        &mut self,
+        to: NodeId,
+        client: u64,
+        number: u64,
+        request: Request,
+    ) -> Result<(), Violation> {
+        if !self.refuses(to) {
+            self.give(to, Input::Ask { client, number, request });
+            return Ok(());
+        }
+        let (reply, floor) = (Reply::Refused { leader: None }, self.ghost().committed());
+        self.invariants.answered_at_once(to, client, number, reply, floor)?;
+        self.reply(to, client, number, reply);
         Ok(())
     }
 
@@ -314,9 +386,7 @@ impl World {
             Request::Write { command: name.write_to(register, padding_bytes) }
         };
         self.agenda.after(PATIENCE_US, Happening::LoseHope { client: id, number });
-        if let Some(time_us) =
-            self.client_arrival((NodeId(CLIENT_ADDRESSES + id), to), Kind::Request)
-        {
+        if let Some(time_us) = self.client_arrival((address(id), to), Kind::Request) {
             self.agenda.at(time_us, Happening::Ask { to, client: id, number, request });
         }
         if self.mix.clients_do_not_wait {
@@ -327,7 +397,8 @@ impl World {
     /// Requests and replies get lost and are late, but come once: a command is sent only once.
     fn client_arrival(&mut self, link: Link, kind: Kind) -> Option<u64> {
         let now_us = self.agenda.now_us();
-        self.network.arrivals(now_us, link, kind, &mut self.rng, &self.mix).first().copied()
+        let parcel = Parcel { link, kind, bytes: MESSAGE_BYTES };
+        self.network.arrivals(now_us, parcel, &mut self.rng, &self.mix).first().copied()
     }
 
     /// A member answers.
@@ -344,11 +415,21 @@ impl World {
         if client == crate::client::OPERATOR {
             self.replies.insert(CommandId { client, number }, reply);
         } else {
-            let link = (from, NodeId(CLIENT_ADDRESSES + client));
+            let link = (from, address(client));
             if let Some(time_us) = self.client_arrival(link, Kind::Reply) {
-                self.agenda.at(time_us, Happening::Answer { client, number, reply });
+                self.agenda.at(time_us, Happening::Answer { from, client, number, reply });
+            } else {
+                self.lose_answer(client, number);
             }
         }
+    }
+
+    /// What was asked for is done, or was refused, and the client is in the dark. Whoever reads the
+    /// trace is not.
+    fn lose_answer(&mut self, client: u64, number: u64) {
+        self.tally.answers_lost += 1;
+        let now_us = self.agenda.now_us();
+        self.trace.line(now_us, format_args!("c{client}.{number} never hears the answer"));
     }
 
     fn hear(&mut self, id: u64, number: u64, reply: Reply) {

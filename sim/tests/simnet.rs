@@ -5,7 +5,7 @@ mod depth;
 use std::{cell::RefCell, rc::Rc};
 
 use depth::{expect, scenario};
-use flotilla_sim::{Mix, Options, Tally, run};
+use flotilla_sim::{Fullness, Mix, Options, Tally, run};
 use raft::NodeId;
 
 const SECOND_US: u64 = 1_000_000;
@@ -142,5 +142,136 @@ fn kill_unsticks_call() {
         let goes_on = world.run_until(10 * SECOND_US, |world| world.tally().done >= done + 10)?;
         expect(goes_on, "and goes on with another leader")?;
         world.restart(leader)
+    });
+}
+
+/// A link that is cut in one direction carries the other: a follower that can't answer still gets
+/// what the leader sends, and one that is not heard by the leader does not depose it.
+#[test]
+fn asymmetric_cut() {
+    scenario("asymmetric_cut", 3, &Mix::calm(), |world| {
+        world.one(3)?;
+        let leader = world.expect_leader()?;
+        let mute = NodeId(leader.0 % 3 + 1);
+        let before = world.member(mute).standing().last;
+        world.cut(mute, leader);
+        for _ in 0..3 {
+            world.one(2)?;
+        }
+        world.run_for(SECOND_US)?;
+        expect(world.member(mute).standing().last > before, "it hears the leader")?;
+        expect(world.leader() == Some(leader), "which goes on with the other")?;
+        world.heal();
+        world.one(3)?;
+        Ok(())
+    });
+}
+
+/// What is sent over a narrow link takes its time, and so does what is sent behind it.
+#[test]
+fn narrow_links() {
+    let mix = Mix { link_bytes_per_ms: Some(200), ..Mix::calm() };
+    scenario("narrow_links", 3, &mix, |world| {
+        world.one(3)?;
+        let leader = world.expect_leader()?;
+        let begun_us = world.now_us();
+        let command = world.propose(leader, 20_000);
+        let done = world.run_until(SECOND_US, |world| world.reply_to(command).is_some())?;
+        let took_us = world.now_us() - begun_us;
+        expect(done && took_us >= 100_000, format!("20,000 bytes took {took_us} us"))
+    });
+}
+
+/// A member that is down either says so at once or not at all.
+#[test]
+fn down_refuses_or_is_silent() {
+    for down_refuses in [true, false] {
+        let mix = Mix { clients: 1, down_refuses, ..Mix::calm() };
+        scenario("down_refuses_or_is_silent", 1, &mix, |world| {
+            let busy = world.run_until(5 * SECOND_US, |world| world.tally().done >= 10)?;
+            expect(busy, "the client gets something done")?;
+            world.kill(NodeId(1))?;
+            world.run_for(SECOND_US / 10)?;
+            let before = world.tally().refused;
+            world.run_for(SECOND_US)?;
+            let refused = world.tally().refused - before;
+            expect((refused > 10) == down_refuses, format!("{refused} requests are refused"))?;
+            expect((refused == 0) != down_refuses, format!("{refused} requests are refused"))
+        });
+    }
+}
+
+/// A write is done although the client never hears of it.
+#[test]
+fn lost_answers_are_told_from_lost_requests() {
+    let mix = Mix { clients: 1, read_per_mille: 0, ..Mix::calm() };
+    scenario("lost_answers_are_told_from_lost_requests", 3, &mix, |world| {
+        let busy = world.run_until(5 * SECOND_US, |world| world.tally().done >= 10)?;
+        expect(busy, "the client gets something done")?;
+        (1..=3).map(NodeId).for_each(|id| world.cut_answers(id, 1));
+        world.run_for(SECOND_US / 10)?;
+        let (before, commits) = (world.tally(), world.ghost().committed());
+        world.run_for(10 * SECOND_US)?;
+        let lost = world.tally().answers_lost - before.answers_lost;
+        let done = world.tally().done - before.done;
+        expect(lost >= 5 && done >= 1, format!("{lost} answers are lost, {done} writes done"))?;
+        expect(world.ghost().committed() > commits, "what was asked for is committed")
+    });
+}
+
+/// The clock of a member goes at its own rate.
+#[test]
+fn clock_rates() {
+    scenario("clock_rates", 3, &Mix::calm(), |world| {
+        world.one(3)?;
+        let leader = world.expect_leader()?;
+        for (faster, slower, least, most) in [(2, 1, 72, 84), (1, 2, 18, 22), (1, 1, 36, 42)] {
+            world.set_clock(leader, faster, slower);
+            world.run_for(SECOND_US)?;
+            let before = world.tally().requests;
+            world.run_for(SECOND_US)?;
+            let requests = world.tally().requests - before;
+            let heartbeats = format!("{requests} heartbeats at {faster}/{slower}");
+            expect((least..=most).contains(&requests), heartbeats)?;
+        }
+        expect(world.leader() == Some(leader), "nobody minds")
+    });
+}
+
+/// A member whose disk is full ends, again and again, until there is room.
+#[test]
+fn full_disk_ends_the_member_until_there_is_room() {
+    scenario("full_disk_ends_the_member_until_there_is_room", 3, &Mix::calm(), |world| {
+        world.one(3)?;
+        let leader = world.expect_leader()?;
+        let full = NodeId(leader.0 % 3 + 1);
+        world.fill_disk(full, Fullness::Full);
+        world.one(2)?;
+        let ends = world.run_until(10 * SECOND_US, |world| world.tally().disk_errors >= 3)?;
+        expect(ends, "it can't write, ends, and starts again")?;
+        world.fill_disk(full, Fullness::Roomy);
+        world.one(3)?;
+        Ok(())
+    });
+}
+
+/// A crash in the middle of a write leaves a part of it, and what is left is never more than was
+/// written.
+#[test]
+fn crash_tears_the_next_write() {
+    let mix = Mix { torn_per_mille: 1_000, sync_us_max: 50_000, ..Mix::calm() };
+    scenario("crash_tears_the_next_write", 3, &mix, |world| {
+        for _ in 0..20 {
+            let leader = world.expect_leader()?;
+            for _ in 0..10 {
+                world.propose(leader, 8);
+            }
+            world.run_for(SECOND_US / 200)?;
+            world.kill(leader)?;
+            world.restart(leader)?;
+        }
+        expect(world.tally().torn >= 5, format!("{} writes are torn", world.tally().torn))?;
+        world.one(3)?;
+        Ok(())
     });
 }

@@ -51,6 +51,11 @@ fn groups_of_three() {
     happened("pauses", total.pauses, 100);
     happened("partitions", total.partitions, 100);
     happened("clogs", total.clogs, 100);
+    happened("bad links", total.degraded, 100);
+    happened("deposed leaders", total.deposed, 20);
+    happened("syncs that failed", total.disk_errors, 20);
+    happened("torn writes", total.torn, 20);
+    happened("answers lost", total.answers_lost, 100);
     happened("transfers", total.transfers, 20);
     happened("transfers given up", total.transfers_failed, 5);
     happened("acknowledged writes", total.done, 1_000);

@@ -1,8 +1,12 @@
 //! The command line: what a sweep prints, and that it is the same whichever core ran what.
 
+mod depth;
+
 use std::process::Command;
 
-use flotilla_sim::{Failure, Options, Violation};
+use depth::{Depth, depth};
+
+use flotilla_sim::{Failure, Faults, Options, Violation};
 
 /// What the command prints, line by line.
 fn prints(arguments: &[&str]) -> Vec<String> {
@@ -23,6 +27,23 @@ fn sweep_prints_every_seed_in_order_with_its_trace() {
         assert!(line.starts_with(&format!("seed {seed} members ")), "{line}");
         assert!(line.contains(" trace "), "{line}");
         assert!(alone.contains(line), "{line} is that of the seed alone: {alone:?}");
+    }
+}
+
+/// What every change has to pass: a hundred runs of a thousand virtual seconds each, on all cores.
+/// At `deep` two thousand short ones come on top.
+#[test]
+fn no_invariant_is_broken_in_long_runs() {
+    let sweeps: &[[&str; 2]] = match depth() {
+        Depth::Quick => &[["0..100", "200"]],
+        Depth::Ci => &[["0..100", "100000"]],
+        Depth::Deep => &[["0..100", "100000"], ["1000..3000", "2000"]],
+    };
+    for [seeds, ticks] in sweeps {
+        let printed = prints(&["sweep", "--seeds", seeds, "--ticks", ticks]);
+        let sum = printed.last().map(String::as_str).unwrap_or_default();
+        println!("seeds {seeds} for {ticks} ticks: {sum}");
+        assert!(sum.contains(" virtual seconds, 0 failures"), "{sum}");
     }
 }
 
@@ -50,4 +71,6 @@ fn failure_names_the_command_that_shows_it_again() {
     );
     let short = failure(Options { chaos_us: 250_000, ..Options::new(7, 3) });
     assert!(short.ends_with("--seed 7 --members 3 --ticks 25 --trace"), "{short}");
+    let labs = failure(Options { faults: Faults::Labs, ..Options::new(7, 3) });
+    assert!(labs.ends_with("--seed 7 --members 3 --labs --trace"), "{labs}");
 }

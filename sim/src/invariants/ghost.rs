@@ -44,8 +44,10 @@ pub(super) struct MemoryLog {
     pub(super) base: Index,
     pub(super) base_history: History,
     pub(super) entries: VecDeque<(Term, History)>,
-    /// Steps since it was last compared as a whole.
+    /// Steps since a stretch of it was last hashed anew.
     pub(super) steps: u32,
+    /// The end of that stretch.
+    pub(super) rechecked: Index,
 }
 
 /// A leader of a term and the log with which it was elected.

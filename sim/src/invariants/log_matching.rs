@@ -9,8 +9,11 @@ use raft::{Entry, Index, Position};
 use super::{Ghost, Step, Violation, ghost::MemoryLog};
 use crate::{machine::History, member::Member};
 
-/// How many steps of a member pass until its whole log is hashed anew.
+/// How many steps of a member pass until a stretch of its log is hashed anew, the next one each
+/// time, so that a long log costs no more than a short one.
 const STEPS_UNTIL_RECHECK: u32 = 1_000;
+/// How long that stretch is.
+const RECHECKED_MAX: usize = 500;
 
 /// A member has a log in memory again.
 pub(super) fn started(ghost: &mut Ghost, member: &Member) -> Result<(), Violation> {
@@ -20,10 +23,16 @@ pub(super) fn started(ghost: &mut Ghost, member: &Member) -> Result<(), Violatio
         let what = format!("n{} starts behind {base}, which nobody committed", member.id);
         return Err(Violation::new("R3", what));
     }
-    let mut log = MemoryLog { base: base.index, base_history, ..MemoryLog::default() };
-    for entry in member.disk().image().entries() {
-        append(ghost, &mut log, member, entry)?;
+    // The disk's own hashes were made when the entries were written. The last stands for all.
+    let image = member.disk().image();
+    let (last, history) = (image.last(), image.history_at(image.last().index));
+    let known = ghost.prefixes.get(&(last.index, last.term)).copied();
+    if last != base && (history.is_none() || history != known) {
+        let what = format!("n{} starts with another log up to {last}", member.id);
+        return Err(Violation::new("R3", what));
     }
+    let entries = image.hashed_entries().collect();
+    let log = MemoryLog { base: base.index, base_history, entries, ..MemoryLog::default() };
     ghost.logs.insert(member.id, log);
     Ok(())
 }
@@ -37,12 +46,14 @@ pub(super) fn check(ghost: &mut Ghost, step: Step<'_>) -> Result<(), Violation> 
     let followed = follow(ghost, &mut log, member);
     log.steps += 1;
     let due = log.steps >= STEPS_UNTIL_RECHECK;
-    if due {
+    let rechecked = if due && followed.is_ok() {
         log.steps = 0;
-    }
+        recheck_stretch(ghost, &mut log, member)
+    } else {
+        Ok(())
+    };
     ghost.logs.insert(step.node, log);
-    followed?;
-    if due { recheck(ghost, member) } else { Ok(()) }
+    followed.and(rechecked)
 }
 
 fn follow(ghost: &mut Ghost, log: &mut MemoryLog, member: &Member) -> Result<(), Violation> {
@@ -107,6 +118,22 @@ fn append(
     }
     ghost.largest_entry_bytes = ghost.largest_entry_bytes.max(entry.size());
     log.entries.push_back((entry.term, history));
+    Ok(())
+}
+
+/// Hashes the next stretch of a member's log anew, in memory and on its disk.
+fn recheck_stretch(ghost: &Ghost, log: &mut MemoryLog, member: &Member) -> Result<(), Violation> {
+    let behind = log.last_index();
+    let from = if (log.base..behind).contains(&log.rechecked) { log.rechecked } else { log.base };
+    log.rechecked = Index(from.0 + RECHECKED_MAX as u64);
+    if let (Some(replica), Some(history)) = (member.replica(), log.history_at(from)) {
+        let entries = replica.node().log(from.next()).take(RECHECKED_MAX);
+        compare(ghost, member, history, entries)?;
+    }
+    let image = member.disk().image();
+    if let Some(history) = image.history_at(from) {
+        compare(ghost, member, history, image.entries_behind(from).take(RECHECKED_MAX))?;
+    }
     Ok(())
 }
 
