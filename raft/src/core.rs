@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
     Config, DropReason, Entry, Envelope, Event, GroupTime, HardState, Index, Install, Instant,
-    Membership, Message, MessageKind, NodeId, Payload, Position, ReadOutcome, Recovered,
+    Membership, Message, MessageKind, NodeId, Payload, Position, ReadOutcome, Recovered, Refused,
     SnapshotRoot, SnapshotWrite, Term, WriteId, clock::Clock, durability::Durability, log::Log,
     membership::Memberships,
 };
@@ -175,6 +175,16 @@ impl Core {
         if self.durability.hard_state_is_durable() {
             self.messages.extend(self.held.drain(..));
         }
+    }
+
+    /// Whether another entry may be taken on.
+    pub(crate) fn check_budget(&self) -> Result<(), Refused> {
+        // The others commit without this member's disk, which may hang without an error.
+        let behind = self.uncommitted_bytes.max(self.durability.waiting_bytes());
+        if behind >= self.config.uncommitted_bytes_max {
+            return Err(Refused::Overloaded("uncommitted_bytes_max"));
+        }
+        Ok(())
     }
 
     /// Appends an entry of the current term. Only a leader does so.

@@ -58,10 +58,13 @@ impl Leader {
             transfer: None,
         };
         leader.follow_membership(core, next);
+        // They were there to vote, and get the time to answer.
+        leader.peers.values_mut().for_each(|progress| progress.silent_ticks = 0);
         leader
     }
 
-    /// Sends to every other member from now on, at first from `next`.
+    /// Sends to every other member from now on, at first from `next`. Who is new counts as silent
+    /// until it is heard.
     fn follow_membership(&mut self, core: &Core, next: Index) {
         for &peer in core.membership().members().keys().filter(|&&member| member != core.id) {
             self.peers.entry(peer).or_insert_with(|| Progress::new(next));
@@ -135,6 +138,7 @@ impl Leader {
         if !next.has_quorum(|voter| self.is_there(core, voter)) {
             return Err(ChangeRefused::NoQuorum);
         }
+        core.check_budget()?;
         Ok(self.reconfigure(core, next))
     }
 

@@ -91,11 +91,7 @@ impl Node {
         if leader.is_leaving() {
             return Err(Refused::Transferring);
         }
-        // The others commit without this member's disk, which may hang without an error.
-        let behind = self.core.uncommitted_bytes.max(self.core.durability.waiting_bytes());
-        if behind >= self.core.config.uncommitted_bytes_max {
-            return Err(Refused::Overloaded("uncommitted_bytes_max"));
-        }
+        self.core.check_budget()?;
         Ok(self.core.propose(payload))
     }
 
@@ -221,6 +217,11 @@ impl Node {
     /// Who belongs to the group, as far as this member knows.
     pub fn membership(&self) -> &Arc<Membership> {
         self.core.membership()
+    }
+
+    /// Where that stands in the log, or an index behind it that a snapshot covers.
+    pub fn membership_index(&self) -> Index {
+        self.core.memberships.index()
     }
 
     /// Who belonged to it when the log ended at `index`, which was handed out or is about to be.

@@ -53,7 +53,7 @@ impl Progress {
             next,
             sent_round: 0,
             acked_round: 0,
-            silent_ticks: 0,
+            silent_ticks: u32::MAX,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
         }

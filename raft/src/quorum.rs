@@ -32,7 +32,7 @@ impl Membership {
     }
 
     /// Whether those for whom this is true make a quorum.
-    pub(crate) fn has_quorum(&self, is_there: impl Fn(NodeId) -> bool) -> bool {
+    pub fn has_quorum(&self, is_there: impl Fn(NodeId) -> bool) -> bool {
         self.tally(|id| Some(is_there(id))) == Tally::Won
     }
 }

@@ -51,6 +51,7 @@ scripts! {
         restart_in_a_change,
         truncated_change_is_undone,
         undone_removal_may_still_lead,
+        unheard_learner_is_not_promoted,
     ],
     raft_durability: [
         appended_entries_lost_in_a_crash_are_sent_again,

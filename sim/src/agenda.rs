@@ -134,6 +134,7 @@ impl Fault {
             Self::Degrade => "bad links",
             Self::FullDisk => "full disk",
             Self::Transfer => "transfer",
+            Self::Reshape => "change of members",
         }
     }
 }

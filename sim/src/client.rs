@@ -4,10 +4,12 @@
 //! unknown stays so, and the next question is another one.
 
 use bytes::Bytes;
-use raft::{Index, NodeId};
+use raft::{Change, Index, NodeId};
 
 /// The client whose requests come from scripts and from the end of a run, not from the dice.
 pub const OPERATOR: u64 = 0;
+/// The client that asks for changes of the members.
+pub const CHANGER: u64 = u64::MAX;
 
 /// How long a client waits for a reply.
 pub(crate) const PATIENCE_US: u64 = 1_500_000;
@@ -19,6 +21,7 @@ pub(crate) const TICKET_US: u64 = 1_000_000;
 pub(crate) enum Request {
     Write { command: Bytes },
     Read { register: u8 },
+    Change { changes: Vec<Change> },
 }
 
 /// What a member answers.

@@ -28,6 +28,8 @@ pub enum Fault {
     FullDisk,
     /// The leader is asked to hand over to somebody.
     Transfer,
+    /// The leader is asked to change the members.
+    Reshape,
 }
 
 /// A fault that happens every so often and lasts for so long; both are means or maxima of a draw.
@@ -120,7 +122,7 @@ pub struct Mix {
 }
 
 /// All of them.
-const FAULTS: [Fault; 8] = [
+const FAULTS: [Fault; 9] = [
     Fault::Crash,
     Fault::CrashMany,
     Fault::Pause,
@@ -129,6 +131,7 @@ const FAULTS: [Fault; 8] = [
     Fault::Degrade,
     Fault::FullDisk,
     Fault::Transfer,
+    Fault::Reshape,
 ];
 
 /// Makes the seed of the mix another one than that of the run.

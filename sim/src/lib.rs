@@ -48,7 +48,7 @@
 //!
 //! # What is absent
 //!
-//! Records torn inside, lost syncs and flipped bits (the store's own tests), membership changes,
+//! Records torn inside, lost syncs and flipped bits (the store's own tests),
 //! several groups, and the services: this is the small simulator of the core. docs/testing.md says
 //! what of the labs' requirements is there.
 
@@ -62,6 +62,7 @@ pub mod member;
 mod nemesis;
 pub mod network;
 pub mod patch;
+mod reshape;
 mod script;
 mod settle;
 mod step;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use raft::{
-    AppendResult, Capture, Config, Index, Instant, Membership, Message, MessageKind, NodeId,
-    Output, Payload, Position, ReadId, Refused, Replica, RoleKind, SnapshotRoot, StateMachine,
-    Status, Term, TicketId, Write,
+    AppendResult, Capture, ChangeRefused, Config, Index, Instant, Membership, Message, MessageKind,
+    NodeId, Output, Payload, Position, ReadId, Refused, Replica, RoleKind, SnapshotRoot,
+    StateMachine, Status, Term, TicketId, Write,
 };
 use rand::rngs::StdRng;
 
@@ -78,6 +78,10 @@ pub struct Standing {
     pub applied: Index,
     /// The end of its last snapshot.
     pub snapshot: Index,
+    /// Who belongs to the group, as it knows.
+    pub membership: Arc<Membership>,
+    /// Where that stands in its log.
+    pub membership_index: Index,
 }
 
 /// A request that a member has taken on.
@@ -271,6 +275,13 @@ impl Member {
             {
                 return Err(Reply::Read(replica.query_stale(register).index));
             }
+            Request::Change { changes } => {
+                let ticket = TicketId(self.asked);
+                let deadline = Instant(now.0 + TICKET_US);
+                let changed = replica.change(now, ticket, &changes, deadline);
+                changed.map_err(|_: ChangeRefused| Reply::Refused { leader })?;
+                self.tickets.insert(ticket, asked);
+            }
             Request::Read { register } => {
                 let read = ReadId(self.asked);
                 replica.query(read, register).map_err(refused)?;
@@ -325,7 +336,10 @@ impl Member {
         let replica = self.replica.as_ref().expect("only a member that is up stands");
         let Status { role, term, vote, leader, first, last, commit, snapshot, .. } =
             replica.status();
+        let node = replica.node();
         Standing {
+            membership: node.membership().clone(),
+            membership_index: node.membership_index(),
             role,
             term,
             vote,
@@ -351,6 +365,8 @@ impl Default for Standing {
             commit: Index(0),
             applied: Index(0),
             snapshot: Index(0),
+            membership: Arc::default(),
+            membership_index: Index(0),
         }
     }
 }

@@ -1,7 +1,5 @@
 //! The nemesis: crashes, pauses, partitions, bad and clogged links, full disks, and how each ends.
 
-use std::sync::Arc;
-
 use raft::{NodeId, RoleKind};
 use rand::RngExt;
 
@@ -38,7 +36,7 @@ impl World {
             }
             Fault::CrashMany => {
                 let all = self.rng.random_range(0..3) == 0;
-                for id in self.voters.clone() {
+                for id in self.ids.clone() {
                     if all || self.rng.random_range(0..2) == 0 {
                         self.crash(id)?;
                         let down_us = self.rng.random_range(1..=lasts_us);
@@ -80,11 +78,12 @@ impl World {
             }
             // Whoever takes itself for a leader is asked, also one that is none any more.
             Fault::Transfer => {
-                let to = NodeId(self.rng.random_range(1..=self.voters.len() as u64));
-                for id in self.voters.clone() {
+                let to = NodeId(self.rng.random_range(1..=self.ids.len() as u64));
+                for id in self.ids.clone() {
                     self.transfer(id, to);
                 }
             }
+            Fault::Reshape => self.reshape()?,
         }
         Ok(())
     }
@@ -112,12 +111,11 @@ impl World {
             self.agenda.after(lasts_us, Happening::Mend(Mend::Start(leader)));
             return Ok(());
         }
-        let any = NodeId(self.rng.random_range(1..=self.voters.len() as u64));
+        let any = NodeId(self.rng.random_range(1..=self.ids.len() as u64));
         let before = self.last_deposed.replace(leader).filter(|_| self.rng.random_range(0..2) == 0);
         let companion = before.unwrap_or(any);
         let inside = |id: &NodeId| *id == leader || *id == companion;
-        let (few, others): (Vec<NodeId>, Vec<NodeId>) =
-            self.voters.iter().partition(|id| inside(id));
+        let (few, others): (Vec<NodeId>, Vec<NodeId>) = self.ids.iter().partition(|id| inside(id));
         let pairs = few.iter().flat_map(|&a| others.iter().flat_map(move |&b| [(a, b), (b, a)]));
         self.part(pairs.collect(), lasts_us);
         Ok(())
@@ -165,8 +163,7 @@ impl World {
     pub(crate) fn start(&mut self, id: NodeId) -> Result<(), Violation> {
         let now_us = self.now_us();
         let config = self.mix.config;
-        let founders = self.voters.iter().map(|&id| (id, bytes::Bytes::new()));
-        let founders = Arc::new(raft::Membership::founders(founders));
+        let founders = self.founders.clone();
         let member = self.members.get_mut(&id).expect("every id is a member's");
         if member.is_up() {
             return Ok(());
@@ -221,12 +218,12 @@ impl World {
     }
 
     fn draw_victim(&mut self) -> NodeId {
-        let any = NodeId(self.rng.random_range(1..=self.voters.len() as u64));
+        let any = NodeId(self.rng.random_range(1..=self.ids.len() as u64));
         let leads = |id: &NodeId| {
             let member = &self.members[id];
             member.is_up() && member.standing().role == RoleKind::Leader
         };
-        let leader = self.voters.iter().copied().find(leads);
+        let leader = self.ids.iter().copied().find(leads);
         if self.mix.chance(&mut self.rng, self.mix.leader_per_mille) {
             leader.unwrap_or(any)
         } else {
@@ -237,8 +234,8 @@ impl World {
     /// Which links a fault of the network is about: those to or from one member, those between two halves, the
     /// same but for one member that both reach, or a single one.
     fn draw_cut(&mut self, victim: NodeId) -> Vec<Link> {
-        let voters: Vec<NodeId> = self.voters.iter().copied().collect();
-        let others: Vec<NodeId> = voters.iter().copied().filter(|&id| id != victim).collect();
+        let all: Vec<NodeId> = self.ids.iter().copied().collect();
+        let others: Vec<NodeId> = all.iter().copied().filter(|&id| id != victim).collect();
         let into = others.iter().map(|&other| (other, victim));
         let out_of = others.iter().map(|&other| (victim, other));
         match self.rng.random_range(0..6) {
@@ -247,7 +244,7 @@ impl World {
             2 => out_of.collect(),
             kind @ (3 | 4) => {
                 let sides: Vec<(NodeId, bool)> =
-                    voters.iter().map(|&id| (id, self.rng.random_range(0..2) == 0)).collect();
+                    all.iter().map(|&id| (id, self.rng.random_range(0..2) == 0)).collect();
                 let bridge = (kind == 4).then_some(victim);
                 let apart = |a: &(NodeId, bool), b: &(NodeId, bool)| {
                     a.1 != b.1 && Some(a.0) != bridge && Some(b.0) != bridge

@@ -7,7 +7,11 @@
 
 use raft::{Entry, NodeId, Replica, RoleKind};
 
-use crate::{World, invariants::Violation, member::ClockRate};
+use crate::{
+    World,
+    invariants::Violation,
+    member::{ClockRate, Member},
+};
 
 /// Until the last fault is over: a stalled sync, or a message that is late or is sent again, may
 /// still be under way when the nemesis stops.
@@ -31,7 +35,6 @@ impl World {
     /// # Errors
     /// A violation; `R23` if it does not come to rest.
     pub fn settle(&mut self) -> Result<(), Violation> {
-        let snapshots_fail = self.mix.snapshot_failure_per_mille > 0;
         self.end_faults()?;
         self.run_for(FAULTS_END_WITHIN_US)?;
         self.must(LEADER_WITHIN_US, "no leader whom all follow", |world| {
@@ -48,7 +51,8 @@ impl World {
             return Err(self.restless("a leader whom all followed was replaced"));
         }
         // After a snapshot that failed the log grows until the next one is due.
-        let compact = snapshots_fail || self.run_until(COMPACT_WITHIN_US, Self::is_compact)?;
+        let compact = self.tally.snapshots_failed > 0
+            || self.run_until(COMPACT_WITHIN_US, Self::is_compact)?;
         if !compact {
             return Err(Violation::new("R22", self.standings("the log is not compacted")));
         }
@@ -63,7 +67,7 @@ impl World {
         self.clients_rest = true;
         self.agenda.forget_faults();
         self.network.repair();
-        for id in self.voters.clone() {
+        for id in self.ids.clone() {
             let member = self.members.get_mut(&id).expect("every id is a member's");
             member.clock_rate = ClockRate::TRUE;
             member.disk.full = false;
@@ -73,10 +77,17 @@ impl World {
         Ok(())
     }
 
-    /// The leader, if all members follow it.
+    /// Those who belong to the group in the end: who was removed, or never added, need not come to
+    /// rest.
+    fn belonging(&self) -> impl Iterator<Item = &Member> {
+        let membership = self.ghost().membership();
+        self.members.values().filter(move |member| membership.members().contains_key(&member.id))
+    }
+
+    /// The leader, if all members follow it. Who votes no more may lead, but not for long.
     fn followed_leader(&self) -> Option<NodeId> {
-        let leader = self.leader()?;
-        let followed = self.members.values().all(|member| {
+        let leader = self.leader().filter(|leader| self.ghost().membership().is_voter(*leader))?;
+        let followed = self.belonging().all(|member| {
             let standing = member.standing();
             standing.leader == Some(leader)
                 && (member.id == leader || standing.role == RoleKind::Follower)
@@ -86,8 +97,8 @@ impl World {
 
     /// How many entries the member lacks that is furthest behind.
     fn backlog(&self) -> u64 {
-        let lasts = self.members.values().map(|member| member.standing().last.index.0);
-        let applied = self.members.values().map(|member| member.standing().applied.0);
+        let lasts = self.belonging().map(|member| member.standing().last.index.0);
+        let applied = self.belonging().map(|member| member.standing().applied.0);
         lasts.max().unwrap_or(0).saturating_sub(applied.min().unwrap_or(0))
     }
 
@@ -110,19 +121,22 @@ impl World {
 
     fn is_at_rest(&self) -> bool {
         let committed = self.ghost().committed();
-        self.members.values().all(|member| {
-            let standing = member.standing();
-            member.is_up()
-                && standing.applied == committed
-                && standing.last.index == committed
-                && member.requests_open() == 0
-        })
+        // A change that is under way has to come to its end, too.
+        let settled = !self.ghost().membership().is_joint();
+        settled
+            && self.belonging().all(|member| {
+                let standing = member.standing();
+                member.is_up()
+                    && standing.applied == committed
+                    && standing.last.index == committed
+                    && member.requests_open() == 0
+            })
     }
 
     /// Whether every log is bounded: by what may be behind the last snapshot, which is at most half
     /// as much again as makes one due, since members stagger theirs, and by what is kept before it.
     fn is_compact(&self) -> bool {
-        self.members.values().all(|member| {
+        self.belonging().all(|member| {
             let Some(status) = member.replica().map(Replica::status) else { return false };
             let snapshot_bytes = status.snapshot.map_or(0, |root| root.bytes);
             let due = member.config.snapshot_log_bytes_min.max(snapshot_bytes);

@@ -104,6 +104,8 @@ impl World {
                 raft::Event::LostQuorum { .. } => self.tally.quorums_lost += 1,
                 raft::Event::Transferring { .. } => self.tally.transfers += 1,
                 raft::Event::TransferFailed { .. } => self.tally.transfers_failed += 1,
+                raft::Event::Removed { .. } => self.tally.leaders_removed += 1,
+                raft::Event::Reconfigured { .. } => self.tally.reconfigured += 1,
                 raft::Event::Truncated { .. } => self.tally.truncations += 1,
                 raft::Event::Compacted { .. } => self.tally.snapshots += 1,
                 raft::Event::Installed { suffix_kept, .. } => {
@@ -113,8 +115,6 @@ impl World {
                 raft::Event::Following { .. }
                 | raft::Event::PreCampaigning { .. }
                 | raft::Event::Campaigning { .. }
-                | raft::Event::Removed { .. }
-                | raft::Event::Reconfigured { .. }
                 | raft::Event::Voted { .. }
                 | raft::Event::Committed { .. }
                 | raft::Event::Installing { .. }
@@ -256,6 +256,7 @@ impl World {
         let full = self.members[&id].disk.full;
         let fails = full || self.mix.chance(&mut self.rng, self.mix.snapshot_failure_per_mille);
         let root = (!fails).then(|| stored.root.clone());
+        self.tally.snapshots_failed += u64::from(fails);
         if !fails {
             self.store(id, stored)?;
         }
@@ -371,6 +372,7 @@ fn trace_input(trace: &mut Trace, now_us: u64, id: NodeId, input: &Input) {
             let kind = match request {
                 crate::client::Request::Write { .. } => "write",
                 crate::client::Request::Read { .. } => "read",
+                crate::client::Request::Change { .. } => "change",
             };
             trace.line(now_us, format_args!("n{id} asked c{client}.{number} {kind}"));
         }

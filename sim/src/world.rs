@@ -1,14 +1,16 @@
 //! The world: members, clients and network, moved from event to event.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use raft::{NodeId, RoleKind};
+use bytes::Bytes;
+use raft::{Membership, NodeId, RoleKind};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
     Options, Plant,
     agenda::{Agenda, Happening, Input},
-    client::{Client, PATIENCE_US, Reply, Request},
+    client::{CHANGER, Client, OPERATOR, PATIENCE_US, Reply, Request},
     fault::Mix,
     invariants::{Ghost, Invariants, Violation},
     machine::{CommandId, REGISTERS},
@@ -35,7 +37,9 @@ pub struct World {
     pub(crate) agenda: Agenda,
     pub(crate) network: Network,
     pub(crate) members: BTreeMap<NodeId, Member>,
-    pub(crate) voters: BTreeSet<NodeId>,
+    /// Everybody, from 1 on, whether it belongs to the group or not.
+    pub(crate) ids: BTreeSet<NodeId>,
+    pub(crate) founders: Arc<Membership>,
     clients: BTreeMap<u64, Client>,
     pub(crate) clients_rest: bool,
     pub(crate) invariants: Invariants,
@@ -60,6 +64,8 @@ pub struct Tally {
     pub truncations: u64,
     /// Snapshots taken and stored.
     pub snapshots: u64,
+    /// Snapshots that could not be stored.
+    pub snapshots_failed: u64,
     /// Snapshots installed from another member.
     pub installs: u64,
     /// Of those, the ones that kept what followed.
@@ -70,6 +76,12 @@ pub struct Tally {
     pub transfers: u64,
     /// Of those, the ones that it gave up.
     pub transfers_failed: u64,
+    /// Times that another membership came to rule a member.
+    pub reconfigured: u64,
+    /// Changes of the members that were over when they were answered.
+    pub changes: u64,
+    /// Leaders that left because they voted no more.
+    pub leaders_removed: u64,
     /// Crashes.
     pub crashes: u64,
     /// Pauses.
@@ -115,11 +127,15 @@ impl Tally {
         self.commits += other.commits;
         self.truncations += other.truncations;
         self.snapshots += other.snapshots;
+        self.snapshots_failed += other.snapshots_failed;
         self.installs += other.installs;
         self.suffixes_kept += other.suffixes_kept;
         self.quorums_lost += other.quorums_lost;
         self.transfers += other.transfers;
         self.transfers_failed += other.transfers_failed;
+        self.reconfigured += other.reconfigured;
+        self.changes += other.changes;
+        self.leaders_removed += other.leaders_removed;
         self.crashes += other.crashes;
         self.pauses += other.pauses;
         self.partitions += other.partitions;
@@ -144,8 +160,10 @@ impl Tally {
 impl World {
     /// A world whose members have just been started for the first time.
     pub fn new(options: Options, mix: Mix, listener: Option<Listener>) -> Self {
-        let voters: BTreeSet<NodeId> = (1..=options.members).map(NodeId).collect();
-        let members = voters.iter().map(|&id| (id, Member::new(id, options.plant))).collect();
+        let ids: BTreeSet<NodeId> = (1..=options.members).map(NodeId).collect();
+        let founders = ids.iter().map(|&id| (id, Bytes::new()));
+        let founders = Arc::new(Membership::founders(founders));
+        let members = ids.iter().map(|&id| (id, Member::new(id, options.plant))).collect();
         let clients = (1..=mix.clients).map(|id| (id, Client::new(NodeId(1)))).collect();
         let mut world = Self {
             plant: options.plant,
@@ -153,10 +171,11 @@ impl World {
             agenda: Agenda::default(),
             network: Network::default(),
             members,
-            voters,
+            ids,
+            founders: founders.clone(),
             clients,
             clients_rest: false,
-            invariants: Invariants::new(options.only),
+            invariants: Invariants::new(options.only, founders),
             trace: Trace::new(listener),
             tally: Tally::default(),
             partitions: 0,
@@ -167,7 +186,7 @@ impl World {
         };
         let config = world.mix.config;
         world.trace.line(0, format_args!("{} members with {config:?}", options.members));
-        for id in world.voters.clone() {
+        for id in world.ids.clone() {
             let clock_rate = world.draw_clock_rate();
             world.members.get_mut(&id).expect("every id is a member's").clock_rate = clock_rate;
             world.start(id).expect("a member starts from an empty disk");
@@ -183,7 +202,7 @@ impl World {
         world
     }
 
-    fn draw_clock_rate(&mut self) -> ClockRate {
+    pub(crate) fn draw_clock_rate(&mut self) -> ClockRate {
         let slower = self.rng.random_range(1..=self.mix.slow_clock_max);
         let faster = self.rng.random_range(1..=self.mix.fast_clock_max);
         ClockRate { faster, slower }
@@ -195,7 +214,7 @@ impl World {
         if link_slower_max == 1 && link_loss_per_mille_max == 0 {
             return;
         }
-        for link in self.voters.iter().flat_map(|&a| self.voters.iter().map(move |&b| (a, b))) {
+        for link in self.ids.iter().flat_map(|&a| self.ids.iter().map(move |&b| (a, b))) {
             let slower = self.rng.random_range(1..=link_slower_max);
             let loss_per_mille = self.rng.random_range(0..=link_loss_per_mille_max);
             self.network.make_uneven(link, Quality { slower, loss_per_mille });
@@ -404,6 +423,7 @@ impl World {
     /// A member answers.
     pub(crate) fn reply(&mut self, from: NodeId, client: u64, number: u64, reply: Reply) {
         match reply {
+            Reply::Done(_) if client == CHANGER => self.tally.changes += 1,
             Reply::Done(_) => self.tally.done += 1,
             Reply::Rejected => self.tally.rejected += 1,
             Reply::Unknown => self.tally.unknown += 1,
@@ -412,7 +432,7 @@ impl World {
         }
         let now_us = self.agenda.now_us();
         self.trace.line(now_us, format_args!("n{from} answers c{client}.{number} {reply:?}"));
-        if client == crate::client::OPERATOR {
+        if client == OPERATOR || client == CHANGER {
             self.replies.insert(CommandId { client, number }, reply);
         } else {
             let link = (from, address(client));
@@ -439,7 +459,7 @@ impl World {
         }
         client.answered = number;
         if let Reply::Refused { leader } = reply {
-            let other = NodeId(self.rng.random_range(1..=self.voters.len() as u64));
+            let other = NodeId(self.rng.random_range(1..=self.ids.len() as u64));
             client.target = leader.unwrap_or(other);
         }
         if !self.mix.clients_do_not_wait {
@@ -453,7 +473,7 @@ impl World {
             return;
         }
         client.answered = number;
-        client.target = NodeId(self.rng.random_range(1..=self.voters.len() as u64));
+        client.target = NodeId(self.rng.random_range(1..=self.ids.len() as u64));
         if !self.mix.clients_do_not_wait {
             self.plan_thought(id);
         }

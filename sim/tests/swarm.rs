@@ -56,8 +56,9 @@ fn groups_of_three() {
     happened("syncs that failed", total.disk_errors, 20);
     happened("torn writes", total.torn, 20);
     happened("answers lost", total.answers_lost, 100);
-    happened("transfers", total.transfers, 20);
-    happened("transfers given up", total.transfers_failed, 5);
+    happened("transfers", total.transfers, 8);
+    happened("transfers given up", total.transfers_failed, 3);
+    happened("changes of members", total.changes, 8);
     happened("acknowledged writes", total.done, 1_000);
     happened("reads", total.reads, 1_000);
     happened("rejected writes", total.rejected, 1);

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use raft::Outcome;
 
 use super::{Ghost, Step, Violation};
-use crate::{machine::CommandId, member::command_of};
+use crate::{client::CHANGER, machine::CommandId, member::command_of};
 
 /// The commands of which it was said that they will never be executed.
 #[derive(Debug, Default)]
@@ -28,6 +28,9 @@ impl Acknowledged {
             let command = command_of(&asked);
             let committed = ghost.index_of(command);
             let holds = match outcome {
+                Outcome::Done(None) if asked.client == CHANGER => {
+                    !ghost.is_joint_since(asked.floor)
+                }
                 Outcome::Done(response) => {
                     committed.is_some() && committed == response.map(|response| response.index)
                 }

@@ -1,8 +1,9 @@
 //! What a run has shown so far, for all invariants to compare with. No crash erases it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
-use raft::{Entry, Index, NodeId, Payload, Position, StateMachine, Term};
+use raft::{Entry, Index, Membership, NodeId, Payload, Position, StateMachine, Term};
 
 use crate::machine::{CommandId, History, Machine};
 
@@ -13,6 +14,8 @@ pub struct Ghost {
     committed: Vec<Committed>,
     /// A machine that has applied exactly those.
     machine: Machine,
+    /// The memberships among them, behind that of the founders at 0.
+    memberships: Vec<(Index, Arc<Membership>)>,
     /// Where each command was committed.
     commands: BTreeMap<CommandId, Index>,
     /// The log up to each entry that was ever in anybody's memory.
@@ -80,6 +83,28 @@ impl Ghost {
         }
     }
 
+    /// Begins with these founders.
+    pub(super) fn of(founders: Arc<Membership>) -> Self {
+        Self { memberships: vec![(Index(0), founders)], ..Self::default() }
+    }
+
+    /// The last membership that is committed.
+    pub fn membership(&self) -> &Arc<Membership> {
+        &self.memberships.last().expect("there are founders").1
+    }
+
+    /// The last committed membership up to `index`.
+    pub(super) fn membership_at(&self, index: Index) -> &Arc<Membership> {
+        let upto = self.memberships.partition_point(|(at, _)| *at <= index);
+        &self.memberships[upto - 1].1
+    }
+
+    /// Whether no membership was committed behind `index` but joint ones.
+    pub(super) fn is_joint_since(&self, index: Index) -> bool {
+        let mut since = self.memberships.iter().filter(|(at, _)| *at > index);
+        since.all(|(_, membership)| membership.is_joint())
+    }
+
     /// Where a command was committed.
     pub fn index_of(&self, command: CommandId) -> Option<Index> {
         self.commands.get(&command).copied()
@@ -91,7 +116,11 @@ impl Ghost {
         let history = self.machine.history().then_entry(entry);
         let at = raft::Applied { index: entry.index, term: entry.term, time: entry.stamp };
         match &entry.payload {
-            Payload::Noop | Payload::Tick | Payload::Membership(_) => self.machine.pass(at),
+            Payload::Noop | Payload::Tick => self.machine.pass(at),
+            Payload::Membership(membership) => {
+                self.machine.pass(at);
+                self.memberships.push((entry.index, membership.clone()));
+            }
             Payload::Command(command) => {
                 self.machine.apply(at, command);
                 if let Some(id) = CommandId::of(command) {

@@ -9,6 +9,7 @@ mod append_only;
 mod bounded;
 mod commit_rule;
 mod committed_never_lost;
+mod config_safety;
 mod durable_before_ack;
 mod durable_before_use;
 mod election_safety;
@@ -27,9 +28,9 @@ mod truncation;
 mod up_to_date_voter;
 mod vote_once;
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use raft::{Index, MessageKind, NodeId, Output, Term};
+use raft::{Index, Membership, MessageKind, NodeId, Output, Term};
 
 use crate::{
     agenda::Input,
@@ -126,12 +127,13 @@ pub struct Invariants {
     candidates: up_to_date_voter::Candidates,
     stale_leader: stale_leader::StaleLeader,
     non_disruption: non_disruption::NonDisruption,
+    config_safety: config_safety::ConfigSafety,
 }
 
 impl Invariants {
     /// All of them, or only the one that is named.
-    pub(crate) fn new(only: Option<&'static str>) -> Self {
-        Self { only, ..Self::default() }
+    pub(crate) fn new(only: Option<&'static str>, founders: Arc<Membership>) -> Self {
+        Self { only, ghost: Ghost::of(founders), ..Self::default() }
     }
 
     /// Leaves out violations of invariants that nobody looks at.
@@ -191,6 +193,8 @@ impl Invariants {
         let found = self.acknowledged.check(&self.ghost, step);
         self.keep(found)?;
         let found = self.candidates.check(step);
+        self.keep(found)?;
+        let found = self.config_safety.check(step);
         self.keep(found)?;
         self.keep(append_only::check(step))?;
         self.keep(bounded::check(&self.ghost, step))?;

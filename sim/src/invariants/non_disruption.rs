@@ -110,8 +110,9 @@ impl NonDisruption {
         let asked = self.asked.get(&(step.node, term)).cloned().unwrap_or_default();
         // Earlier questions of this member are answered by now.
         self.asked.retain(|&(node, about), _| node != step.node || about > term);
-        let others = asked.iter().filter(|other| **other != step.node).count();
-        if self.heirs.remove(&(step.node, term)) || 1 + others > step.members.len() / 2 {
+        let leaderless = |voter: NodeId| voter == step.node || asked.contains(&voter);
+        let quorum = step.before.membership.has_quorum(leaderless);
+        if self.heirs.remove(&(step.node, term)) || quorum {
             return Ok(());
         }
         let what = format!(

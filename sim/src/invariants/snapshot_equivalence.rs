@@ -36,6 +36,7 @@ fn differs(ghost: &Ghost, stored: &Stored) -> Option<&'static str> {
         (applied.index == root.position.index, "its state is as of another index"),
         (applied.time == root.stamp, "its stamp is another"),
         (root.manifest == manifest(&stored.chunks), "its chunks are others"),
+        (&root.membership == ghost.membership_at(root.position.index), "its members are others"),
         (root.bytes == bytes as u64, "its size is another"),
         (root.chunks == stored.chunks.len() as u64, "the number of its chunks is another"),
     ];

@@ -47,8 +47,10 @@ impl StaleLeader {
         }
         let patience = 2 * step.member().config.election_ticks_min;
         let since = watch.ticks.saturating_sub(patience);
-        let heard = watch.answered.values().filter(|tick| **tick > since).count();
-        if watch.ticks > patience && heard < step.members.len() / 2 {
+        let heard = |voter: NodeId| {
+            voter == step.node || watch.answered.get(&voter).is_some_and(|tick| *tick > since)
+        };
+        if watch.ticks > patience && !step.after().membership.has_quorum(heard) {
             let what = format!(
                 "n{} still leads t{term} at its tick {}; its followers answered at {:?}",
                 step.node, watch.ticks, watch.answered

@@ -1,0 +1,92 @@
+//! Changes of the members: a leader is asked to add, promote, demote, remove and move some, all at
+//! once, and new members are started for it to add.
+//!
+//! Who was removed goes on as long as nobody stops it, as a process may that was never told; what it
+//! says still arrives. A real host would refuse it (raftd's `identity.rs`).
+
+use bytes::Bytes;
+use raft::{Change, Membership, NodeId, RoleKind, Standing};
+use rand::RngExt;
+
+use crate::{
+    World,
+    agenda::Input,
+    client::{CHANGER, Request},
+    invariants::Violation,
+    member::Member,
+};
+
+/// How many members a world may have come to have, founders and removed ones too.
+const MEMBERS_MAX: u64 = 9;
+
+impl World {
+    /// Every member that takes itself for a leader is asked for the same changes, drawn for its
+    /// membership.
+    pub(crate) fn reshape(&mut self) -> Result<(), Violation> {
+        for id in self.ids.clone() {
+            let member = &self.members[&id];
+            if !member.is_up() || member.standing().role != RoleKind::Leader {
+                continue;
+            }
+            let membership = member.standing().membership.clone();
+            let changes = self.draw_changes(&membership)?;
+            self.change(id, changes);
+        }
+        Ok(())
+    }
+
+    /// Asks a member to change the members. Nothing happens if it does not lead.
+    pub fn change(&mut self, id: NodeId, changes: Vec<Change>) {
+        self.operator_number += 1;
+        let request = Request::Change { changes };
+        self.give(id, Input::Ask { client: CHANGER, number: self.operator_number, request });
+    }
+
+    fn draw_changes(&mut self, membership: &Membership) -> Result<Vec<Change>, Violation> {
+        let mut changes = Vec::new();
+        for (&id, member) in membership.members() {
+            let drawn = self.rng.random_range(0..100);
+            let contact = Bytes::from(vec![drawn]);
+            match (member.standing, drawn) {
+                (Standing::Learner, 0..60) => changes.push(Change::Promote(id)),
+                (_, 60..70) => changes.push(Change::Remove(id)),
+                (Standing::Voter, 0..15) => changes.push(Change::Remove(id)),
+                (Standing::Voter, 15..20) => changes.push(Change::Demote(id)),
+                (_, 90..95) => changes.push(Change::Update { id, contact }),
+                (_, _) => {}
+            }
+        }
+        if self.rng.random_range(0..20) == 0 {
+            // One that was used, most likely: it has to be refused.
+            let id = NodeId(self.rng.random_range(1..=membership.last_id().0));
+            changes.push(Change::AddLearner { id, contact: Bytes::new() });
+        } else if self.rng.random_range(0..2) == 0
+            && let Some(id) = self.newcomer(membership)?
+        {
+            changes.push(Change::AddLearner { id, contact: Bytes::new() });
+        }
+        Ok(changes)
+    }
+
+    /// A member that waits to be added, or a new one.
+    fn newcomer(&mut self, membership: &Membership) -> Result<Option<NodeId>, Violation> {
+        if let Some(&waiting) = self.ids.iter().find(|id| **id > membership.last_id()) {
+            return Ok(Some(waiting));
+        }
+        let id = NodeId(self.ids.len() as u64 + 1);
+        if id.0 > MEMBERS_MAX {
+            return Ok(None);
+        }
+        self.join(id)?;
+        Ok(Some(id))
+    }
+
+    /// A member starts that nobody has heard of yet.
+    pub fn join(&mut self, id: NodeId) -> Result<(), Violation> {
+        let mut member = Member::new(id, self.plant);
+        member.clock_rate = self.draw_clock_rate();
+        self.ids.insert(id);
+        self.members.insert(id, member);
+        self.start(id)
+    }
+}
