@@ -165,6 +165,7 @@ pub(crate) type Transferred = Result<NodeId, TransferRefused>;
 pub struct Handle<S: StateMachine> {
     requests: mpsc::Sender<Request<S>>,
     status: watch::Receiver<Status>,
+    applied: watch::Receiver<Index>,
     members: Arc<BTreeMap<NodeId, Member>>,
     channels: Arc<BTreeMap<NodeId, Channel>>,
     node: NodeId,
@@ -175,6 +176,7 @@ impl<S: StateMachine> Clone for Handle<S> {
         Self {
             requests: self.requests.clone(),
             status: self.status.clone(),
+            applied: self.applied.clone(),
             members: self.members.clone(),
             channels: self.channels.clone(),
             node: self.node,
@@ -186,11 +188,12 @@ impl<S: StateMachine> Handle<S> {
     pub(crate) fn new(
         requests: mpsc::Sender<Request<S>>,
         status: watch::Receiver<Status>,
+        applied: watch::Receiver<Index>,
         members: Arc<BTreeMap<NodeId, Member>>,
         channels: Arc<BTreeMap<NodeId, Channel>>,
         node: NodeId,
     ) -> Self {
-        Self { requests, status, members, channels, node }
+        Self { requests, status, applied, members, channels, node }
     }
 
     /// Replicates a command and executes it. Only the leader does so. Ends by the deadline.
@@ -281,6 +284,11 @@ impl<S: StateMachine> Handle<S> {
     /// rest with the next tick.
     pub fn watch_status(&self) -> watch::Receiver<Status> {
         self.status.clone()
+    }
+
+    /// What this member's state machine has seen, from now on, at once.
+    pub fn watch_applied(&self) -> watch::Receiver<Index> {
+        self.applied.clone()
     }
 
     /// This member.

@@ -80,8 +80,10 @@ impl Host {
         let (jobs, jobs_in) = mpsc::channel(JOBS_MAX);
         let (lost, lost_in) = watch::channel(None);
         let (status, status_in) = watch::channel(unborn(settings, &members));
+        let (applied, applied_in) = watch::channel(Index(0));
         let node = NodeId(settings.node);
-        let handle = Handle::new(requests, status_in, members.clone(), channels.clone(), node);
+        let (all, others) = (members.clone(), channels.clone());
+        let handle = Handle::new(requests, status_in, applied_in, all, others, node);
         // They outlive the replica, which hands over when it is to stop.
         let connections = Shutdown::new();
         let (snapshots, closing) = (opened.snapshots.clone(), connections.clone());
@@ -108,6 +110,7 @@ impl Host {
             channels,
             lost,
             status,
+            applied,
             jobs,
             shutdown: shutdown.clone(),
             connections: connections.clone(),
@@ -152,6 +155,7 @@ struct Life<S: StateMachine> {
     channels: Arc<BTreeMap<NodeId, Channel>>,
     lost: watch::Sender<Option<String>>,
     status: watch::Sender<Status>,
+    applied: watch::Sender<Index>,
     jobs: mpsc::Sender<crate::host::Job>,
     shutdown: Shutdown,
     connections: Shutdown,
@@ -193,6 +197,7 @@ impl<S: StateMachine> Life<S> {
             senders,
             members: self.members,
             status: self.status,
+            applied: self.applied,
             jobs: self.jobs,
             started: std::time::Instant::now(),
             tick: self.tick,
