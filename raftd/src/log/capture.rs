@@ -111,7 +111,7 @@ impl<I: Iterator<Item = (ClientId, Row)>> Iterator for Rows<I> {
         };
         while let Some((client, row)) = self.rows.next_if(|row| fits(row, chunk.len())) {
             put_row(&mut chunk, &client, &row);
-            if xxh3_64(&client.0) % ROWS_PER_CHUNK == 0 {
+            if xxh3_64(&client.0).is_multiple_of(ROWS_PER_CHUNK) {
                 break;
             }
         }

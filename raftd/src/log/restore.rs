@@ -82,7 +82,8 @@ impl Builder {
             (_, None) => return wrong("it does not begin with a header"),
             (kind::SEGMENT, Some(_)) => self.segment.extend_from_slice(reader.rest()),
             (kind::PART, Some(_)) => {
-                let whole = self.segment.len() % PART_BYTES == 0 && !self.segment.is_empty();
+                let whole =
+                    self.segment.len().is_multiple_of(PART_BYTES) && !self.segment.is_empty();
                 if !whole || self.segment.len() + reader.remaining() > SEGMENT_BYTES_MAX {
                     return wrong("a part that belongs to no segment");
                 }
