@@ -6,7 +6,8 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::process::Output;
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use proto::log::log_client::LogClient as RawClient;
 use proto::log::{ProposeRequest, RequestId, StatusRequest, SubscribeRequest};
 use rustix::process::Signal;
 use serde_json::Value;
-use support::{TestCluster, Watchdog, complained, flotilla, ready, well};
+use support::{FLOTILLA, TestCluster, Watchdog, complained, flotilla, ready, well};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -355,6 +356,35 @@ async fn a_member_that_is_cut_off_sends_its_subscribers_away() {
     }
     connect(endpoints(&test)).append("b").await.unwrap();
     assert_eq!(stream.message().await.unwrap().unwrap().entries[0].payload, "b");
+}
+
+#[tokio::test]
+async fn each_line_of_stdin_becomes_an_entry() {
+    let _watchdog = Watchdog::new(Duration::from_secs(120));
+    let test = start(1, &[]).await;
+    let append = |input: Vec<u8>| {
+        let mut child = Command::new(FLOTILLA)
+            .args(["log", "--endpoints", &endpoints(&test)[0], "append", "--lines"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It may be refused before it was read.
+        let _ = child.stdin.take().unwrap().write_all(&input);
+        child.wait_with_output().unwrap()
+    };
+    // An empty line, bytes that are no text, and no line end behind the last.
+    let mut lines: Vec<Vec<u8>> = (1..=2_500).map(|line| format!("line {line}").into()).collect();
+    lines[7].clear();
+    lines[8] = vec![0xff, 0, b'\r'];
+    let said = well(&append(lines.join(&b'\n')));
+    assert!(said.starts_with('1') && said.ends_with("2500"), "{said}");
+    assert!(said.lines().count() < 100, "lines that wait are appended together: {said}");
+    let all = log(&test, &["tail"]);
+    assert_eq!(all.stdout, [&lines.join(&b'\n')[..], b"\n"].concat());
+    check(&append(vec![b'x'; (1 << 20) + 1]), 2, &["entry_bytes_max is 1048576"]);
+    assert_eq!(well(&append(Vec::new())), "");
 }
 
 #[tokio::test]
