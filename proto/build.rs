@@ -5,8 +5,10 @@ use std::{env, fs, io, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 6] = [
     "flotilla/raft/v1/raft.proto",
+    "flotilla/raft/v1/forward.proto",
+    "flotilla/log/v1/log.proto",
     "flotilla/kv/v1/kv.proto",
     "flotilla/admin/v1/admin.proto",
     "flotilla/mapreduce/v1/mapreduce.proto",

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
 use crate::{
-    Error, Outcome, Rejected, Unknown,
+    Error, Options, Outcome, Rejected, Unknown,
     members::{Members, Pick},
     metadata,
 };
@@ -30,6 +30,17 @@ pub(crate) struct Patience {
     pub(crate) attempt: Duration,
     /// How far an attempt that began before the deadline may go beyond it.
     pub(crate) overtime: Duration,
+}
+
+impl Patience {
+    /// From now on, as the options of a client say.
+    pub(crate) fn of(options: &Options) -> Self {
+        Self {
+            deadline: Instant::now() + options.deadline,
+            attempt: options.attempt,
+            overtime: Duration::ZERO,
+        }
+    }
 }
 
 /// A request that carries its time limit to the server.

@@ -2,6 +2,8 @@
 
 use tonic::{Code, Status};
 
+use crate::metadata;
+
 /// How a request ended, as far as it can be known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
@@ -57,6 +59,16 @@ pub enum Rejected {
     /// What it would make exists already, and is different.
     #[error("exists already: {0}")]
     Exists(String),
+    /// The log has no such index (yet, or any more).
+    #[error("out of range: {message}")]
+    OutOfRange {
+        /// What the log says.
+        message: String,
+        /// The first index that it keeps, where that was told.
+        first_index: Option<u64>,
+        /// Its last index, where that was told.
+        last_index: Option<u64>,
+    },
     /// The state of things does not allow it (any more).
     #[error("refused: {0}")]
     Refused(String),
@@ -86,9 +98,12 @@ impl Rejected {
     pub(crate) fn from_status(status: &Status) -> Self {
         let message = status.message().to_owned();
         match status.code() {
-            Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => {
-                Self::Invalid(message)
-            }
+            Code::InvalidArgument | Code::Unimplemented => Self::Invalid(message),
+            Code::OutOfRange => Self::OutOfRange {
+                message,
+                first_index: metadata::number(status.metadata(), metadata::FIRST_INDEX),
+                last_index: metadata::number(status.metadata(), metadata::LAST_INDEX),
+            },
             Code::ResourceExhausted => Self::Limit(message),
             Code::NotFound => Self::NotFound(message),
             Code::AlreadyExists => Self::Exists(message),

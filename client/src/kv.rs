@@ -11,7 +11,6 @@ use proto::kv::{
     PutRequest, ReplyHeader, RequestId, TimeRequest, append_reply, kv_client, put_reply,
     put_request,
 };
-use tokio::time::Instant;
 use tonic::{Response, Status, transport::Channel};
 
 use crate::{
@@ -19,7 +18,7 @@ use crate::{
     VALUE_BYTES_MAX,
     calls::{self, Patience, idempotent, request},
     members::Members,
-    sessions::{NotOpened, Sessions},
+    sessions::{Identity, NotOpened, Sessions},
 };
 
 /// A client of one key/value cluster. Clones share connections and identity; a clone may serve
@@ -251,12 +250,7 @@ impl KvClient {
     }
 
     fn patience(&self) -> Patience {
-        let options = &self.inner.options;
-        Patience {
-            deadline: Instant::now() + options.deadline,
-            attempt: options.attempt,
-            overtime: std::time::Duration::ZERO,
-        }
+        Patience::of(&self.inner.options)
     }
 
     /// Sends a mutation under one identity until it ends.
@@ -292,14 +286,17 @@ impl KvClient {
                 }
             }
         };
+        let Identity { client, sequence, acknowledged, expires_ms } = open.id.clone();
+        let shards = sessions.count();
+        let id = RequestId { client, sequence, acknowledged, expires_ms, shards };
         let outcome = calls::call(&self.inner.members, patience, |channel, limit| {
-            send(channel, open.id.clone(), limit)
+            send(channel, id.clone(), limit)
         })
         .await;
         if let Outcome::Done(reply) = &outcome
             && let Some(header) = header(reply)
         {
-            sessions.learn(&header);
+            sessions.learn(header.shard, header.shard_time_ms);
         }
         outcome
     }
@@ -320,7 +317,7 @@ impl KvClient {
             let why = format!("the number of shards changed to {}: connect anew", header.shards);
             return Err(Rejected::Refused(why));
         }
-        sessions.learn(&header);
+        sessions.learn(header.shard, header.shard_time_ms);
         Ok(sessions)
     }
 }

@@ -1,5 +1,5 @@
-//! What users of Flotilla link: clients of the key/value store, of MapReduce jobs and of the
-//! operators' service.
+//! What users of Flotilla link: clients of the key/value store, of the log, of MapReduce jobs and of
+//! the operators' service.
 //!
 //! The crate decides how a request finds the member that can answer it, how long it is tried, and
 //! what its caller is told: done, rejected (it was not executed and will not be), or unknown. It
@@ -7,11 +7,11 @@
 
 pub mod admin;
 pub mod jobs;
-pub mod metadata;
 
 mod calls;
 mod error;
 mod kv;
+pub mod log;
 mod members;
 mod options;
 mod sessions;
@@ -19,7 +19,9 @@ mod sessions;
 pub use error::{Error, InvalidEndpoint, Outcome, Rejected, Unknown};
 pub use jobs::JobClient;
 pub use kv::{Appended, Condition, KvClient, Pair, PutIf, Removed, Written};
+pub use log::LogClient;
 pub use options::Options;
+pub use proto::metadata;
 
 /// The longest key of the store, in bytes.
 pub const KEY_BYTES_MAX: usize = 8 * 1024;

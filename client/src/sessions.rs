@@ -1,4 +1,4 @@
-//! The identities of requests: per shard a sequence, what has been acknowledged, and the shard's
+//! The identities of requests: per shard (a log counts as one) a sequence, what has been acknowledged, and the shard's
 //! time.
 //!
 //! Decides the number of a request, what it acknowledges and when it expires. Every number that was
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use proto::kv::{ReplyHeader, RequestId};
+use bytes::Bytes;
 use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
@@ -51,12 +51,21 @@ struct Session {
     time: Option<(u64, Instant)>,
 }
 
+/// What names a request, whatever its service's message for that is.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    pub(crate) client: Bytes,
+    pub(crate) sequence: u64,
+    pub(crate) acknowledged: u64,
+    pub(crate) expires_ms: u64,
+}
+
 /// A request that has a number.
 #[derive(Debug)]
 pub(crate) struct Open<'a> {
     sessions: &'a Sessions,
     shard: u32,
-    pub(crate) id: RequestId,
+    pub(crate) id: Identity,
 }
 
 /// Why there is no number.
@@ -78,19 +87,20 @@ impl Sessions {
         proto::shard_of(key, self.count())
     }
 
-    fn count(&self) -> u32 {
+    /// How many shards there are.
+    pub(crate) fn count(&self) -> u32 {
         u32::try_from(self.shards.len()).expect("there are at most SHARDS_MAX")
     }
 
     /// Notes what a reply to a mutation or a question for the time says. Replies to reads don't
     /// count: on an idle cluster the last entry may be hours old.
-    pub(crate) fn learn(&self, header: &ReplyHeader) {
-        self.learn_at(header, Instant::now());
+    pub(crate) fn learn(&self, shard: u32, time_ms: u64) {
+        self.learn_at(shard, time_ms, Instant::now());
     }
 
-    fn learn_at(&self, header: &ReplyHeader, now: Instant) {
-        if let Some(session) = self.shards.get(header.shard as usize) {
-            lock(session).time = Some((header.shard_time_ms, now));
+    fn learn_at(&self, shard: u32, time_ms: u64, now: Instant) {
+        if let Some(session) = self.shards.get(shard as usize) {
+            lock(session).time = Some((time_ms, now));
         }
     }
 
@@ -130,12 +140,11 @@ impl Sessions {
         let life = (deadline.saturating_duration_since(now) + TIME_SLACK).min(LIFE_MAX);
         let ahead = millis(now.saturating_duration_since(told_at) + life);
         session.ended.push_back(false);
-        let id = RequestId {
-            client: bytes::Bytes::copy_from_slice(&self.client),
+        let id = Identity {
+            client: Bytes::copy_from_slice(&self.client),
             sequence: session.acknowledged + session.ended.len() as u64,
             acknowledged: session.acknowledged,
             expires_ms: told_ms.saturating_add(ahead),
-            shards: self.count(),
         };
         Some(Ok(Open { sessions: self, shard, id }))
     }
@@ -179,8 +188,7 @@ mod tests {
 
     fn told(shard_time_ms: u64) -> (Sessions, Instant) {
         let (sessions, now) = (Sessions::new(8), Instant::now());
-        let header = ReplyHeader { shard: 3, shard_time_ms, ..ReplyHeader::default() };
-        sessions.learn_at(&header, now);
+        sessions.learn_at(3, shard_time_ms, now);
         (sessions, now)
     }
 

@@ -9,7 +9,7 @@ use daemon::{Code, Failure, version};
 use tokio::runtime::Builder;
 
 use crate::output::Output;
-use crate::{bench, demo, kv, members, mr, proto_files, status, up};
+use crate::{bench, demo, kv, log, members, mr, proto_files, status, up};
 
 const EXAMPLES: &str = "\
 Try it:
@@ -22,13 +22,14 @@ Try it:
 
 Daemons (each has its own --help, and is also what a link of its name to this binary is):
   flotilla kvd               a member of the key/value store
+  flotilla raftd             a member of a replicated log
   flotilla mr-coordinator    schedules MapReduce jobs
   flotilla mr-worker         runs their tasks
 
 Exit codes: 0 done, 1 failed, 2 wrong call, 3 nobody answered, 4 cancelled, 5 exists already,
 6 not found, 7 unknown (it may have been executed), 130 interrupted.";
 
-/// A replicated key/value store and a MapReduce engine: one binary for all of it
+/// A replicated key/value store, a replicated log and a MapReduce engine: one binary for all of it
 #[derive(Parser, Debug)]
 #[command(name = "flotilla", version = version::VERSION, after_help = EXAMPLES)]
 #[command(arg_required_else_help = true, disable_help_subcommand = true)]
@@ -50,6 +51,9 @@ enum Command {
     Up(up::Arguments),
     /// Read and write keys
     Kv(kv::Arguments),
+    /// Append to a replicated log, read and trim it
+    #[command(after_help = log::HELP)]
+    Log(log::Arguments),
     /// Ask every member how it is: who leads, terms, indexes, lag
     Status(status::Arguments),
     /// Choose which member of a group leads
@@ -97,6 +101,7 @@ fn run(command: Command, program: &str, output: Output) -> Result<(), Failure> {
             Command::Demo(arguments) => demo::run(arguments, output).await,
             Command::Up(arguments) => up::run(arguments, program, output).await,
             Command::Kv(arguments) => kv::run(arguments, output).await,
+            Command::Log(arguments) => log::run(arguments, output).await,
             Command::Status(arguments) => status::run(arguments, output).await,
             Command::Members(arguments) => members::run(arguments, output).await,
             Command::Mr(arguments) => mr::run(arguments, output).await,
@@ -129,6 +134,10 @@ mod tests {
             "flotilla kv get",
             "flotilla kv get key --colour blue",
             "flotilla kv put key value --if-version -1",
+            "flotilla log",
+            "flotilla log trim",
+            "flotilla log trim 0",
+            "flotilla log tail --last 1 --from 1",
             "flotilla kv get key --timeout soon",
             "flotilla mr submit --app wc",
         ] {

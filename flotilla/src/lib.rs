@@ -9,6 +9,7 @@ mod cli;
 pub mod demo;
 mod kv;
 pub mod local;
+mod log;
 mod members;
 mod mr;
 mod output;
@@ -47,6 +48,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Code {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Daemon {
     Kvd,
+    Raftd,
     MrCoordinator,
     MrWorker,
 }
@@ -55,6 +57,7 @@ impl Daemon {
     fn named(name: &OsStr) -> Option<Self> {
         match name.to_str()? {
             "kvd" => Some(Self::Kvd),
+            "raftd" => Some(Self::Raftd),
             "mr-coordinator" => Some(Self::MrCoordinator),
             "mr-worker" => Some(Self::MrWorker),
             _ => None,
@@ -76,6 +79,7 @@ impl Daemon {
     fn run(self, arguments: Vec<OsString>) -> Code {
         match self {
             Self::Kvd => kvd::main(arguments),
+            Self::Raftd => raftd::log::main(arguments),
             Self::MrCoordinator => mr_coordinator::main(arguments),
             // Slots are this very binary again, which has to be told what it is.
             Self::MrWorker => {
@@ -116,6 +120,7 @@ mod tests {
     fn a_link_with_a_daemons_name_is_that_daemon() {
         for (call, daemon) in [
             ("kvd --help", Daemon::Kvd),
+            ("./raftd --help", Daemon::Raftd),
             ("/usr/bin/mr-worker --help", Daemon::MrWorker),
             ("./mr-coordinator --help", Daemon::MrCoordinator),
         ] {

@@ -110,8 +110,8 @@ enum Command {
     /// Hand the leadership over to another member, before its machine is stopped for example
     ///
     /// Requests wait for the moment that it takes; none fails. A leader that is stopped with SIGTERM
-    /// does this by itself. The coordinators of MapReduce are members of a group too: name one
-    /// with --endpoints.
+    /// does this by itself. The members of a log and the coordinators of MapReduce are members
+    /// of a group too: name one with --endpoints.
     Transfer {
         /// The member that is to lead [default: the one that has most of the log]
         #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]

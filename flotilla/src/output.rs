@@ -135,7 +135,7 @@ pub(crate) fn refused(error: Error) -> Failure {
                 Rejected::Invalid(_) => Code::WrongCall,
                 Rejected::Limit(_) | Rejected::Refused(_) => Code::Failed,
                 Rejected::Unavailable(_) => Code::Unreachable,
-                Rejected::NotFound(_) => Code::NotFound,
+                Rejected::NotFound(_) | Rejected::OutOfRange { .. } => Code::NotFound,
                 Rejected::Exists(_) => Code::Exists,
             };
             Failure::new(code, rejected.to_string())

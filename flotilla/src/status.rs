@@ -38,7 +38,10 @@ pub(crate) type Answer = Result<StatusReply, Error>;
 pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
     let running = if arguments.endpoints.given() { None } else { whereabouts::running()? };
     let endpoints = match running {
-        Some(running) => running.kv_endpoints().into_iter().chain(running.coordinator()).collect(),
+        Some(running) => {
+            let members = [running.kv_endpoints(), running.log_endpoints()].concat();
+            members.into_iter().chain(running.coordinator()).collect()
+        }
         None => arguments.endpoints.resolve()?,
     };
     let answers = ask(endpoints, Duration::from_millis(arguments.timeout)).await;

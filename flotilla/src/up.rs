@@ -23,6 +23,7 @@ pub(crate) const HELP: &str = "\
 Examples:
   flotilla up
   flotilla up --kv 1 --workers 0                a single key/value server
+  flotilla up --log 3 --kv 0 --workers 0        a replicated log and nothing else
   flotilla up --workers 4 --root /data          jobs read and write below /data
   flotilla up --dir second --base-port 17300    another cluster beside it
 
@@ -52,6 +53,9 @@ pub(crate) struct Arguments {
     /// How many members the key/value store has, 0 to 7 [default: as before, or 3]
     #[arg(long, value_name = "COUNT")]
     kv: Option<u16>,
+    /// How many members the replicated log has, 0 to 7 [default: as before, or 0]
+    #[arg(long, value_name = "COUNT")]
+    log: Option<u16>,
     /// How many MapReduce workers there are; with any there is a coordinator
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     workers: u16,
@@ -87,6 +91,7 @@ pub(crate) async fn run(
     let before = Description::read(&arguments.dir)?;
     let kv = arguments.kv.or(before.as_ref().map(|before| before.kv)).unwrap_or(KV_DEFAULT);
     let mut plan = Plan::new(binary, &arguments.dir, kv, arguments.workers);
+    plan.log = arguments.log.or(before.as_ref().map(|before| before.log)).unwrap_or(0);
     plan.place = Some(place(&arguments, before.as_ref()));
     plan.root.clone_from(&arguments.root);
     plan.slots = arguments.slots;
@@ -130,6 +135,9 @@ fn described(cluster: &Cluster) -> String {
     if description.kv > 0 {
         parts.push(plural(description.kv, "key/value member"));
     }
+    if description.log > 0 {
+        parts.push(plural(description.log, "log member"));
+    }
     if description.workers > 0 {
         parts.push("1 coordinator".to_owned());
         parts.push(plural(description.workers, "worker"));
@@ -146,10 +154,12 @@ fn announce(
 ) -> Result<(), Failure> {
     let description = cluster.description();
     let kv = description.kv_endpoints();
+    let log = description.log_endpoints();
     let coordinator = description.coordinator();
     let value = json!({
         "dir": cluster.dir(),
         "kv": kv,
+        "log": log,
         "coordinator": coordinator,
         "root": coordinator.is_some().then_some(&description.root),
         "pid": std::process::id(),
@@ -159,6 +169,9 @@ fn announce(
     if description.kv > 0 {
         tell("key/value", kv.join("  "));
     }
+    if description.log > 0 {
+        tell("log", log.join("  "));
+    }
     if let Some(coordinator) = &coordinator {
         tell("jobs", coordinator.clone());
         tell("shared root", description.root.display().to_string());
@@ -166,6 +179,8 @@ fn announce(
     tell("data, logs", cluster.dir().display().to_string());
     let first = if description.kv > 0 {
         beside(description.place.kvd(1))[1]
+    } else if description.log > 0 {
+        beside(description.place.raftd(1))[1]
     } else {
         beside(description.place.coordinator())[1]
     };
@@ -183,17 +198,24 @@ fn commands(cluster: &Cluster, program: &str, arguments: &Arguments) -> Vec<Stri
     let description = cluster.description();
     let found = arguments.dir.as_os_str() == DIR_DEFAULT
         || description.place == Place { base_port: ports::KVD, ..Place::default() };
+    let at = |endpoints: &[String]| match endpoints.first() {
+        Some(first) if !found => format!(" --endpoints {first}"),
+        Some(_) | None => String::new(),
+    };
+    let (kv, log) = (description.kv_endpoints(), description.log_endpoints());
     let mut commands = Vec::new();
-    let mut status = format!("{program} status");
-    if description.kv > 0 {
-        let first = &description.kv_endpoints()[0];
-        let at = if found { String::new() } else { format!(" --endpoints {first}") };
+    if let Some(first) = kv.first() {
+        let at = at(&kv);
         commands.push(format!("{program} kv{at} put greeting hello"));
         commands.push(format!("{program} kv{at} get greeting"));
         commands.push(format!(
             "grpcurl -plaintext -d '{{\"key\":\"Z3JlZXRpbmc=\"}}' {first} flotilla.kv.v1.Kv/Get"
         ));
-        status.push_str(&at);
+    }
+    if !log.is_empty() {
+        let at = at(&log);
+        commands.push(format!("{program} log{at} append hello"));
+        commands.push(format!("{program} log{at} tail --follow"));
     }
     if let Some(coordinator) = description.coordinator() {
         let at = if found { String::new() } else { format!(" --coordinator {coordinator}") };
@@ -210,11 +232,13 @@ fn commands(cluster: &Cluster, program: &str, arguments: &Arguments) -> Vec<Stri
         ));
         commands.push(format!("{program} mr{at} list"));
         commands.push(format!("{program} mr{at} cat JOB{root} | sort -k2 -nr | head"));
-        if description.kv == 0 {
-            status.push_str(&format!(" --endpoints {coordinator}"));
-        }
     }
-    commands.push(status);
+    // Unless it is told, status asks the key/value store.
+    let status = match (kv.first(), log.first().cloned().or(description.coordinator())) {
+        (None, Some(other)) => format!(" --endpoints {other}"),
+        (Some(_), _) | (None, None) => at(&kv),
+    };
+    commands.push(format!("{program} status{status}"));
     commands
 }
 

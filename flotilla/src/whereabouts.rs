@@ -42,6 +42,39 @@ impl Endpoints {
     }
 }
 
+/// Where to find the log.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct LogEndpoints {
+    /// Where members of the log are, some or all [default: the running `flotilla up`, or
+    /// 127.0.0.1:7100]
+    #[arg(
+        long,
+        env = "FLOTILLA_LOG_ENDPOINTS",
+        value_name = "HOST:PORT,...",
+        value_delimiter = ',',
+        global = true
+    )]
+    endpoints: Vec<String>,
+}
+
+impl LogEndpoints {
+    /// Whether the user said where.
+    pub(crate) fn given(&self) -> bool {
+        !self.endpoints.is_empty()
+    }
+
+    /// The members of the log.
+    pub(crate) fn resolve(&self) -> Result<Vec<String>, Failure> {
+        if self.given() {
+            return Ok(self.endpoints.iter().map(|text| text.trim().to_owned()).collect());
+        }
+        let running = running()?.map(|description| description.log_endpoints());
+        Ok(running
+            .filter(|endpoints| !endpoints.is_empty())
+            .unwrap_or_else(|| vec![format!("127.0.0.1:{}", ports::RAFTD)]))
+    }
+}
+
 /// Where to find the coordinator.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Coordinator {

@@ -45,7 +45,12 @@ fn wrong_calls_of_the_command_line() {
         (&["status", "--endpoints", ":::"], ":::"),
         (&["bench", "kv", "--clients", "0"], "clients"),
         (&["bench", "kv", "--value-bytes", "2MiB"], "value_bytes_max"),
+        (&["log", "--endpoints", "nowhere", "status"], "nowhere"),
+        (&["log", "append"], "<ENTRY>"),
+        (&["log", "tail", "--from", "0"], "--from"),
         (&["up", "--kv", "8"], "at most 7"),
+        (&["up", "--log", "8"], "at most 7"),
+        (&["up", "--log", "1", "--base-port", "200"], "at least 201"),
         (&["up", "--kv", "0", "--workers", "0"], "no members and no workers"),
         (&["up", "--base-port", "65000"], "base port"),
         (&["mr", "submit", "--app", "wc", "--input", "x"], "--output"),
@@ -63,11 +68,14 @@ fn help_and_version_are_for_everything() {
     for arguments in [
         &["--help"][..],
         &["kv", "put", "--help"],
+        &["log", "--help"],
+        &["log", "tail", "--help"],
         &["mr", "submit", "--help"],
         &["up", "--help"],
         &["demo", "--help"],
         &["bench", "kv", "--help"],
         &["kvd", "--help"],
+        &["raftd", "--help"],
         &["mr-coordinator", "--help"],
         &["mr-worker", "--help"],
     ] {
@@ -81,7 +89,7 @@ fn help_and_version_are_for_everything() {
 #[test]
 fn a_link_with_a_daemons_name_is_the_daemon() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["kvd", "mr-coordinator", "mr-worker"] {
+    for name in ["kvd", "raftd", "mr-coordinator", "mr-worker"] {
         let link = dir.path().join(name);
         std::os::unix::fs::symlink(FLOTILLA, &link).unwrap();
         let output = Command::new(&link).arg("--version").output().unwrap();
@@ -98,6 +106,10 @@ fn nobody_answers() {
     };
     check(&kv(&["get", "key"]), 3, &[]);
     check(&kv(&["put", "key", "value"]), 3, &[]);
+    let log = ["log", "--endpoints", &absent, "--timeout", "500ms"];
+    for request in [&["append", "e"][..], &["tail"], &["tail", "-f"], &["trim", "1"], &["status"]] {
+        check(&flotilla(&[&log, request].concat()), 3, &[]);
+    }
     check(&flotilla(&["status", "--endpoints", &absent]), 3, &[&absent]);
     check(&flotilla(&["mr", "--coordinator", &absent, "--timeout", "500ms", "list"]), 3, &[]);
     let json =
@@ -112,7 +124,7 @@ fn daemons_refuse_wrong_calls_and_settings() {
     let settings = dir.path().join("settings.toml");
     fs::write(&settings, "colour = \"blue\"\n").unwrap();
     let settings = settings.to_str().unwrap();
-    for name in ["kvd", "mr-coordinator", "mr-worker"] {
+    for name in ["kvd", "raftd", "mr-coordinator", "mr-worker"] {
         check(&daemon(dir.path(), &[name, "--colour", "blue"]), 64, &["--colour"]);
         check(&daemon(dir.path(), &[name, "--config", settings]), 78, &["colour"]);
         check(&daemon(dir.path(), &[name, "--config", "absent.toml"]), 71, &["absent.toml"]);
@@ -125,7 +137,7 @@ fn daemons_refuse_wrong_calls_and_settings() {
             .unwrap();
         check(&output, 78, &[&variable]);
     }
-    for name in ["kvd", "mr-coordinator"] {
+    for name in ["kvd", "raftd", "mr-coordinator"] {
         check(&daemon(dir.path(), &[name, "--listen", "0.0.0.0:7300"]), 78, &["--insecure"]);
         check(&daemon(dir.path(), &[name, "--listen", "nonsense"]), 78, &["nonsense"]);
         check(&daemon(dir.path(), &[name, "--node", "0"]), 78, &["node"]);

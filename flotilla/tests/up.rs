@@ -73,9 +73,12 @@ fn a_cluster_comes_up_stops_whole_and_goes_on_with_the_same_data() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
     all_end(&started);
 
-    // Nothing has to be said again.
-    let (mut child, said) = up(dir.path(), &["--workers", "0"]);
-    assert!(said.contains(&ip) && said.contains("1 key/value member."), "{said}");
+    // Nothing has to be said again; a log can come beside what there was.
+    let (mut child, said) = up(dir.path(), &["--workers", "0", "--log", "1"]);
+    assert!(said.contains(&ip) && said.contains("1 key/value member, 1 log member."), "{said}");
+    assert!(said.contains("log append hello"), "{said}");
+    assert_eq!(well(&flotilla_in(dir.path(), &["log", "append", "hello"])), "1");
+    assert_eq!(well(&flotilla_in(dir.path(), &["log", "tail"])), "hello");
     assert_eq!(well(&flotilla_in(dir.path(), &["kv", "get", "greeting"])), "hello");
     let started = children(&child);
     // Even a kill that it can't see leaves no process behind.

@@ -17,10 +17,10 @@ use std::{
 
 use bytes::Bytes;
 use raft::{CHUNK_BYTES_MAX, Capture, GroupTime};
+use raftd::codec::{put_bytes, put_number};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    codec::{put_bytes, put_number},
     command::ClientId,
     limits::LONG_VALUE_BYTES,
     machine::MACHINE_VERSION,

@@ -5,11 +5,9 @@
 //! command makes sense for the state is the machine's business.
 
 use bytes::Bytes;
+use raftd::codec::{Malformed, Reader, put_bytes, put_number};
 
-use crate::{
-    codec::{Malformed, Reader, put_bytes, put_number},
-    outcome::{Revision, ShardTime, Version},
-};
+use crate::outcome::{Revision, ShardTime, Version};
 
 /// The newest command version that this build understands.
 pub const COMMAND_VERSION: u8 = 1;

@@ -1,7 +1,5 @@
 //! The settings of kvd.
 
-use std::time::Duration;
-
 use daemon::{
     Failure,
     addresses::{self, Addresses},
@@ -9,15 +7,13 @@ use daemon::{
     settings::check_range,
 };
 use proto::SHARDS_DEFAULT;
+use raftd::{cli::Configuration, edge::DEADLINE_MAX};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{KEY_BYTES_MAX, PairLimits, SHARDS_MAX, VALUE_BYTES_MAX};
 
 /// The daemon's name: of its binary, and in the environment (`FLOTILLA_KVD__...`).
 pub const NAME: &str = "kvd";
-
-/// The longest that any request may take, whatever its caller asks for.
-pub const DEADLINE_MAX: Duration = Duration::from_secs(60);
 
 /// Everything that can be set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,12 +86,16 @@ impl Config {
         let Self { key_bytes_max, value_bytes_max, .. } = *self;
         PairLimits { key_bytes_max, value_bytes_max }
     }
+}
 
-    /// Where to listen and what to tell others.
-    ///
-    /// # Errors
-    /// As [`raftd::Network::addresses`].
-    pub fn addresses(&self) -> Result<Addresses, Failure> {
+impl Configuration for Config {
+    const NAME: &'static str = NAME;
+
+    fn process(&self) -> &runtime::Process {
+        &self.process
+    }
+
+    fn addresses(&self) -> Result<Addresses, Failure> {
         let client = addresses::Network {
             listen: &self.listen,
             advertise: self.advertise.as_deref(),

@@ -23,8 +23,6 @@ pub mod session;
 mod capture;
 mod cli;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
-mod codec;
-#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod digest;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod reply;
@@ -39,7 +37,7 @@ mod wire;
 
 pub use capture::KvCapture;
 pub use cli::main;
-pub use codec::Malformed;
 pub use config::Config;
 pub use machine::KvMachine;
+pub use raftd::codec::Malformed;
 pub use run::run;

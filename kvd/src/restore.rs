@@ -6,10 +6,10 @@
 use bytes::{Bytes, BytesMut};
 use proto::shard_of;
 use raft::{BadSnapshot, CHUNK_BYTES_MAX, GroupTime};
+use raftd::codec::{Malformed, Reader};
 
 use crate::{
     capture::{PART_BYTES, SNAPSHOT_VERSION, kind, outcome_kind},
-    codec::{Malformed, Reader},
     command::ClientId,
     limits::{KEY_BYTES_MAX, LONG_VALUE_BYTES, SHARDS_MAX, VALUE_BYTES_MAX},
     machine::MACHINE_VERSION,

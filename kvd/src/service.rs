@@ -4,27 +4,24 @@
 
 use std::time::Duration;
 
-use client::metadata::LEADER;
-use metrics::{Counter, Histogram};
-use proto::kv::{
-    AppendReply, AppendRequest, DeleteReply, DeleteRequest, ForwardReply, ForwardRequest, GetReply,
-    GetRequest, PutReply, PutRequest, Reason, Refusal, TimeReply, TimeRequest, forward_reply,
-    forward_server::{Forward, ForwardServer},
-    kv_server::{Kv, KvServer},
-    request,
+use proto::{
+    kv::{
+        AppendReply, AppendRequest, DeleteReply, DeleteRequest, ForwardReply, ForwardRequest,
+        GetReply, GetRequest, PutReply, PutRequest, TimeReply, TimeRequest, forward_reply,
+        forward_server::{Forward, ForwardServer},
+        kv_server::{Kv, KvServer},
+        request,
+    },
+    raft::{Reason, Refusal},
+};
+use raftd::{
+    edge::{self, DEADLINE_MAX, Measure, never},
+    forward::HOPS_MAX,
 };
 use tokio::time::Instant;
-use tonic::{
-    Request, Response, Status,
-    metadata::{AsciiMetadataValue, MetadataMap},
-};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
 
-use crate::{
-    config::DEADLINE_MAX,
-    limits::REQUEST_BYTES_MAX,
-    requests::{HOPS_MAX, Replied, Requests},
-    wire,
-};
+use crate::{limits::REQUEST_BYTES_MAX, requests::Requests};
 
 /// The service for the client port. `deadline` is for requests that say none.
 pub(crate) fn kv(requests: Requests, deadline: Duration) -> KvServer<impl Kv> {
@@ -55,22 +52,9 @@ struct Measures {
     time: Measure,
 }
 
-struct Measure {
-    seconds: Histogram,
-    refused: Counter,
-}
-
 impl Measures {
     fn new() -> Self {
-        metrics::describe_histogram!("flotilla_kv_request_seconds", "how long requests took");
-        metrics::describe_counter!(
-            "flotilla_kv_requests_refused_total",
-            "requests without a reply"
-        );
-        let measure = |method: &'static str| Measure {
-            seconds: metrics::histogram!("flotilla_kv_request_seconds", "method" => method),
-            refused: metrics::counter!("flotilla_kv_requests_refused_total", "method" => method),
-        };
+        let measure = |method| Measure::new("kv", method);
         Self {
             get: measure("get"),
             put: measure("put"),
@@ -89,24 +73,8 @@ impl ClientPort {
         measure: &Measure,
         pick: impl FnOnce(forward_reply::Kind) -> Option<R>,
     ) -> Result<Response<R>, Status> {
-        let began = Instant::now();
-        let limit = timeout(metadata).unwrap_or(self.deadline).min(DEADLINE_MAX);
-        let answer = self.requests.answer(kind, began + limit, HOPS_MAX).await;
-        measure.seconds.record(began.elapsed());
-        let Replied { kind, leader } = answer.map_err(|refusal| {
-            measure.refused.increment(1);
-            wire::status(refusal)
-        })?;
-        let reply = pick(kind).ok_or_else(|| {
-            wire::status(wire::maybe(Reason::NotLeader, "the leader answered something else"))
-        })?;
-        let mut response = Response::new(reply);
-        if let Some(leader) = leader
-            && let Ok(address) = leader.client_address.parse::<AsciiMetadataValue>()
-        {
-            response.metadata_mut().insert(LEADER, address);
-        }
-        Ok(response)
+        let deadline = edge::deadline(metadata, self.deadline);
+        edge::respond(measure, self.requests.answer(kind, deadline, HOPS_MAX), pick).await
     }
 }
 
@@ -182,7 +150,7 @@ impl Forward for PeerPort {
         let ForwardRequest { request, deadline_ms, hops_left } = request.into_inner();
         let kind = match request.and_then(|request| request.kind) {
             Some(kind) => self.execute(kind, deadline_ms, hops_left).await,
-            None => Err(wire::never(Reason::Invalid, "a forwarded request of no known kind")),
+            None => Err(never(Reason::Invalid, "a forwarded request of no known kind")),
         };
         let kind = kind.unwrap_or_else(forward_reply::Kind::Refusal);
         Ok(Response::new(ForwardReply { kind: Some(kind) }))
@@ -198,50 +166,6 @@ impl PeerPort {
     ) -> Result<forward_reply::Kind, Refusal> {
         let limit = Duration::from_millis(deadline_ms).min(DEADLINE_MAX);
         let deadline = Instant::now() + limit;
-        Ok(self.requests.answer(kind, deadline, hops_left.min(HOPS_MAX)).await?.kind)
-    }
-}
-
-/// How long the caller waits, as gRPC's header says it: at most eight digits and a unit.
-fn timeout(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let count: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(count.saturating_mul(3600))),
-        "M" => Some(Duration::from_secs(count.saturating_mul(60))),
-        "S" => Some(Duration::from_secs(count)),
-        "m" => Some(Duration::from_millis(count)),
-        "u" => Some(Duration::from_micros(count)),
-        "n" => Some(Duration::from_nanos(count)),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeouts_are_read_as_grpc_writes_them() {
-        let read = |text: &str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert("grpc-timeout", text.parse().unwrap());
-            timeout(&metadata)
-        };
-        assert_eq!(read("10S"), Some(Duration::from_secs(10)));
-        assert_eq!(read("2500m"), Some(Duration::from_millis(2_500)));
-        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
-        for wrong in ["", "S", "10", "-1S", "+1S", "123456789S", "1 S", "10é"] {
-            let mut metadata = MetadataMap::new();
-            if let Ok(value) = wrong.parse() {
-                metadata.insert("grpc-timeout", value);
-            }
-            assert_eq!(timeout(&metadata), None, "{wrong}");
-        }
-        assert_eq!(timeout(&MetadataMap::new()), None);
+        Ok(self.requests.answer(kind, deadline, hops_left.min(HOPS_MAX)).await?.reply)
     }
 }

@@ -4,11 +4,11 @@
 //! checked here, before it is proposed.
 
 use bytes::Bytes;
-use client::metadata::{EXECUTED, LEADER, MAYBE, NEVER};
-use proto::kv::{
-    self as pb, Executed, Reason, append_reply, forward_reply, put_reply, put_request, request,
+use proto::{
+    kv::{self as pb, append_reply, forward_reply, put_reply, put_request, request},
+    raft::{Reason, Refusal as Refused},
 };
-use tonic::{Code, Status, metadata::AsciiMetadataValue};
+use raftd::edge::{maybe, never};
 
 use crate::{
     command::{ClientId, Command, Condition, Operation, RequestId},
@@ -47,6 +47,15 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
+    /// What a refusal calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Put => "the Put",
+            Self::Append => "the Append",
+            Self::Delete => "the Delete",
+        }
+    }
+
     /// Whether it may add to what is stored.
     pub(crate) fn grows(self) -> bool {
         match self {
@@ -68,11 +77,7 @@ pub(crate) fn is_anonymous_mutation(kind: &request::Kind) -> bool {
 }
 
 /// Checks a request and says what it asks.
-pub(crate) fn ask(
-    kind: &request::Kind,
-    shards: u32,
-    limits: &PairLimits,
-) -> Result<Ask, pb::Refusal> {
+pub(crate) fn ask(kind: &request::Kind, shards: u32, limits: &PairLimits) -> Result<Ask, Refused> {
     let (operation, id, verb) = match kind {
         request::Kind::Get(get) => {
             limits.check_key(&get.key).map_err(|broken| invalid(broken.to_string()))?;
@@ -116,7 +121,7 @@ fn condition(condition: Option<put_request::Condition>) -> Condition {
     }
 }
 
-fn request_id(id: &pb::RequestId, shards: u32) -> Result<RequestId, pb::Refusal> {
+fn request_id(id: &pb::RequestId, shards: u32) -> Result<RequestId, Refused> {
     let client: [u8; 16] = id.client[..].try_into().map_err(|_| {
         invalid(format!("id.client has {} bytes; it must have 16", id.client.len()))
     })?;
@@ -156,7 +161,7 @@ pub(crate) fn answer(answer: Answer) -> Option<forward_reply::Kind> {
 }
 
 /// The reply to a command.
-pub(crate) fn reply(verb: Verb, response: Response) -> Result<forward_reply::Kind, pb::Refusal> {
+pub(crate) fn reply(verb: Verb, response: Response) -> Result<forward_reply::Kind, Refused> {
     let answered = response.result.map_err(|refusal| refused(&refusal))?;
     let header = Some(pb::ReplyHeader {
         duplicate: answered.duplicate,
@@ -197,7 +202,7 @@ pub(crate) fn reply(verb: Verb, response: Response) -> Result<forward_reply::Kin
 }
 
 /// Why the machine did not execute a command.
-fn refused(refusal: &Refusal) -> pb::Refusal {
+fn refused(refusal: &Refusal) -> Refused {
     let message = refusal.to_string();
     match refusal {
         Refusal::Acknowledged => never(Reason::Acknowledged, message),
@@ -237,47 +242,6 @@ fn written(written: Written) -> pb::Written {
     pb::Written { version: written.version.0, mod_revision: written.revision.0 }
 }
 
-/// A refusal of what was not executed and will not be.
-pub(crate) fn never(reason: Reason, message: impl Into<String>) -> pb::Refusal {
-    refusal(reason, Executed::Never, message.into())
-}
-
-/// A refusal of what may have been executed.
-pub(crate) fn maybe(reason: Reason, message: impl Into<String>) -> pb::Refusal {
-    refusal(reason, Executed::Maybe, message.into())
-}
-
-fn refusal(reason: Reason, executed: Executed, message: String) -> pb::Refusal {
-    let leader = String::new();
-    pb::Refusal { reason: reason.into(), executed: executed.into(), message, leader }
-}
-
-fn invalid(message: String) -> pb::Refusal {
+fn invalid(message: String) -> Refused {
     never(Reason::Invalid, message)
-}
-
-/// A refusal as the status of a call: the one place that maps one to the other.
-pub(crate) fn status(refusal: pb::Refusal) -> Status {
-    let code = match refusal.reason() {
-        Reason::NotLeader | Reason::Shutdown => Code::Unavailable,
-        Reason::Deadline => Code::DeadlineExceeded,
-        Reason::Invalid => Code::InvalidArgument,
-        Reason::Limit => Code::ResourceExhausted,
-        Reason::Expired => Code::Aborted,
-        Reason::Acknowledged | Reason::OtherShards | Reason::NoSpace => Code::FailedPrecondition,
-        Reason::Unspecified => Code::Unknown,
-    };
-    let executed = match refusal.executed() {
-        Executed::Never => NEVER,
-        Executed::Maybe | Executed::Unspecified => MAYBE,
-    };
-    let leader = refusal.leader.parse::<AsciiMetadataValue>();
-    let mut status = Status::new(code, refusal.message);
-    status.metadata_mut().insert(EXECUTED, AsciiMetadataValue::from_static(executed));
-    if let Ok(leader) = leader
-        && !leader.is_empty()
-    {
-        status.metadata_mut().insert(LEADER, leader);
-    }
-    status
 }

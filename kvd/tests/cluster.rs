@@ -15,6 +15,7 @@ use proto::kv::{
     AppendRequest, DeleteRequest, GetRequest, PutRequest, RequestId, TimeRequest,
     kv_client::KvClient as Stub,
 };
+use raftd::cli::Configuration;
 use tokio::time::Instant;
 use tonic::{Code, Request};
 

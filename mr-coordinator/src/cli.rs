@@ -2,10 +2,11 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use daemon::{Code, flags, health, runtime, settings};
+use daemon::Code;
+use raftd::cli::HostFlags;
 use serde::Serialize;
 
-use crate::config::{Config, NAME};
+use crate::config::NAME;
 
 /// Schedules MapReduce jobs over a directory that workers share with it
 ///
@@ -17,17 +18,9 @@ use crate::config::{Config, NAME};
 #[command(name = NAME, version = daemon::version::VERSION, after_help = EXAMPLES)]
 struct Arguments {
     #[command(flatten)]
-    process: flags::Process,
-    #[command(flatten)]
-    network: flags::Network,
-    #[command(flatten)]
-    peers: raftd::PeerFlags,
-    #[command(flatten)]
-    group: raftd::Flags,
+    host: HostFlags,
     #[command(flatten)]
     own: Own,
-    #[command(subcommand)]
-    command: Option<Command>,
 }
 
 /// The flags that only the coordinator has. They set settings at the top level.
@@ -44,12 +37,6 @@ struct Own {
     no_workers_grace_ms: Option<u64>,
 }
 
-#[derive(clap::Subcommand, Debug)]
-enum Command {
-    /// Asks the coordinator with these settings whether it is ready, and exits with 0 if it is
-    Health,
-}
-
 const EXAMPLES: &str = "\
 Examples:
   A coordinator and a worker on one machine, and a job:
@@ -63,32 +50,20 @@ Examples:
 
 /// The whole program: reads the settings, runs the daemon, and answers with the exit code.
 pub fn main(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Code {
-    runtime::main(NAME, || {
-        let arguments: Arguments = flags::parse(arguments)?;
-        let Arguments { process, network, peers, group, own, command } = &arguments;
-        let given = flags::given(&[process, network, peers, group, own])?;
-        let file = process.config.as_deref();
-        let config = settings::load(NAME, &Config::default(), file, std::env::vars_os(), &given)?;
-        match command {
-            Some(Command::Health) => Ok(health::run(NAME, config.addresses()?.admin)?),
-            None => runtime::run(NAME, &config.process, &config, |shutdown| {
-                crate::run(&config, shutdown)
-            }),
-        }
-    })
+    raftd::cli::main(arguments, |given: &Arguments| (&given.host, &given.own), crate::run)
 }
 
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory, Parser};
+    use raftd::cli::Configuration;
 
     use super::*;
+    use crate::config::Config;
 
     fn config(arguments: &[&str]) -> Result<Config, daemon::Failure> {
         let parsed = Arguments::try_parse_from(arguments).unwrap();
-        let Arguments { process, network, peers, group, own, .. } = &parsed;
-        let given = flags::given(&[process, network, peers, group, own])?;
-        settings::load(NAME, &Config::default(), None, Vec::new(), &given)
+        parsed.host.settings(&parsed.own, Vec::new())
     }
 
     #[test]

@@ -8,6 +8,7 @@ use daemon::{
     ports, runtime,
     settings::check_range,
 };
+use raftd::cli::Configuration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -94,12 +95,16 @@ impl Config {
             jobs_running_max: self.jobs_running_max,
         })
     }
+}
 
-    /// Where to listen and what to tell others.
-    ///
-    /// # Errors
-    /// As [`raftd::Network::addresses`].
-    pub fn addresses(&self) -> Result<Addresses, Failure> {
+impl Configuration for Config {
+    const NAME: &'static str = NAME;
+
+    fn process(&self) -> &runtime::Process {
+        &self.process
+    }
+
+    fn addresses(&self) -> Result<Addresses, Failure> {
         let client = addresses::Network {
             listen: &self.listen,
             advertise: self.advertise.as_deref(),

@@ -11,7 +11,7 @@ use daemon::{
     metrics::Metrics,
     runtime::{early, joined, until_stopping},
 };
-use raftd::{Advertised, Handle, Host, Role, Status};
+use raftd::{Advertised, Handle, Host, Role, Status, cli::Configuration};
 use tokio::sync::watch;
 
 use crate::{

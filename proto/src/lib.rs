@@ -1,7 +1,9 @@
 //! The wire: every message and service of Flotilla, as generated from the .proto files, and the
-//! one function of the contract that is code, [`shard_of`].
+//! parts of the contract that are code: [`shard_of`] and the names in [`metadata`].
 //!
 //! Decides nothing. Types of this crate stop at the `wire.rs` and `service.rs` of other crates.
+
+pub mod metadata;
 
 mod shard;
 
@@ -16,6 +18,8 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 /// Every .proto file: its path, as `import` would name it, and its text.
 pub const FILES: &[(&str, &str)] = &[
     ("flotilla/raft/v1/raft.proto", include_str!("../flotilla/raft/v1/raft.proto")),
+    ("flotilla/raft/v1/forward.proto", include_str!("../flotilla/raft/v1/forward.proto")),
+    ("flotilla/log/v1/log.proto", include_str!("../flotilla/log/v1/log.proto")),
     ("flotilla/kv/v1/kv.proto", include_str!("../flotilla/kv/v1/kv.proto")),
     ("flotilla/admin/v1/admin.proto", include_str!("../flotilla/admin/v1/admin.proto")),
     (
@@ -24,29 +28,30 @@ pub const FILES: &[(&str, &str)] = &[
     ),
 ];
 
-macro_rules! package {
-    ($(#[$doc:meta])* $module:ident = $name:literal) => {
-        $(#[$doc])*
-        pub mod $module {
-            #![allow(missing_docs, unreachable_pub, clippy::all, clippy::too_many_lines, clippy::semicolon_if_nothing_returned)]
-            tonic::include_proto!($name);
+macro_rules! packages {
+    ($($(#[$doc:meta])* $module:ident = $name:literal;)*) => {
+        // The code of one package names that of another by the way from here.
+        #[allow(missing_docs, unreachable_pub, clippy::all, clippy::too_many_lines, clippy::semicolon_if_nothing_returned)]
+        mod flotilla {
+            $(pub mod $module {
+                pub mod v1 {
+                    tonic::include_proto!($name);
+                }
+            })*
         }
+        $($(#[$doc])* pub use flotilla::$module::v1 as $module;)*
     };
 }
 
-package!(
+packages! {
     /// `flotilla.raft.v1`: between the members of a group.
-    raft = "flotilla.raft.v1"
-);
-package!(
+    raft = "flotilla.raft.v1";
+    /// `flotilla.log.v1`: the stand-alone log.
+    log = "flotilla.log.v1";
     /// `flotilla.kv.v1`: the key/value store.
-    kv = "flotilla.kv.v1"
-);
-package!(
+    kv = "flotilla.kv.v1";
     /// `flotilla.admin.v1`: for operators.
-    admin = "flotilla.admin.v1"
-);
-package!(
+    admin = "flotilla.admin.v1";
     /// `flotilla.mapreduce.v1`: jobs and workers.
-    mapreduce = "flotilla.mapreduce.v1"
-);
+    mapreduce = "flotilla.mapreduce.v1";
+}

@@ -239,6 +239,7 @@ pub(crate) type Transferred = Result<NodeId, TransferRefused>;
 pub struct Handle<S: StateMachine> {
     requests: mpsc::Sender<Request<S>>,
     status: watch::Receiver<Status>,
+    applied: watch::Receiver<Index>,
     directory: Arc<Directory>,
     peers: Arc<Peers>,
     node: NodeId,
@@ -249,6 +250,7 @@ impl<S: StateMachine> Clone for Handle<S> {
         Self {
             requests: self.requests.clone(),
             status: self.status.clone(),
+            applied: self.applied.clone(),
             directory: self.directory.clone(),
             peers: self.peers.clone(),
             node: self.node,
@@ -260,11 +262,12 @@ impl<S: StateMachine> Handle<S> {
     pub(crate) fn new(
         requests: mpsc::Sender<Request<S>>,
         status: watch::Receiver<Status>,
+        applied: watch::Receiver<Index>,
         directory: Arc<Directory>,
         peers: Arc<Peers>,
         node: NodeId,
     ) -> Self {
-        Self { requests, status, directory, peers, node }
+        Self { requests, status, applied, directory, peers, node }
     }
 
     /// Replicates a command and executes it. Only the leader does so. Ends by the deadline.
@@ -396,6 +399,11 @@ impl<S: StateMachine> Handle<S> {
     /// rest with the next tick.
     pub fn watch_status(&self) -> watch::Receiver<Status> {
         self.status.clone()
+    }
+
+    /// What this member's state machine has seen, from now on, at once.
+    pub fn watch_applied(&self) -> watch::Receiver<Index> {
+        self.applied.clone()
     }
 
     /// This member.

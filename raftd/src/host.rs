@@ -68,6 +68,7 @@ pub(crate) struct Driver<S: StateMachine> {
     pub(crate) senders: Senders,
     pub(crate) directory: Arc<Directory>,
     pub(crate) status: watch::Sender<Status>,
+    pub(crate) applied: watch::Sender<Index>,
     pub(crate) jobs: mpsc::Sender<Job>,
     pub(crate) started: std::time::Instant,
     pub(crate) tick: Duration,
@@ -460,9 +461,11 @@ impl<S: StateMachine> Driver<S> {
         });
     }
 
-    /// Tells how the member stands: role, term, leader and want of space at once, the rest with a
-    /// tick.
+    /// Tells how the member stands: role, term, leader, want of space and what is applied at once,
+    /// the rest with a tick.
     fn publish(&self, ticked: bool) {
+        let applied = self.replica.applied().index;
+        self.applied.send_if_modified(|last| std::mem::replace(last, applied) != applied);
         let node = self.replica.node();
         let changed = {
             let last = self.status.borrow();
@@ -471,7 +474,7 @@ impl<S: StateMachine> Driver<S> {
                 || last.role != role(node.role())
                 || last.low_on_space != self.store.is_low_on_space()
         };
-        let moved = ticked && self.status.borrow().applied != self.replica.applied().index;
+        let moved = ticked && self.status.borrow().applied != applied;
         let peers_moved = ticked && node.role() == RoleKind::Leader;
         if changed || moved || peers_moved {
             let status = self.describe();

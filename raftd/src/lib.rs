@@ -1,4 +1,4 @@
-//! The host of a Raft group: everything that `raft` leaves to its driver.
+//! The host of a Raft group: everything that `raft` leaves to its driver; and the stand-alone log.
 //!
 //! `raft` decides; this crate acts. It owns the disk (`store`), the connections to the other
 //! members (`peer/`), the clock, and the one task that drives a replica (`host.rs`). A service
@@ -12,6 +12,13 @@
 //! host task waits for the first of {shutdown, store failure, clock, disk, peers, jobs, requests},
 //! takes in what else is there, and acts once on all of it. That is where batches come from: while
 //! the disk is busy, proposals gather.
+//!
+//! # What daemons share
+//!
+//! A daemon that serves a group brings a machine and services. Its command line (`cli.rs`), its life
+//! (`serve.rs`), passing requests on to the leader (`forward.rs`) and telling why there is no reply
+//! (`edge.rs`) are here. The log (`log/`) is such a daemon, in this crate since it has no other
+//! purpose than to show the host as it is.
 //!
 //! # What must hold
 //!
@@ -28,15 +35,24 @@
 //! TLS, several groups in one process, and resuming a broken transfer of a
 //! snapshot with the missing chunks only.
 
+// clippy.toml names what the pure half of the log must not use; the host may.
+#![allow(clippy::disallowed_types, clippy::disallowed_methods)]
+
 pub mod admin;
 mod birth;
+pub mod cli;
+pub mod codec;
+pub mod edge;
 mod events;
+pub mod forward;
 mod handle;
 mod host;
 mod identity;
+pub mod log;
 mod membership;
 mod network;
 mod peer;
+mod serve;
 mod settings;
 mod start;
 pub mod store;
@@ -48,5 +64,6 @@ pub use handle::{
 };
 pub use identity::{Founder, GroupId, Incarnation};
 pub use network::{Network, PeerFlags};
+pub use serve::Served;
 pub use settings::{ADDRESS_BYTES_MAX, CLUSTER_BYTES_MAX, Flags, MEMBERS_MAX, Member, Settings};
 pub use start::{Advertised, Host};

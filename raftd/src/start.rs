@@ -83,8 +83,10 @@ impl Host {
         let (jobs, jobs_in) = mpsc::channel(JOBS_MAX);
         let (lost, lost_in) = watch::channel(None);
         let (status, status_in) = watch::channel(unborn(settings, &members));
+        let (applied, applied_in) = watch::channel(Index(0));
         let node = NodeId(settings.node);
-        let handle = Handle::new(requests, status_in, directory.clone(), peers.clone(), node);
+        let (found, known) = (directory.clone(), peers.clone());
+        let handle = Handle::new(requests, status_in, applied_in, found, known, node);
         // They outlive the replica, which hands over when it is to stop.
         let connections = Shutdown::new();
         let (snapshots, closing) = (opened.snapshots.clone(), connections.clone());
@@ -111,6 +113,7 @@ impl Host {
             directory,
             lost,
             status,
+            applied,
             jobs,
             shutdown: shutdown.clone(),
             connections: connections.clone(),
@@ -156,6 +159,7 @@ struct Life<S: StateMachine> {
     directory: Arc<Directory>,
     lost: watch::Sender<Option<String>>,
     status: watch::Sender<Status>,
+    applied: watch::Sender<Index>,
     jobs: mpsc::Sender<crate::host::Job>,
     shutdown: Shutdown,
     connections: Shutdown,
@@ -195,6 +199,7 @@ impl<S: StateMachine> Life<S> {
             peers: self.peers,
             directory: self.directory,
             status: self.status,
+            applied: self.applied,
             jobs: self.jobs,
             started: std::time::Instant::now(),
             tick: self.tick,

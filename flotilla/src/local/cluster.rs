@@ -18,11 +18,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use super::http;
-use super::place::{self, Claim, KVD_MAX, Place, WORKERS_MAX};
+use super::place::{self, Claim, LOG_BASE_PORT_MIN, MEMBERS_MAX, Place, WORKERS_MAX};
 use super::process::{Ended, Instance, Launch, Process};
 
 /// The version of `cluster.json`.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The name of the description in the directory.
 const DESCRIPTION: &str = "cluster.json";
@@ -45,6 +45,8 @@ pub struct Plan {
     pub dir: PathBuf,
     /// How many key/value members, 0 to 7.
     pub kv: u16,
+    /// How many members of the log, 0 to 7.
+    pub log: u16,
     /// How many MapReduce workers; with any there is one coordinator.
     pub workers: u16,
     /// Where to listen; none: wherever it was, or an address of its own.
@@ -64,6 +66,8 @@ pub struct Plan {
 pub struct Further {
     /// For key/value members.
     pub kvd: Vec<String>,
+    /// For members of the log.
+    pub raftd: Vec<String>,
     /// For the coordinator.
     pub coordinator: Vec<String>,
     /// For workers.
@@ -71,7 +75,8 @@ pub struct Further {
 }
 
 impl Plan {
-    /// A cluster of `kv` members and `workers` workers in `dir`, at an address of its own.
+    /// A cluster of `kv` members and `workers` workers in `dir`, without a log, at an address of its
+    /// own.
     pub fn new(
         program: impl Into<PathBuf>,
         dir: impl Into<PathBuf>,
@@ -82,6 +87,7 @@ impl Plan {
             program: program.into(),
             dir: dir.into(),
             kv,
+            log: 0,
             workers,
             place: None,
             root: None,
@@ -93,14 +99,25 @@ impl Plan {
 
     fn check(&self) -> Result<(), Failure> {
         let refuse = |message: String| Err(Failure::new(Code::WrongCall, message));
-        if self.kv > KVD_MAX {
-            return refuse(format!("{} key/value members; at most {KVD_MAX}", self.kv));
+        for (count, name) in [(self.kv, "key/value members"), (self.log, "members of the log")] {
+            if count > MEMBERS_MAX {
+                return refuse(format!("{count} {name}; at most {MEMBERS_MAX}"));
+            }
         }
         if self.workers > WORKERS_MAX {
             return refuse(format!("{} workers; at most {WORKERS_MAX}", self.workers));
         }
-        if self.kv == 0 && self.workers == 0 {
+        if self.kv == 0 && self.log == 0 && self.workers == 0 {
             return refuse("a cluster of no members and no workers".to_owned());
+        }
+        if let Some(place) = self.place.filter(|place| place.base_port < LOG_BASE_PORT_MIN)
+            && self.log > 0
+        {
+            return refuse(format!(
+                "the base port is {}, but must be at least {LOG_BASE_PORT_MIN} with a log, whose \
+                 ports are below it",
+                place.base_port
+            ));
         }
         self.place.map_or(Ok(()), |place| place.check(self.insecure))
     }
@@ -115,6 +132,9 @@ pub struct Description {
     pub place: Place,
     /// How many key/value members it has.
     pub kv: u16,
+    /// How many members its log has.
+    #[serde(default)]
+    pub log: u16,
     /// How many workers it was last started with.
     pub workers: u16,
     /// The shared root of MapReduce, absolute.
@@ -169,6 +189,11 @@ impl Description {
     /// Where clients reach the key/value members.
     pub fn kv_endpoints(&self) -> Vec<String> {
         (1..=self.kv).map(|number| self.place.kvd(number).to_string()).collect()
+    }
+
+    /// Where clients reach the members of the log.
+    pub fn log_endpoints(&self) -> Vec<String> {
+        (1..=self.log).map(|number| self.place.raftd(number).to_string()).collect()
     }
 
     /// Where clients reach the coordinator, if there is one.
@@ -435,6 +460,7 @@ impl Cluster {
     fn addresses(&self) -> Vec<SocketAddr> {
         let place = self.description.place;
         let mut servers: Vec<_> = (1..=self.description.kv).map(|node| place.kvd(node)).collect();
+        servers.extend((1..=self.description.log).map(|node| place.raftd(node)));
         if self.description.workers > 0 {
             servers.push(place.coordinator());
         }
@@ -482,6 +508,10 @@ fn describe(plan: &Plan, dir: &Path) -> Result<(Description, Option<Claim>), Fai
         if before.kv != plan.kv {
             return refuse("--kv", before.kv.to_string(), plan.kv.to_string());
         }
+        // A log that was not there has no data to be lost.
+        if before.log != plan.log && before.log > 0 {
+            return refuse("--log", before.log.to_string(), plan.log.to_string());
+        }
         if let Some(place) = plan.place.filter(|place| *place != before.place) {
             let text = |place: Place| format!("{}:{}", place.ip, place.base_port);
             return refuse("its first member at", text(before.place), text(place));
@@ -499,8 +529,8 @@ fn describe(plan: &Plan, dir: &Path) -> Result<(Description, Option<Claim>), Fai
         (None, Some(before)) => before.root,
         (None, None) => dir.join("shared"),
     };
-    let description =
-        Description { format: FORMAT, place, kv: plan.kv, workers: plan.workers, root };
+    let Plan { kv, log, workers, .. } = *plan;
+    let description = Description { format: FORMAT, place, kv, log, workers, root };
     Ok((description, claim))
 }
 
@@ -517,20 +547,25 @@ fn processes(plan: &Plan, dir: &Path, description: &Description) -> BTreeMap<Ins
     let admin =
         |client: SocketAddr| SocketAddr::new(client.ip(), client.port() + ports::ADMIN_OFFSET);
     let insecure = plan.insecure.then_some("--insecure");
-    let members: Vec<String> =
-        (1..=plan.kv).map(|number| format!("--member={number}={}", place.kvd(number))).collect();
-    for number in 1..=plan.kv {
-        let (instance, listen) = (Instance::Kvd(number), place.kvd(number));
-        let mut arguments = vec!["kvd".to_owned()];
-        arguments.extend([
-            format!("--listen={listen}"),
-            format!("--node={number}"),
-            format!("--data={}", data(instance)),
-        ]);
-        arguments.extend(members.iter().cloned());
-        arguments.extend(insecure.map(str::to_owned));
-        arguments.extend(plan.further.kvd.iter().cloned());
-        add(instance, admin(listen), arguments);
+    let kvd = ("kvd", Instance::Kvd as fn(u16) -> Instance, &plan.further.kvd);
+    let raftd = ("raftd", Instance::Raftd as fn(u16) -> Instance, &plan.further.raftd);
+    let kvds: Vec<_> = (1..=plan.kv).map(|number| place.kvd(number)).collect();
+    let raftds: Vec<_> = (1..=plan.log).map(|number| place.raftd(number)).collect();
+    for ((name, instance, further), group) in [(kvd, kvds), (raftd, raftds)] {
+        let numbered = || (1..).zip(&group);
+        for (number, listen) in numbered() {
+            let instance = instance(number);
+            let mut arguments = vec![
+                name.to_owned(),
+                format!("--listen={listen}"),
+                format!("--node={number}"),
+                format!("--data={}", data(instance)),
+            ];
+            arguments.extend(numbered().map(|(node, at)| format!("--member={node}={at}")));
+            arguments.extend(insecure.map(str::to_owned));
+            arguments.extend(further.iter().cloned());
+            add(instance, admin(*listen), arguments);
+        }
     }
     if plan.workers > 0 {
         let (instance, listen) = (Instance::Coordinator, place.coordinator());

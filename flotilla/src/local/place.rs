@@ -10,14 +10,20 @@ use daemon::{Code, Failure, ports};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-/// The most key/value members of a local cluster: what a group takes.
-pub const KVD_MAX: u16 = 7;
+/// The most members of a group of a local cluster: what a group takes.
+pub const MEMBERS_MAX: u16 = 7;
 
 /// The most workers of a local cluster: their ports follow each other.
 pub const WORKERS_MAX: u16 = ports::INSTANCES_MAX;
 
 /// The highest base port: workers' admin ports lie farthest above it.
 pub const BASE_PORT_MAX: u16 = u16::MAX - WORKER_OFFSET - WORKERS_MAX;
+
+/// How far the first log member's port lies below the first key/value member's.
+const LOG_OFFSET: u16 = ports::KVD - ports::RAFTD;
+
+/// The lowest base port of a cluster with a log.
+pub const LOG_BASE_PORT_MIN: u16 = LOG_OFFSET + 1;
 
 /// How far the coordinator's port lies above the first key/value member's.
 const COORDINATOR_OFFSET: u16 = ports::MR_COORDINATOR - ports::KVD;
@@ -86,6 +92,12 @@ impl Place {
         SocketAddr::new(self.ip, self.base_port + number - 1)
     }
 
+    /// The client address of a member of the log, counted from 1. The base port is at least
+    /// [`LOG_BASE_PORT_MIN`].
+    pub fn raftd(self, number: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, self.base_port - LOG_OFFSET + number - 1)
+    }
+
     /// The client address of the coordinator.
     pub fn coordinator(self) -> SocketAddr {
         SocketAddr::new(self.ip, self.base_port + COORDINATOR_OFFSET)
@@ -143,7 +155,7 @@ impl Place {
 
     /// Listens, one after the other, on the first port of each kind.
     fn try_all(self) -> std::io::Result<()> {
-        for address in [self.kvd(1), self.coordinator(), self.worker_admin(1)] {
+        for address in [self.kvd(1), self.raftd(1), self.coordinator(), self.worker_admin(1)] {
             TcpListener::bind(address)?;
         }
         Ok(())
@@ -181,6 +193,7 @@ mod tests {
     fn standard_ports_are_those_of_the_daemons() {
         let place = Place::default();
         assert_eq!(place.kvd(1).port(), ports::KVD);
+        assert_eq!(place.raftd(1).port(), ports::RAFTD);
         assert_eq!(place.coordinator().port(), ports::MR_COORDINATOR);
         assert_eq!(place.worker_admin(2).port(), ports::MR_WORKER_ADMIN + 1);
         assert_eq!(beside(place.kvd(2)).map(|address| address.port()), [7351, 8301]);

@@ -31,6 +31,8 @@ const TAIL_LINES: usize = 12;
 pub enum Instance {
     /// A member of the key/value group; the number is its node id.
     Kvd(u16),
+    /// A member of the log's group; the number is its node id.
+    Raftd(u16),
     /// The MapReduce coordinator.
     Coordinator,
     /// A MapReduce worker.
@@ -41,6 +43,7 @@ impl fmt::Display for Instance {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kvd(number) => write!(out, "kvd-{number}"),
+            Self::Raftd(number) => write!(out, "raftd-{number}"),
             Self::Coordinator => write!(out, "mr-coordinator"),
             Self::Worker(number) => write!(out, "mr-worker-{number}"),
         }

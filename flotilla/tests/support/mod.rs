@@ -109,6 +109,7 @@ pub(crate) fn flotilla_in(dir: &Path, arguments: &[&str]) -> Output {
         .args(arguments)
         .current_dir(dir)
         .env_remove("FLOTILLA_ENDPOINTS")
+        .env_remove("FLOTILLA_LOG_ENDPOINTS")
         .env_remove("FLOTILLA_COORDINATOR")
         .env_remove("FLOTILLA_ROOT")
         .output()

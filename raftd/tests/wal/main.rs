@@ -2,6 +2,7 @@
 //! operations, damaged bytes, lost records, directories in every state.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
+#![allow(clippy::disallowed_methods, reason = "a test of the store may read the clock")]
 
 mod child;
 mod chunks;

