@@ -110,6 +110,13 @@ impl Leader {
         id == core.id || self.peers.get(&id).is_some_and(heard)
     }
 
+    /// Whether a member is this one, or has answered it and was heard within an election timeout: a
+    /// new leader gives everybody the time to answer, but counts on nobody before.
+    fn answers(&self, core: &Core, id: NodeId) -> bool {
+        let answered = |progress: &Progress| progress.acked_round() > 0;
+        id == core.id || self.is_there(core, id) && self.peers.get(&id).is_some_and(answered)
+    }
+
     /// Changes the members of the group. Voters come and go by joint consensus (section 6): the
     /// entry at the position that is returned begins the change, and another one, which follows
     /// when that is committed, ends it.
@@ -135,7 +142,7 @@ impl Leader {
                 return Err(ChangeRefused::Behind(id));
             }
         }
-        if !next.has_quorum(|voter| self.is_there(core, voter)) {
+        if !next.has_quorum(|voter| self.answers(core, voter)) {
             return Err(ChangeRefused::NoQuorum);
         }
         core.check_budget()?;
@@ -147,7 +154,7 @@ impl Leader {
         let Some(progress) = self.peers.get(&learner) else { return false };
         let mut left = core.config.append_bytes_max;
         let mut lacks = core.log.range(progress.matched().next(), core.log.last().index);
-        progress.is_active(&core.config)
+        self.answers(core, learner)
             && progress.matched() >= core.log.base().index
             && lacks
                 .all(|entry| left.checked_sub(entry.size()).inspect(|&rest| left = rest).is_some())
@@ -176,7 +183,8 @@ impl Leader {
         }
         // Nobody need wait for an election timeout.
         let voters = self.peers.iter().filter(|(peer, _)| membership.is_voter(**peer));
-        if let Some((&heir, _)) = voters.max_by_key(|(_, progress)| progress.matched()) {
+        let best = |progress: &Progress| (progress.is_active(&core.config), progress.matched());
+        if let Some((&heir, _)) = voters.max_by_key(|(_, progress)| best(progress)) {
             core.send(heir, MessageKind::TimeoutNow);
         }
         core.events.push(Event::Removed { term: core.hard.term });

@@ -49,6 +49,7 @@ scripts! {
         removed_member_is_told,
         replace_leader_joint,
         restart_in_a_change,
+        silent_member_does_not_count_for_a_new_leader,
         truncated_change_is_undone,
         undone_removal_may_still_lead,
         unheard_learner_is_not_promoted,

@@ -332,6 +332,9 @@ impl<S: StateMachine> Handle<S> {
     /// Changes the members of the group, all at once, and ends when the change is over. Only the
     /// leader does so. Who comes or has moved is asked first who it is.
     pub async fn change(&self, wanted: &[Wanted], deadline: Instant) -> Changed {
+        if !self.leads() {
+            return Changed::Rejected(Refused::NotLeader { leader: self.leader() }.into());
+        }
         let mut changes = Vec::new();
         for wanted in wanted {
             match self.meet(wanted).await {

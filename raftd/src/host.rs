@@ -237,6 +237,11 @@ impl<S: StateMachine> Driver<S> {
                 Ok(to) => self.waiting.transfers.push((to, answer)),
                 Err(refused) => reply(answer, Err(refused)),
             },
+            Request::Change { deadline, answer, .. }
+                if self.at(deadline.into_std()) <= self.now() =>
+            {
+                reply(answer, Outcome::Rejected(Refused::Deadline));
+            }
             Request::Change { changes, deadline, answer } => {
                 match self.change(&changes, deadline) {
                     Ok(ticket) => drop(self.waiting.changes.insert(ticket, answer)),

@@ -58,7 +58,7 @@ pub(crate) struct Claim {
 /// What was last heard of a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Heard {
-    /// None: heard before this process started, or not at all.
+    /// None: not heard at all.
     pub(crate) incarnation: Option<Incarnation>,
     pub(crate) boot: u64,
     /// None: heard before this process started, so it can't be compared.
@@ -178,8 +178,15 @@ impl Acquaintances {
     }
 
     /// What was heard of a peer before this process started.
-    pub(crate) fn recall(&mut self, node: NodeId, boot: u64, write_sequence: u64) {
-        self.heard.insert(node, Heard { incarnation: None, boot, nonce: None, write_sequence });
+    pub(crate) fn recall(
+        &mut self,
+        node: NodeId,
+        incarnation: Incarnation,
+        boot: u64,
+        write_sequence: u64,
+    ) {
+        let incarnation = Some(incarnation);
+        self.heard.insert(node, Heard { incarnation, boot, nonce: None, write_sequence });
     }
 
     /// Whether a peer is what it claims to be. Some: it is, and has started anew, which the store
@@ -192,11 +199,6 @@ impl Acquaintances {
             return Err(Mistrust::Stranger(node));
         }
         let mut known = heard.unwrap_or_default();
-        let pinned = self.group.is_some() && self.members.contains_key(&node);
-        if !pinned && known.incarnation.is_some_and(|old| old != claim.incarnation) {
-            // Nothing was promised before it belonged to the group: it may still begin anew.
-            known = Heard::default();
-        }
         if claim.version > proto::PEER_PROTOCOL_VERSION {
             return Err(Mistrust::Version(claim.version, proto::PEER_PROTOCOL_VERSION));
         }
@@ -209,6 +211,11 @@ impl Acquaintances {
         }
         if self.group.is_some() {
             self.check_membership(node, claim.incarnation)?;
+        }
+        if known.incarnation.is_some_and(|old| old != claim.incarnation) {
+            // Of two lives the one that belongs to the group counts; before either does, nothing
+            // was promised, and it may still begin anew.
+            known = Heard::default();
         }
         if claim.boot < known.boot {
             return Err(Mistrust::OlderBoot(node, claim.boot, known.boot));
@@ -294,7 +301,7 @@ mod tests {
     #[test]
     fn what_was_heard_before_a_restart_still_counts() {
         let mut known = born();
-        known.recall(NodeId(2), 3, 50);
+        known.recall(NodeId(2), [2; 16], 3, 50);
         assert!(known.check(&claim(3, 8, 10, 60)).unwrap().is_none());
         assert!(known.check(&claim(4, 9, 55, 55)).is_err());
     }
@@ -328,6 +335,11 @@ mod tests {
         assert!(!Mistrust::Pending(NodeId(3)).is_about_data());
         known.pin([(NodeId(1), [1; 16]), (NodeId(3), [4; 16])].into(), NodeId(3));
         assert_eq!(known.check(&new), Err(Mistrust::Wiped(NodeId(3))));
+        // One that others met before it began anew is the member now, whatever was heard before.
+        let mut others = born();
+        others.recall(NodeId(3), [3; 16], 7, 90);
+        others.pin([(NodeId(1), [1; 16]), (NodeId(3), [4; 16])].into(), NodeId(3));
+        assert!(others.check(&anew).is_ok());
         // Its removal may be undone yet: it rules still.
         assert!(known.check(&claim(1, 1, 0, 0)).is_ok());
         known.follow([(NodeId(1), [1; 16]), (NodeId(3), [4; 16])].into());

@@ -383,7 +383,7 @@ fn acquaint(
         known.welcome_strangers();
     }
     for heard in &opened.heard {
-        known.recall(heard.node, heard.boot, heard.write_sequence);
+        known.recall(heard.node, heard.incarnation, heard.boot, heard.write_sequence);
     }
     let me = Founder {
         node: NodeId(settings.node),

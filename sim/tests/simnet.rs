@@ -5,7 +5,7 @@ mod depth;
 use std::{cell::RefCell, rc::Rc};
 
 use depth::{expect, scenario};
-use flotilla_sim::{Fullness, Mix, Options, Tally, run};
+use flotilla_sim::{Fullness, Mix, Options, Tally, World, run};
 use raft::NodeId;
 
 const SECOND_US: u64 = 1_000_000;
@@ -211,10 +211,12 @@ fn lost_answers_are_told_from_lost_requests() {
         (1..=3).map(NodeId).for_each(|id| world.cut_answers(id, 1));
         world.run_for(SECOND_US / 10)?;
         let (before, commits) = (world.tally(), world.ghost().committed());
-        world.run_for(10 * SECOND_US)?;
-        let lost = world.tally().answers_lost - before.answers_lost;
-        let done = world.tally().done - before.done;
-        expect(lost >= 5 && done >= 1, format!("{lost} answers are lost, {done} writes done"))?;
+        // A client that hears nothing asks anybody, the leader among them.
+        let lost = |world: &World| world.tally().answers_lost - before.answers_lost;
+        let done = |world: &World| world.tally().done - before.done;
+        let told = world.run_until(60 * SECOND_US, |world| lost(world) >= 5 && done(world) >= 1)?;
+        let (lost, done) = (lost(world), done(world));
+        expect(told, format!("{lost} answers are lost, {done} writes done"))?;
         expect(world.ghost().committed() > commits, "what was asked for is committed")
     });
 }

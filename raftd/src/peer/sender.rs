@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 
 use super::{BATCH_BYTES_MAX, Peers, founder_from_wire};
-use crate::identity::{Founder, GroupId};
+use crate::identity::{Founder, GroupId, group_id};
 use crate::settings::ADDRESS_BYTES_MAX;
 use crate::wire;
 
@@ -132,8 +132,11 @@ pub(crate) async fn ask_group(
 ) -> Result<(GroupId, Vec<Founder>), String> {
     let met = hello(peers, None, channel, lost).await.map_err(|ended| ended.to_string())?;
     match met.group {
-        Some(group) if !met.born_with.is_empty() => Ok((group, met.born_with)),
-        Some(_) | None => Err(format!("member {} belongs to no group yet", met.founder.node)),
+        Some(group) if group == group_id(&peers.cluster, &met.born_with) => {
+            Ok((group, met.born_with))
+        }
+        Some(_) => Err(format!("member {} contradicts itself about its group", met.founder.node)),
+        None => Err(format!("member {} belongs to no group yet", met.founder.node)),
     }
 }
 

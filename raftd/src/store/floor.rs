@@ -18,7 +18,7 @@ use crate::store::slots::{BLOCK_BYTES, Block, Slot, Slots};
 pub const FORMAT_VERSION: u32 = 2;
 
 /// How many peers are remembered: as many as a group has members.
-pub const HEARD_MAX: usize = 7;
+pub const HEARD_MAX: usize = 16;
 
 /// Where in a block the checksum stands; in all versions, as are what is before it and that it
 /// covers the whole block.
