@@ -52,7 +52,7 @@ pub async fn transfer(endpoint: &str, to: Option<u64>, limit: Duration) -> Resul
     }
 }
 
-/// What is to change of one member of a group.
+/// What is to change of one member of a group, or of a setting of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberChange {
     /// The member that answers at this peer address comes, as a learner.
@@ -65,10 +65,12 @@ pub enum MemberChange {
     Demote(u64),
     /// A member goes.
     Remove(u64),
+    /// Leaders may answer reads by a lease, or no more.
+    LeaseReads(bool),
 }
 
-/// Asks the leader at `endpoint` to change the members of its group, all at once. Whom each
-/// of the changes was about.
+/// Asks the leader at `endpoint` to change the members of its group, all at once. Whom the
+/// changes were about.
 ///
 /// # Errors
 /// [`Rejected`]: nothing was changed. [`Rejected::Unavailable`]: ask again, soon: this member does
@@ -118,6 +120,7 @@ fn to_wire(change: &MemberChange) -> proto::admin::MemberChange {
         MemberChange::Promote(node) => Kind::Promote(*node),
         MemberChange::Demote(node) => Kind::Demote(*node),
         MemberChange::Remove(node) => Kind::Remove(*node),
+        MemberChange::LeaseReads(on) => Kind::LeaseReads(*on),
     };
     proto::admin::MemberChange { kind: Some(kind) }
 }

@@ -56,7 +56,7 @@ enum Command {
     Log(log::Arguments),
     /// Ask every member how it is: who leads, terms, indexes, lag
     Status(status::Arguments),
-    /// Choose which member of a group leads
+    /// Who belongs to a group and who leads it; recover from the loss of a majority
     Members(members::Arguments),
     /// Submit, watch and cancel MapReduce jobs
     #[command(after_help = mr::HELP)]

@@ -14,6 +14,7 @@ mod members;
 mod mr;
 mod output;
 mod proto_files;
+mod recover;
 mod status;
 mod units;
 mod up;

@@ -9,6 +9,7 @@ use proto::admin::{Member, Standing, StatusReply};
 use serde_json::json;
 
 use crate::output::{Output, Table, refused};
+use crate::recover;
 use crate::status;
 use crate::units;
 use crate::whereabouts::Endpoints;
@@ -107,6 +108,23 @@ enum Command {
         #[arg(value_name = "HOST:PORT")]
         peer: String,
     },
+    /// Go on with a survivor when the majority of a group is lost for ever
+    ///
+    /// Works on the data directory of a member that does not run, whichever daemon it is of. It
+    /// becomes the only voter of a group with a new identity, and everything that the lost members
+    /// acknowledged without it is lost. Without `--yes` this only tells what it would do. Give the
+    /// directories of all survivors first, to learn which has the most.
+    Recover(recover::Arguments),
+    /// Let the leader answer reads by a lease, or forbid it
+    ///
+    /// With a lease, reads cost no messages. It trusts that clocks of members differ by less than
+    /// 10 % in speed and go on while a machine sleeps; docs/operations.md says where they do. It is
+    /// off unless it is turned on.
+    LeaseReads {
+        /// Whether it may
+        #[arg(value_enum)]
+        switch: Switch,
+    },
     /// Hand the leadership over to another member, before its machine is stopped for example
     ///
     /// Requests wait for the moment that it takes; none fails. A leader that is stopped with SIGTERM
@@ -117,6 +135,12 @@ enum Command {
         #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
         to: Option<u64>,
     },
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Switch {
+    On,
+    Off,
 }
 
 #[derive(clap::Args, Clone, Debug)]
@@ -134,7 +158,12 @@ struct Patience {
 /// Does it, and says what came of it.
 pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
     let limit = Duration::from_millis(arguments.timeout);
-    let group = Group { endpoints: arguments.endpoints.resolve()?, limit };
+    let endpoints = match &arguments.command {
+        // It asks nobody, and must not need a cluster.
+        Command::Recover(_) => Vec::new(),
+        _ => arguments.endpoints.resolve()?,
+    };
+    let group = Group { endpoints, limit };
     match arguments.command {
         Command::List => list(&group, output).await,
         Command::Add { peer, learner, patience } => {
@@ -173,7 +202,13 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
             let text = format!("the group knows that a member is reached at {peer}");
             output.result(&text, &json!({ "updated": peer }))
         }
+        Command::LeaseReads { switch } => {
+            let on = switch == Switch::On;
+            group.change(&[MemberChange::LeaseReads(on)], output).await.map_err(refused)?;
+            output.result(&format!("lease reads are {}", word(on)), &json!({ "lease_reads": on }))
+        }
         Command::Transfer { to } => transfer(&group, to, output).await,
+        Command::Recover(asked) => recover::run(&asked, output),
     }
 }
 
@@ -328,7 +363,18 @@ async fn list(group: &Group, output: Output) -> Result<(), Failure> {
         })
     });
     let members: Vec<_> = members.collect();
-    output.result(&table.text(), &json!({ "leader": leader.node, "members": members }))
+    output.result(
+        &format!("{}\nlease reads: {}", table.text(), word(leader.lease_reads)),
+        &json!({
+            "leader": leader.node,
+            "lease_reads": leader.lease_reads,
+            "members": members,
+        }),
+    )
+}
+
+fn word(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
 }
 
 fn part(member: &Member) -> &'static str {

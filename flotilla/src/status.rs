@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use client::{Error, Rejected};
 use daemon::{Code, Failure};
-use proto::admin::{Role, StatusReply};
+use proto::admin::{Role, StatusReply, Transfer};
 use serde_json::{Value, json};
 
 use crate::output::{Output, Table, refused};
@@ -158,7 +158,18 @@ fn lag(reply: &StatusReply, group: &[&StatusReply]) -> Option<u64> {
     Some(leader.commit_index.saturating_sub(reply.applied_index))
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+/// Its last snapshot, or how far the one has come that it is fetching.
+fn snapshot(reply: &StatusReply) -> String {
+    match &reply.transfer {
+        None => units::bytes(reply.snapshot_bytes),
+        Some(Transfer { from, done_bytes, total_bytes }) => {
+            let (done, total) = (units::bytes(*done_bytes), units::bytes(*total_bytes));
+            format!("{done} of {total} from {from}")
+        }
+    }
+}
+
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -187,7 +198,7 @@ fn table(answers: &BTreeMap<String, Answer>) -> String {
             reply.applied_index.to_string(),
             lag(reply, group).map_or("-".to_owned(), |lag| lag.to_string()),
             units::bytes(reply.log_bytes),
-            units::bytes(reply.snapshot_bytes),
+            snapshot(reply),
             digest,
         ]);
     }
@@ -217,6 +228,11 @@ fn values(answers: &BTreeMap<String, Answer>) -> Value {
             "log_bytes": reply.log_bytes,
             "snapshot_index": (reply.snapshot_index != 0).then_some(reply.snapshot_index),
             "snapshot_bytes": reply.snapshot_bytes,
+            "transfer": reply.transfer.map(|transfer| json!({
+                "from": transfer.from,
+                "done_bytes": transfer.done_bytes,
+                "total_bytes": transfer.total_bytes,
+            })),
             "state_digest": hexadecimal(&reply.state_digest),
             "group_time_ms": reply.group_time_ms,
             "low_on_space": reply.low_on_space,
@@ -287,6 +303,15 @@ mod tests {
     fn the_leader_of_the_highest_term_counts() {
         let replies = [reply(1, Role::Leader, 3), reply(2, Role::Leader, 4)];
         assert_eq!(leader(&replies).map(|reply| reply.node), Some(2));
+    }
+
+    #[test]
+    fn a_transfer_that_runs_stands_where_the_snapshot_will() {
+        let idle = StatusReply { snapshot_bytes: 4096, ..reply(1, Role::Follower, 1) };
+        assert_eq!(snapshot(&idle), units::bytes(4096));
+        let transfer = Some(Transfer { from: 2, done_bytes: 1024, total_bytes: 4096 });
+        let shown = snapshot(&StatusReply { transfer, ..idle });
+        assert_eq!(shown, format!("{} of {} from 2", units::bytes(1024), units::bytes(4096)));
     }
 
     #[test]

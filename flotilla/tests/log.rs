@@ -46,7 +46,7 @@ async fn start(members: u16, further: &[&str]) -> TestCluster {
     TestCluster::start(0, 0, |plan| {
         // So little log between snapshots that members restart from them and fetch them.
         let settings = plan.dir.join("raftd.toml");
-        let text = "[group]\nsnapshot_log_bytes_min = 20000\nretained_bytes = 1000\n";
+        let text = "[group]\nsnapshot_log_bytes_min = 20000\nretained_bytes = 1000\nretained_bytes_max = 1000\n";
         std::fs::write(&settings, text).unwrap();
         plan.log = members;
         plan.further.raftd = vec![format!("--config={}", settings.display())];

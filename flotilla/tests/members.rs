@@ -202,3 +202,23 @@ async fn a_group_grows_and_shrinks_while_it_is_written_to() {
     }
     assert!(longest < Duration::from_secs(10), "an append took {longest:?}");
 }
+
+#[tokio::test]
+async fn lease_reads_are_turned_on_and_off() {
+    let _watchdog = Watchdog::new(2 * READY_TIMEOUT);
+    let test = TestCluster::start(3, 0, |_| ()).await;
+    let endpoints = test.cluster.description().kv_endpoints().join(",");
+    let call = |words: &[&str]| flotilla(&[words, &["--endpoints", &endpoints]].concat());
+    let listed = || {
+        let list: Value =
+            serde_json::from_str(&well(&call(&["--json", "members", "list"]))).unwrap();
+        list["lease_reads"].as_bool()
+    };
+    assert_eq!(listed(), Some(false));
+    for (word, on) in [("on", true), ("off", false)] {
+        let said = well(&call(&["members", "lease-reads", word]));
+        assert_eq!(said.trim_end(), format!("lease reads are {word}"));
+        assert_eq!(listed(), Some(on));
+    }
+    assert_eq!(call(&["members", "lease-reads", "maybe"]).status.code(), Some(2));
+}

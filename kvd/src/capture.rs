@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// The version of the snapshot's encoding.
-pub(crate) const SNAPSHOT_VERSION: u8 = 1;
+pub(crate) const SNAPSHOT_VERSION: u8 = 2;
 
 /// The kinds of records.
 pub(crate) mod kind {
@@ -68,12 +68,13 @@ const RECORDS_PER_STEP: usize = 64;
 pub struct KvCapture {
     shards: Vec<Shard>,
     time: GroupTime,
+    recoveries: u64,
     digest: u128,
 }
 
 impl KvCapture {
-    pub(crate) fn new(shards: Vec<Shard>, time: GroupTime, digest: u128) -> Self {
-        Self { shards, time, digest }
+    pub(crate) fn new(shards: Vec<Shard>, time: GroupTime, recoveries: u64, digest: u128) -> Self {
+        Self { shards, time, recoveries, digest }
     }
 }
 
@@ -127,6 +128,7 @@ impl Chunks {
                     put_number(out, u64::from(MACHINE_VERSION));
                     put_number(out, shards);
                     put_number(out, self.capture.time.0);
+                    put_number(out, self.capture.recoveries);
                 });
                 self.writer.cut();
                 Stage::Shard(0)

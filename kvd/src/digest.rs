@@ -116,6 +116,6 @@ pub(crate) fn shard(shard: u32, revision: u64, time_offset_ms: u64, next_order: 
 }
 
 /// What the machine itself contributes.
-pub(crate) fn machine(shards: u64, time_ms: u64) -> u128 {
-    Numbers::new().number(shards).number(time_ms).hash(SEED_MACHINE)
+pub(crate) fn machine(shards: u64, time_ms: u64, recoveries: u64) -> u128 {
+    Numbers::new().number(shards).number(time_ms).number(recoveries).hash(SEED_MACHINE)
 }

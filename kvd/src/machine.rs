@@ -6,14 +6,14 @@
 
 use bytes::Bytes;
 use proto::shard_of;
-use raft::{Applied, BadSnapshot, GroupTime, StateMachine};
+use raft::{Applied, BadSnapshot, GroupTime, RECOVERY_GAP, StateMachine};
 
 use crate::{
     capture::KvCapture,
     command::{Command, check_version},
     digest,
     limits::SHARDS_MAX,
-    outcome::{Answer, Header, Query, Refusal, Response},
+    outcome::{Answer, Header, Query, Refusal, Response, Revision},
     restore,
     session::SessionLimits,
     shard::{self, Shard},
@@ -32,6 +32,8 @@ pub struct KvMachine {
     shards: Vec<Shard>,
     /// The stamp of the last applied entry.
     time: GroupTime,
+    /// How often the group was recovered; a shard that is made later begins behind that.
+    recoveries: u64,
     /// The sum of the shards' digests.
     digest: u128,
 }
@@ -47,7 +49,7 @@ impl KvMachine {
     /// must have the same.
     pub fn with_limits(shards: u32, limits: SessionLimits) -> Self {
         let wanted = shards.clamp(1, SHARDS_MAX);
-        Self { wanted, limits, shards: Vec::new(), time: GroupTime(0), digest: 0 }
+        Self { wanted, limits, shards: Vec::new(), time: GroupTime(0), recoveries: 0, digest: 0 }
     }
 
     /// How many shards the cluster was created with; none before the first command.
@@ -74,7 +76,7 @@ impl KvMachine {
         let number = shard_of(key, shards);
         match self.shards.get(number as usize) {
             Some(shard) => shard.header(shards, self.time.0),
-            None => Shard::new(number, self.limits).header(shards, self.time.0),
+            None => self.new_shard(number).header(shards, self.time.0),
         }
     }
 
@@ -100,8 +102,14 @@ impl KvMachine {
     }
 
     fn create(&mut self, shards: u32) {
-        self.shards = (0..shards).map(|number| Shard::new(number, self.limits)).collect();
+        self.shards = (0..shards).map(|number| self.new_shard(number)).collect();
         self.digest = sum(&self.shards);
+    }
+
+    fn new_shard(&self, number: u32) -> Shard {
+        let mut shard = Shard::new(number, self.limits);
+        shard.revision = Revision(self.recoveries * RECOVERY_GAP);
+        shard
     }
 
     /// Notes the time, and lets one shard forget what has expired: which one follows from the
@@ -151,6 +159,15 @@ impl StateMachine for KvMachine {
         self.advance(at);
     }
 
+    /// Revisions, and with them versions and tokens, were given out that are not in the state.
+    fn recover(&mut self) {
+        self.recoveries += 1;
+        for shard in &mut self.shards {
+            shard.revision.0 += RECOVERY_GAP;
+        }
+        self.digest = sum(&self.shards);
+    }
+
     fn query(&self, query: Query) -> Answer {
         match query {
             Query::Get(key) => {
@@ -164,13 +181,14 @@ impl StateMachine for KvMachine {
     }
 
     fn capture(&self) -> KvCapture {
-        KvCapture::new(self.shards.clone(), self.time, self.digest())
+        KvCapture::new(self.shards.clone(), self.time, self.recoveries, self.digest())
     }
 
     fn restore(&mut self, chunks: &mut dyn Iterator<Item = Bytes>) -> Result<(), BadSnapshot> {
         let restored = restore::restore(chunks, self.limits)?;
         let (digest, time) = (sum(&restored.shards), restored.time);
-        let whole = whole_digest(digest, restored.shards.len(), time);
+        let recoveries = restored.recoveries;
+        let whole = whole_digest(digest, restored.shards.len(), time, recoveries);
         if whole != restored.digest {
             return Err(BadSnapshot(format!(
                 "the state's digest is {whole:032x}, the snapshot says {:032x}",
@@ -179,12 +197,13 @@ impl StateMachine for KvMachine {
         }
         self.shards = restored.shards;
         self.time = time;
+        self.recoveries = recoveries;
         self.digest = digest;
         Ok(())
     }
 
     fn digest(&self) -> u128 {
-        whole_digest(self.digest, self.shards.len(), self.time)
+        whole_digest(self.digest, self.shards.len(), self.time, self.recoveries)
     }
 }
 
@@ -192,6 +211,6 @@ fn sum(shards: &[Shard]) -> u128 {
     shards.iter().fold(0, |sum, shard| sum.wrapping_add(shard.digest()))
 }
 
-fn whole_digest(shards_digest: u128, shards: usize, time: GroupTime) -> u128 {
-    shards_digest.wrapping_add(digest::machine(shards as u64, time.0))
+fn whole_digest(shards_digest: u128, shards: usize, time: GroupTime, recoveries: u64) -> u128 {
+    shards_digest.wrapping_add(digest::machine(shards as u64, time.0, recoveries))
 }

@@ -71,6 +71,10 @@ impl forward::Ask for Asked<'_> {
         !wire::is_anonymous_mutation(&self.kind)
     }
 
+    fn is_read(&self) -> bool {
+        matches!(self.ask, Ask::Query(_))
+    }
+
     async fn execute(&self, deadline: Instant) -> Result<forward_reply::Kind, Refusal> {
         let Requests { handle, stamps, .. } = self.requests;
         match &self.ask {

@@ -23,6 +23,7 @@ use crate::{
 pub(crate) struct Restored {
     pub(crate) shards: Vec<Shard>,
     pub(crate) time: GroupTime,
+    pub(crate) recoveries: u64,
     /// The digest that the state had when it was captured.
     pub(crate) digest: u128,
 }
@@ -72,8 +73,8 @@ enum Owner {
 
 struct Builder {
     limits: SessionLimits,
-    /// From the header: how many shards there must be, and the time.
-    header: Option<(u32, GroupTime)>,
+    /// From the header: how many shards there must be, the time, and the recoveries.
+    header: Option<(u32, GroupTime, u64)>,
     shards: Vec<Shard>,
     last_key: Option<Key>,
     last_client: Option<ClientId>,
@@ -125,7 +126,7 @@ impl Builder {
     }
 
     fn finish(self) -> Result<Restored, BadSnapshot> {
-        let (Some((shards, time)), Some(digest)) = (self.header, self.digest) else {
+        let (Some((shards, time, recoveries)), Some(digest)) = (self.header, self.digest) else {
             return Err(BadSnapshot("it has no end".to_owned()));
         };
         if self.shards.len() != shards as usize || self.pending.is_some() {
@@ -134,7 +135,7 @@ impl Builder {
                 self.shards.len()
             )));
         }
-        Ok(Restored { shards: self.shards, time, digest })
+        Ok(Restored { shards: self.shards, time, recoveries, digest })
     }
 
     fn header(&mut self, reader: &mut Reader<'_>) -> Result<(), Wrong> {
@@ -157,13 +158,16 @@ impl Builder {
         if shards > SHARDS_MAX {
             return wrong(format!("{shards} shards; the limit is {SHARDS_MAX}"));
         }
-        self.header = Some((shards, GroupTime(reader.number("group time")?)));
+        let time = GroupTime(reader.number("group time")?);
+        // So few that their gaps fit into a revision.
+        let recoveries = reader.number32("number of recoveries")?.into();
+        self.header = Some((shards, time, recoveries));
         Ok(())
     }
 
     fn shard(&mut self, reader: &mut Reader<'_>) -> Result<(), Wrong> {
         let number = reader.number32("shard number")?;
-        let shards = self.header.map_or(0, |(shards, _)| shards);
+        let shards = self.header.map_or(0, |(shards, ..)| shards);
         if number as usize != self.shards.len() || number >= shards {
             return wrong(format!("shard {number} of {shards} comes out of order"));
         }
@@ -184,7 +188,7 @@ impl Builder {
     fn pair(&mut self, reader: &mut Reader<'_>) -> Result<(), Wrong> {
         let key = reader.bytes("key")?;
         let mut pair = read_pair_numbers(reader)?;
-        let shards = self.header.map_or(0, |(shards, _)| shards);
+        let shards = self.header.map_or(0, |(shards, ..)| shards);
         let Some(shard) = self.shards.last() else { return wrong("a pair before its shard") };
         if key.is_empty() || key.len() > KEY_BYTES_MAX {
             return wrong(format!("a key of {} bytes", key.len()));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use imbl::OrdMap;
+use raft::RECOVERY_GAP;
 
 use crate::{
     command::{Condition, Operation, RequestId},
@@ -147,13 +148,14 @@ impl Shard {
         let version = if let Some(pair) = self.pairs.get_mut(key) {
             let before = digest::pair(self.number, key, pair);
             pair.value = value;
-            pair.version = Version(pair.version.0 + 1);
+            let passed = recoveries(revision).saturating_sub(recoveries(pair.mod_revision));
+            pair.version = Version(pair.version.0 + 1 + passed * RECOVERY_GAP);
             pair.mod_revision = revision;
             let after = digest::pair(self.number, key, pair);
             self.pairs_digest = self.pairs_digest.wrapping_sub(before).wrapping_add(after);
             pair.version
         } else {
-            let version = Version(1);
+            let version = Version(1 + recoveries(revision) * RECOVERY_GAP);
             let pair = Pair { value, version, create_revision: revision, mod_revision: revision };
             self.insert(Key::from(key), pair);
             version
@@ -168,6 +170,12 @@ impl Shard {
         let before = self.pairs.insert(key, pair);
         assert!(before.is_none(), "the key was there already");
     }
+}
+
+/// How often the group was recovered before a revision. A shard that counts beyond the gap moves its
+/// versions on as well, which does no harm.
+fn recoveries(revision: Revision) -> u64 {
+    revision.0 / RECOVERY_GAP
 }
 
 /// Checks what no state can make acceptable.

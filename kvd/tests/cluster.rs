@@ -8,7 +8,11 @@ mod local;
 use std::time::Duration;
 
 use bytes::Bytes;
-use client::{Condition, Error, PutIf, Rejected, metadata};
+use client::{
+    Condition, Error, PutIf, Rejected,
+    admin::{self, MemberChange},
+    metadata,
+};
 use kvd::Config;
 use local::{Cluster, PATIENCE};
 use proto::kv::{
@@ -129,6 +133,42 @@ async fn a_reply_by_way_of_a_follower_names_the_leader() {
     assert_eq!(metadata::leader(reply.metadata()), Some(&*cluster.endpoint(leader)));
     let time = stub.time(TimeRequest { key: "k".into() }).await.unwrap().into_inner();
     assert_eq!(time.header.unwrap().shards, 16);
+}
+
+/// A follower answers reads itself, as fresh as the leader would. So does a leader by its lease, if the
+/// group has turned that on, which outlives its members.
+#[tokio::test]
+async fn every_member_reads_what_the_leader_has_just_acknowledged() {
+    let mut cluster = Cluster::started(3).await;
+    let leader = cluster.leader().await;
+    check_fresh_reads(&cluster, leader, [(leader + 1) % 3, (leader + 2) % 3]).await;
+    let on = [MemberChange::LeaseReads(true)];
+    let changed = admin::change_members(&cluster.endpoint(leader), &on, PATIENCE).await;
+    assert_eq!(changed.unwrap(), [0_u64; 0], "it is about nobody");
+    assert!(cluster.status(leader).await.unwrap().lease_reads);
+    check_fresh_reads(&cluster, leader, [leader, (leader + 1) % 3]).await;
+    for at in 0..3 {
+        cluster.stop(at).await.unwrap();
+    }
+    for at in 0..3 {
+        cluster.start(at);
+    }
+    let leader = cluster.leader().await;
+    assert!(cluster.status(leader).await.unwrap().lease_reads);
+    check_fresh_reads(&cluster, leader, [leader, (leader + 1) % 3]).await;
+}
+
+/// What one member acknowledges others read, of themselves.
+async fn check_fresh_reads(cluster: &Cluster, writer: usize, readers: [usize; 2]) {
+    let writer = cluster.client(&[writer]);
+    let mut readers = [stub(cluster, readers[0]).await, stub(cluster, readers[1]).await];
+    for number in 0..200_usize {
+        let written = writer.put("k", number.to_string()).await.unwrap();
+        let reply = readers[number % 2].get(GetRequest { key: "k".into() }).await.unwrap();
+        assert_eq!(metadata::leader(reply.metadata()), None, "nobody else was asked");
+        let pair = reply.into_inner().pair.unwrap();
+        assert_eq!((pair.version, pair.value), (written.version, number.to_string().into()));
+    }
 }
 
 #[tokio::test]

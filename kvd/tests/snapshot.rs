@@ -163,10 +163,10 @@ fn a_failed_restore_leaves_the_state_as_it_was() {
 fn a_newer_format_is_named() {
     let mut all = chunks(&KvMachine::new(1));
     let mut header = all[0].to_vec();
-    header[1] = 2;
+    header[1] = 3;
     all[0] = header.into();
     let error = restored(&all).unwrap_err().to_string();
-    assert!(error.contains("snapshot version 2"), "{error}");
+    assert!(error.contains("snapshot version 3"), "{error}");
 }
 
 proptest! {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use imbl::OrdMap;
-use raft::{Applied, BadSnapshot, StateMachine};
+use raft::{Applied, BadSnapshot, RECOVERY_GAP, StateMachine};
 
 use crate::{
     command::{COMMAND_VERSION, Command},
@@ -335,6 +335,13 @@ impl StateMachine for Machine {
     }
 
     fn pass(&mut self, _: Applied) {}
+
+    /// Attempts are named by terms, which a recovery moves on by itself, and jobs by random numbers.
+    fn recover(&mut self) {
+        self.digest = self.digest.wrapping_sub(snapshot::meta_digest(self));
+        self.last_worker += RECOVERY_GAP;
+        self.digest = self.digest.wrapping_add(snapshot::meta_digest(self));
+    }
 
     fn query(&self, query: Query) -> Answer {
         match query {

@@ -405,3 +405,21 @@ fn broken_command_changes_nothing() {
     }
     assert_eq!(log.machine.digest(), digest);
 }
+
+#[test]
+fn a_recovery_names_no_worker_again() {
+    let mut log = Log::new();
+    let register = |incarnation| Command::WorkerRegistered {
+        name: "worker".to_owned(),
+        incarnation,
+        slots: 1,
+        apps: Vec::new(),
+    };
+    let before = log.apply(&register(1)).worker.unwrap().id;
+    let digest = log.machine.digest();
+    log.machine.recover();
+    assert_ne!(log.machine.digest(), digest);
+    check_snapshot(&log.machine);
+    let after = log.apply(&register(2)).worker.unwrap().id;
+    assert_eq!(after.0, before.0 + raft::RECOVERY_GAP + 1);
+}

@@ -10,7 +10,7 @@ mod shard;
 pub use shard::{SHARDS_DEFAULT, shard_of};
 
 /// The version of the peer protocol; a member refuses a peer that speaks a newer one.
-pub const PEER_PROTOCOL_VERSION: u32 = 1;
+pub const PEER_PROTOCOL_VERSION: u32 = 2;
 
 /// The encoded `FileDescriptorSet` of all packages, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -25,6 +25,11 @@ impl Clock {
         self.now = self.now.max(now);
     }
 
+    /// The latest that the driver has told.
+    pub(crate) fn now(&self) -> Instant {
+        self.now
+    }
+
     /// A new leader continues from the stamp of the last entry in its log, committed or not.
     pub(crate) fn continue_from(&mut self, stamp: GroupTime) {
         self.group_us = stamp.0 * 1_000;

@@ -1,15 +1,15 @@
 //! What a member keeps in every role, and the few things that every role does with it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
-    Config, DropReason, Entry, Envelope, Event, GroupTime, HardState, Index, Install, Instant,
-    Membership, Message, MessageKind, NodeId, Payload, Position, ReadOutcome, Recovered, Refused,
-    SnapshotRoot, SnapshotWrite, Term, WriteId, clock::Clock, durability::Durability, log::Log,
-    membership::Memberships,
+    Config, DropReason, Entry, Envelope, Event, Fetch, GroupTime, HardState, Index, Install,
+    Instant, Log, Membership, Message, MessageKind, NodeId, Payload, Position, ReadId, ReadOutcome,
+    Recovered, Refused, SnapshotRoot, SnapshotWrite, Term, WriteId, clock::Clock,
+    durability::Durability, membership::Memberships,
 };
 
 /// How many messages wait for the hard state. On a disk that does not answer the oldest go first:
@@ -28,20 +28,37 @@ pub(crate) struct Core {
     pub(crate) durability: Durability,
     /// Everything up to here is committed.
     pub(crate) commit: Index,
-    /// The size of what is behind it.
-    pub(crate) uncommitted_bytes: u64,
+    /// The size of what is behind it, as far as it is in memory: what is not was found on the disk.
+    uncommitted_bytes: u64,
     /// Everything up to here was handed to the state machine.
     handed: Index,
+    /// The size of what lies between, of the entries from `counted` on.
+    unapplied_bytes: u64,
+    /// The first entry that was in memory when the member started, or came later.
+    counted: Index,
+    /// Entries for the state machine that were not in memory.
+    fetched: Vec<Entry>,
+    /// For whom entries are being read.
+    pub(crate) fetching: BTreeSet<Option<NodeId>>,
     /// The last snapshot, taken or installed.
     pub(crate) snapshot: Option<SnapshotRoot>,
     /// A snapshot that the driver is fetching.
     pub(crate) installing: Option<SnapshotRoot>,
     pub(crate) clock: Clock,
+    /// Before this member votes only for whom the leader itself asked to campaign: it has heard a
+    /// leader, which may answer reads because of it, or has started and can't know whether it had. No
+    /// change of role or term takes that back. By the clock, since ticks may come in haste after a
+    /// pause.
+    bound_until: Instant,
     rng: StdRng,
+    /// The name of the last question for reads. The first is drawn: the leader may still answer those
+    /// of an earlier life of this member, which must not be taken for answers to new ones.
+    read_context: u64,
     /// Messages that wait for the hard state under which they speak.
     held: VecDeque<Envelope>,
     pub(crate) messages: Vec<Envelope>,
     pub(crate) reads: Vec<ReadOutcome>,
+    pub(crate) fetches: Vec<Fetch>,
     pub(crate) install: Option<Install>,
     pub(crate) events: Vec<Event>,
 }
@@ -56,7 +73,7 @@ impl Core {
         now: Instant,
     ) -> Self {
         let covered = recovered.snapshot.as_ref().map_or(Index(0), |root| root.position.index);
-        let log = Log::new(recovered.base, recovered.entries);
+        let log = recovered.log;
         assert!(
             log.base().index <= covered,
             "the log begins at {} behind the snapshot {covered}",
@@ -68,12 +85,18 @@ impl Core {
             log.last()
         );
         let founders = recovered.snapshot.as_ref().map_or(founders, |root| root.membership.clone());
+        let mut rng = StdRng::seed_from_u64(seed);
         let mut memberships = Memberships::new(covered, founders);
-        for entry in log.range(covered.next(), log.last().index) {
-            if let Payload::Membership(membership) = &entry.payload {
-                memberships.append(entry.index, membership.clone());
+        for (index, membership) in recovered.memberships {
+            if index > covered {
+                memberships.append(index, membership);
             }
         }
+        let alone = memberships.current().is_only_voter(id);
+        let free = recovered.hard_state == HardState::default()
+            // Who led it before has left, or leads without leases.
+            || alone && !memberships.current().lease_reads();
+        let counted = log.held_first();
         let uncommitted_bytes = log.range(covered.next(), log.last().index).map(Entry::size).sum();
         Self {
             config,
@@ -86,13 +109,20 @@ impl Core {
             commit: covered,
             uncommitted_bytes,
             handed: covered,
+            unapplied_bytes: 0,
+            counted,
+            fetched: Vec::new(),
+            fetching: BTreeSet::new(),
             snapshot: recovered.snapshot,
             installing: None,
             clock: Clock::new(now, config.tick_us),
-            rng: StdRng::seed_from_u64(seed),
+            bound_until: if free { now } else { Instant(now.0 + config.bound_us()) },
+            read_context: rng.random(),
+            rng,
             held: VecDeque::new(),
             messages: Vec::new(),
             reads: Vec::new(),
+            fetches: Vec::new(),
             install: None,
             events: Vec::new(),
         }
@@ -119,11 +149,31 @@ impl Core {
         self.events.push(Event::Reconfigured { index, membership });
     }
 
+    /// A leader was heard: this member elects no other for a while (thesis, section 4.2.3).
+    pub(crate) fn bind(&mut self) {
+        self.bound_until = Instant(self.clock.now().0.saturating_add(self.config.bound_us()));
+    }
+
+    /// Whether it may elect nobody now, itself included.
+    pub(crate) fn is_bound(&self) -> bool {
+        self.clock.now() < self.bound_until
+    }
+
     /// A fresh election timeout (section 5.2). A member that is alone need not wait for anybody.
     pub(crate) fn draw_timeout_ticks(&mut self) -> u32 {
         let least = self.config.election_ticks_min;
-        let alone = self.membership().voters().all(|voter| voter == self.id);
+        let alone = self.membership().is_only_voter(self.id);
         if alone { 1 } else { self.rng.random_range(least..2 * least) }
+    }
+
+    /// A name for a question that none ever had.
+    pub(crate) fn next_read_context(&mut self) -> u64 {
+        self.read_context = self.read_context.wrapping_add(1);
+        self.read_context
+    }
+
+    pub(crate) fn refuse_reads(&mut self, ids: impl IntoIterator<Item = ReadId>, why: Refused) {
+        self.reads.extend(ids.into_iter().map(|id| ReadOutcome::Refused { id, why }));
     }
 
     /// Enters `term`, in which it has not voted.
@@ -180,7 +230,8 @@ impl Core {
     /// Whether another entry may be taken on.
     pub(crate) fn check_budget(&self) -> Result<(), Refused> {
         // The others commit without this member's disk, which may hang without an error.
-        let behind = self.uncommitted_bytes.max(self.durability.waiting_bytes());
+        let behind = self.uncommitted_bytes + self.unapplied_bytes;
+        let behind = behind.max(self.durability.waiting_bytes());
         if behind >= self.config.uncommitted_bytes_max {
             return Err(Refused::Overloaded("uncommitted_bytes_max"));
         }
@@ -215,6 +266,7 @@ impl Core {
         self.uncommitted_bytes -=
             self.log.range(from, self.log.last().index).map(Entry::size).sum::<u64>();
         self.log.truncate(from);
+        self.counted = self.counted.min(from);
         self.durability.truncate(from);
         self.events.push(Event::Truncated { from });
         if self.memberships.truncate(from) {
@@ -227,11 +279,13 @@ impl Core {
         self.stamp_at(self.log.last().index)
     }
 
-    /// The stamp at `index`, of an entry in the log or of the snapshot.
+    /// The stamp at `index`, of an entry in memory or of the snapshot; of another entry the latest
+    /// that is known not to be above it.
     pub(crate) fn stamp_at(&self, index: Index) -> GroupTime {
         let snapshot = self.snapshot.as_ref().filter(|root| root.position.index == index);
         let entry = self.log.get(index).map(|entry| entry.stamp);
-        entry.or(snapshot.map(|root| root.stamp)).unwrap_or_default()
+        let known = entry.or(snapshot.map(|root| root.stamp));
+        known.unwrap_or_else(|| self.log.stamp_not_after(index))
     }
 
     /// Everything up to `index` is committed; older news is ignored.
@@ -242,28 +296,76 @@ impl Core {
                 "commit {index} is behind the log's end {}",
                 self.log.last()
             );
-            self.uncommitted_bytes -=
-                self.log.range(self.commit.next(), index).map(Entry::size).sum::<u64>();
+            let bytes: u64 = self.log.range(self.commit.next(), index).map(Entry::size).sum();
+            self.uncommitted_bytes -= bytes;
+            self.unapplied_bytes += bytes;
             self.commit = index;
             self.events.push(Event::Committed { index });
         }
     }
 
-    /// The entries that the state machine has not been given yet.
+    /// The next entries for the state machine. Those that are not in memory are fetched first.
     pub(crate) fn take_committed(&mut self) -> Vec<Entry> {
-        let entries: Vec<Entry> =
-            self.log.range(self.handed.next(), self.commit).cloned().collect();
-        assert_eq!(
-            entries.len() as u64,
-            self.commit.0 - self.handed.0,
-            "what is committed is in the log"
-        );
-        self.handed = self.commit;
+        let next = self.handed.next();
+        if next > self.commit {
+            return Vec::new();
+        }
+        let entries = if next >= self.log.held_first() {
+            self.log.slice_to(next, self.commit, self.config.apply_bytes_max)
+        } else {
+            std::mem::take(&mut self.fetched)
+        };
+        if let Some(last) = entries.last() {
+            assert_eq!(entries[0].index, next, "entries are handed out in order");
+            self.handed = last.index;
+            let counted = entries.iter().filter(|entry| entry.index >= self.counted);
+            let bytes = counted.map(Entry::size).sum();
+            self.unapplied_bytes = self.unapplied_bytes.saturating_sub(bytes);
+        }
+        // The disk reads while the state machine works.
+        let to = self.commit.min(self.log.held_first().previous());
+        if self.handed < to {
+            self.fetch(None, self.handed.next(), to, self.config.apply_bytes_max);
+        }
         entries
     }
 
-    /// A snapshot of the state at or below what was handed out is durable.
-    pub(crate) fn compact(&mut self, root: SnapshotRoot) {
+    /// Asks for entries that are not in memory, unless some are being read for the same reader.
+    pub(crate) fn fetch(&mut self, reader: Option<NodeId>, from: Index, to: Index, bytes_max: u64) {
+        if self.fetching.insert(reader) {
+            self.fetches.push(Fetch { reader, from, to, bytes_max });
+        }
+    }
+
+    /// Whether the state machine can be given more at once.
+    pub(crate) fn has_committed(&self) -> bool {
+        let next = self.handed.next();
+        next <= self.commit && (next >= self.log.held_first() || !self.fetched.is_empty())
+    }
+
+    /// The disk has read entries for the state machine; not those that it needs next, if a snapshot
+    /// has taken their place meanwhile.
+    pub(crate) fn fetched(&mut self, entries: Vec<Entry>) {
+        if entries.first().is_some_and(|first| first.index == self.handed.next()) {
+            assert!(self.holds(&entries), "the disk holds another log than was written");
+            self.fetched = entries;
+        }
+    }
+
+    /// Whether these are entries of the log as it is now: their positions prove it (section 5.3).
+    pub(crate) fn holds(&self, entries: &[Entry]) -> bool {
+        entries.iter().all(|entry| self.log.term_at(entry.index) == Some(entry.term))
+    }
+
+    /// Lets go of entries that the disk holds and that are not likely to be needed.
+    pub(crate) fn forget(&mut self) {
+        let upto = self.commit.min(self.durability.index());
+        self.log.forget(upto, self.config.log_window_bytes);
+    }
+
+    /// A snapshot of the state at or below what was handed out is durable. The log from `needed` on
+    /// has to stay.
+    pub(crate) fn compact(&mut self, root: SnapshotRoot, needed: Option<Index>) {
         let covered = root.position.index;
         assert!(
             covered <= self.handed,
@@ -283,8 +385,8 @@ impl Core {
             Some(&root.membership),
             "a snapshot of another group"
         );
-        let first =
-            self.log.first_of_tail(covered, self.config.retained_bytes).max(self.log.first());
+        let tail = self.log.first_of_tail(covered, self.config.retained_bytes);
+        let first = needed.map_or(tail, |needed| needed.min(tail)).max(self.log.first());
         self.log.compact(first);
         self.memberships.compact(covered);
         self.snapshot = Some(root.clone());
@@ -320,6 +422,9 @@ impl Core {
         self.snapshot = Some(root.clone());
         self.commit = covered.index;
         self.handed = covered.index;
+        self.unapplied_bytes = 0;
+        self.counted = self.counted.min(covered.index.next());
+        self.fetched.clear();
         // The log on the disk may end with what was truncated here and is gathered anew: when nothing
         // follows the snapshot, the disk must not keep that either.
         let reset = self.log.last() == covered;

@@ -23,6 +23,8 @@ pub(crate) struct Durability {
     answered: WriteId,
     /// The log is durable up to here.
     index: Index,
+    /// Ticks that the disk has let pass without an answer, while one was due.
+    silent_ticks: u32,
 }
 
 #[derive(Debug)]
@@ -44,7 +46,23 @@ impl Durability {
             hard_state_write: WriteId(0),
             answered: WriteId(0),
             index,
+            silent_ticks: 0,
         }
+    }
+
+    pub(crate) fn tick(&mut self) {
+        self.silent_ticks =
+            if self.in_flight.is_empty() { 0 } else { self.silent_ticks.saturating_add(1) };
+    }
+
+    /// Gives the disk its time from anew.
+    pub(crate) fn excuse(&mut self) {
+        self.silent_ticks = 0;
+    }
+
+    /// How long the disk has not answered, though it should.
+    pub(crate) fn silent_ticks(&self) -> u32 {
+        self.silent_ticks
     }
 
     /// The log is durable up to here.
@@ -129,6 +147,7 @@ impl Durability {
             self.index = self.index.max(write.proves);
             self.answered = write.id;
             self.in_flight_bytes -= write.bytes;
+            self.silent_ticks = 0;
         }
     }
 }

@@ -15,8 +15,12 @@ pub struct Effects {
     pub messages: Vec<Envelope>,
     /// To be made durable, and then told to [`crate::Node::written`].
     pub write: Option<Write>,
+    /// Entries to be read from the disk, and then told to [`crate::Node::fetched`].
+    pub fetches: Vec<Fetch>,
     /// To be applied to the state machine, contiguous behind those given before.
     pub committed: Vec<Entry>,
+    /// More of them are at hand: the driver comes again when it has taken in what else is there.
+    pub again: bool,
     /// Reads that have come to an end.
     pub reads: Vec<ReadOutcome>,
     /// A snapshot to be fetched.
@@ -25,6 +29,19 @@ pub struct Effects {
     pub membership: Option<Arc<Membership>>,
     /// What happened.
     pub events: Vec<Event>,
+}
+
+/// Entries that are not in memory, to be read from the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// The follower that lacks them; none if this member's own state machine does.
+    pub reader: Option<NodeId>,
+    /// The first one; it is durable.
+    pub from: Index,
+    /// The last one that is wanted.
+    pub to: Index,
+    /// As many as fit into this are enough, but at least one.
+    pub bytes_max: u64,
 }
 
 /// How a read ended.
@@ -37,8 +54,13 @@ pub enum ReadOutcome {
         /// The index.
         index: Index,
     },
-    /// This member leads no more.
-    Refused(ReadId),
+    /// There is no answer here.
+    Refused {
+        /// Which read.
+        id: ReadId,
+        /// What to do.
+        why: Refused,
+    },
 }
 
 /// A snapshot to be fetched from another member.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{GroupTime, Index, Membership, NodeId, Position, Term, WriteId};
+use crate::{GroupTime, Index, Log, Membership, NodeId, Position, Term, WriteId};
 
 /// One entry of the log.
 ///
@@ -126,9 +126,20 @@ pub struct Recovered {
     pub hard_state: HardState,
     /// The last installed or taken snapshot.
     pub snapshot: Option<SnapshotRoot>,
-    /// The log, contiguous. When there is a snapshot it begins at or below the index behind it.
-    pub entries: Vec<Entry>,
-    /// The position just before the first entry: the snapshot's, or an older one when entries
-    /// before the snapshot were kept; zero when the log begins at index 1.
-    pub base: Position,
+    /// The log. When there is a snapshot it goes on behind that, or begins before it when entries
+    /// before the snapshot were kept; without one it begins at index 1.
+    pub log: Log,
+    /// Where the members changed, as far as the log has it: each index of such an entry, ascending.
+    pub memberships: Vec<(Index, Arc<Membership>)>,
+}
+
+impl Recovered {
+    /// Adds the next entry of the log, of which memory holds the last `window_bytes`.
+    pub fn push(&mut self, entry: Entry, window_bytes: u64) {
+        if let Payload::Membership(membership) = &entry.payload {
+            self.memberships.push((entry.index, membership.clone()));
+        }
+        self.log.push(entry);
+        self.log.forget(self.log.last().index, window_bytes);
+    }
 }

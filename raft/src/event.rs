@@ -47,6 +47,11 @@ pub enum Event {
         /// To whom.
         to: NodeId,
     },
+    /// Its disk is slow, and another will lead better.
+    SlowDisk {
+        /// For so many ticks it has not answered.
+        ticks: u32,
+    },
     /// It keeps its leadership: who was to take it over did not, in time.
     TransferFailed {
         /// Who.
@@ -113,7 +118,7 @@ pub enum DropReason {
     Stranger,
     /// It contradicts itself.
     Malformed,
-    /// It asks for a vote while a leader is alive (thesis, section 4.2.3).
+    /// It asks for a vote while a leader is alive, or may be (thesis, section 4.2.3).
     LeaderAlive,
     /// It is of an earlier term.
     Stale,

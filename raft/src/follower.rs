@@ -2,7 +2,7 @@
 
 use crate::{
     AppendResult, Ballot, DropReason, Entry, Event, Index, Install, MessageKind, NodeId, Position,
-    SnapshotRoot, core::Core, node::Next,
+    ReadId, Refused, SnapshotRoot, core::Core, node::Next, reads::Questions,
 };
 
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub(crate) struct Follower {
     round: u64,
     /// The latest round repeated to the leader.
     answered_round: u64,
+    pub(crate) questions: Questions,
 }
 
 impl Follower {
@@ -32,22 +33,43 @@ impl Follower {
             acknowledged: Index(0),
             round: 0,
             answered_round: 0,
+            questions: Questions::default(),
         }
     }
 
-    pub(crate) fn tick(&mut self, core: &Core) -> Next {
+    pub(crate) fn tick(&mut self, core: &mut Core) -> Next {
         self.silent_ticks = self.silent_ticks.saturating_add(1);
+        match self.leader.filter(|_| self.leader_is_alive(core)) {
+            Some(leader) => self.questions.tick(core, leader),
+            None => self.questions.fail(core),
+        }
         // Who does not vote waits to be led, however long that takes.
-        if self.silent_ticks >= self.timeout_ticks && core.may_campaign() {
+        if self.silent_ticks >= self.timeout_ticks && core.may_campaign() && !core.is_bound() {
             Next::Campaign(Ballot::PreVote)
         } else {
             Next::Stay
         }
     }
 
-    /// Whether a leader was heard lately: then nobody needs an election (thesis, section 4.2.3).
+    /// Whether a leader was heard lately: then it can be asked for reads, and nobody needs an election
+    /// (thesis, section 4.2.3).
     pub(crate) fn leader_is_alive(&self, core: &Core) -> bool {
         self.leader.is_some() && self.silent_ticks < core.config.election_ticks_min
+    }
+
+    /// Takes on a read, as long as there is a leader to be asked.
+    pub(crate) fn read(&mut self, core: &Core, id: ReadId) -> Result<(), Refused> {
+        if !self.leader_is_alive(core) {
+            return Err(Refused::NotLeader);
+        }
+        self.questions.read(&core.config, id)
+    }
+
+    /// Sends what is due: called once after all that the driver had to say.
+    pub(crate) fn flush(&mut self, core: &mut Core) {
+        if let Some(leader) = self.leader {
+            self.questions.ask(core, leader);
+        }
     }
 
     /// A vote was given: let the candidate have its time.
@@ -70,6 +92,7 @@ impl Follower {
             }
         }
         self.silent_ticks = 0;
+        core.bind();
         true
     }
 

@@ -1,14 +1,15 @@
 //! The member that leads its group.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::{
     AppendResult, Change, ChangeRefused, Entry, Event, Index, Membership, MessageKind, NodeId,
-    Payload, Position, ReadId, ReadOutcome, Refused,
+    Payload, Position, ReadId, ReadOutcome, Refused, SnapshotRoot,
     core::Core,
     node::Next,
     progress::{Progress, State},
+    reads::Rounds,
 };
 
 #[derive(Debug)]
@@ -17,11 +18,10 @@ pub(crate) struct Leader {
     pub(crate) peers: BTreeMap<NodeId, Progress>,
     /// The first entry of this term: nothing is read before it is committed (section 8).
     noop: Index,
-    /// Counts the times that followers were asked to confirm this leader. Every append carries
-    /// the latest, and a follower that repeats it still followed when it was sent.
-    round: u64,
-    reads_waiting: Vec<ReadId>,
-    rounds: VecDeque<Round>,
+    rounds: Rounds,
+    /// Somebody was asked to campaign, and may do so as long as this term lasts, whatever those who
+    /// have answered keep to: there is no lease any more.
+    asked_to_campaign: bool,
     heartbeat_ticks_left: u32,
     transfer: Option<Transfer>,
 }
@@ -35,14 +35,6 @@ struct Transfer {
     ticks_left: u32,
 }
 
-/// Reads that wait for one confirmation.
-#[derive(Debug)]
-struct Round {
-    number: u64,
-    commit: Index,
-    reads: Vec<ReadId>,
-}
-
 impl Leader {
     pub(crate) fn new(core: &mut Core) -> Self {
         core.clock.continue_from(core.last_stamp());
@@ -51,9 +43,8 @@ impl Leader {
         let mut leader = Self {
             peers: BTreeMap::new(),
             noop,
-            round: 1,
-            reads_waiting: Vec::new(),
-            rounds: VecDeque::new(),
+            rounds: Rounds::new(core.clock.now(), core.commit),
+            asked_to_campaign: false,
             heartbeat_ticks_left: core.config.heartbeat_ticks,
             transfer: None,
         };
@@ -75,7 +66,7 @@ impl Leader {
         self.heartbeat_ticks_left -= 1;
         if self.heartbeat_ticks_left == 0 {
             self.heartbeat_ticks_left = core.config.heartbeat_ticks;
-            self.round += 1;
+            self.rounds.begin(core);
             self.part_with_removed(core);
             if let Some(transfer) = &mut self.transfer {
                 transfer.asked = false;
@@ -92,11 +83,14 @@ impl Leader {
             if transfer.ticks_left == 0 {
                 core.events.push(Event::TransferFailed { to: transfer.to });
                 self.transfer = None;
+                // Whoever it was for: proposals get their time before the next one.
+                core.durability.excuse();
             }
         }
         for progress in self.peers.values_mut() {
             progress.silent_ticks = progress.silent_ticks.saturating_add(1);
         }
+        self.leave_slow_disk(core);
         if core.membership().has_quorum(|voter| self.is_there(core, voter)) {
             return Next::Stay;
         }
@@ -149,13 +143,41 @@ impl Leader {
         Ok(self.reconfigure(core, next))
     }
 
+    /// The first entry that has to stay in the log, for the other members, behind a snapshot: what a
+    /// member lacks stays as long as it does not cost more than it may.
+    pub(crate) fn first_needed(&self, core: &Core, root: &SnapshotRoot) -> Option<Index> {
+        let budget = core.config.retained_bytes_max.max(root.bytes);
+        let affordable = core.log.first_of_tail(root.position.index, budget);
+        let needs = self.peers.values().map(|progress| match progress.state {
+            // Nobody knows what it has.
+            _ if progress.acked_round() == 0 => affordable,
+            State::Probe { .. } | State::Replicate => progress.matched().next(),
+            State::Snapshot { from } => from.next(),
+        });
+        needs.filter(|&need| need >= affordable).min()
+    }
+
+    /// The disk has read entries that a follower lacks.
+    pub(crate) fn fetched(&mut self, core: &mut Core, reader: NodeId, entries: Vec<Entry>) {
+        let Some(progress) = self.peers.get_mut(&reader) else { return };
+        let wanted = progress.state == State::Replicate
+            && progress.has_room(&core.config)
+            && entries.first().is_some_and(|first| first.index == progress.next)
+            && core.holds(&entries);
+        // The log may have changed meanwhile, and so may what the follower has.
+        let previous = core.log.position_at(progress.next.previous());
+        if let Some(previous) = previous.filter(|_| wanted) {
+            send_entries(core, reader, progress, previous, self.rounds.last(), entries);
+        }
+    }
+
     /// Whether a learner would not hold up the group as a voter: what it lacks fits into one message.
     fn has_caught_up(&self, core: &Core, learner: NodeId) -> bool {
         let Some(progress) = self.peers.get(&learner) else { return false };
         let mut left = core.config.append_bytes_max;
         let mut lacks = core.log.range(progress.matched().next(), core.log.last().index);
         self.answers(core, learner)
-            && progress.matched() >= core.log.base().index
+            && progress.matched().next() >= core.log.held_first()
             && lacks
                 .all(|entry| left.checked_sub(entry.size()).inspect(|&rest| left = rest).is_some())
     }
@@ -203,7 +225,7 @@ impl Leader {
             let removed = !membership.members().contains_key(peer);
             removed && (progress.matched() >= index || !progress.is_active(&config))
         };
-        let round = self.round;
+        let round = self.rounds.last();
         for (peer, mut progress) in self.peers.extract_if(.., |peer, it| is_over(peer, it)) {
             if progress.matched() >= index {
                 heartbeat(core, peer, &mut progress, round);
@@ -236,6 +258,22 @@ impl Leader {
         Ok(())
     }
 
+    /// Its followers commit without a leader's disk, but all that they get passes it. Whoever has most
+    /// of the log, of those that are there, takes over; if that fails, it is tried again.
+    fn leave_slow_disk(&mut self, core: &mut Core) {
+        let ticks = core.durability.silent_ticks();
+        if ticks < core.config.slow_disk_ticks || self.is_leaving() {
+            return;
+        }
+        let membership = core.membership().clone();
+        let can = |peer: &NodeId| membership.stays_voter(*peer) && self.answers(core, *peer);
+        let peers = self.peers.iter().filter(|(peer, _)| can(peer));
+        if let Some((&heir, _)) = peers.max_by_key(|(_, progress)| progress.matched()) {
+            core.events.push(Event::SlowDisk { ticks });
+            self.transfer(core, heir).expect("a voter that stays may take over");
+        }
+    }
+
     /// Asks the next leader to campaign, once it has everything.
     fn ask_to_campaign(&mut self, core: &mut Core) {
         let Some(transfer) = self.transfer.as_mut().filter(|transfer| !transfer.asked) else {
@@ -244,6 +282,7 @@ impl Leader {
         let progress = self.peers.get(&transfer.to);
         if progress.is_some_and(|progress| progress.matched() == core.log.last().index) {
             transfer.asked = true;
+            self.asked_to_campaign = true;
             core.send(transfer.to, MessageKind::TimeoutNow);
         }
     }
@@ -258,7 +297,7 @@ impl Leader {
     ) -> Next {
         let Some(progress) = self.peers.get_mut(&from) else { return Next::Stay };
         progress.silent_ticks = 0;
-        progress.heard_round(round.min(self.round));
+        progress.heard_round(round.min(self.rounds.last()));
         let mut next = Next::Stay;
         match result {
             AppendResult::Matched(index) => {
@@ -299,25 +338,43 @@ impl Leader {
         self.proceed_with_change(core)
     }
 
-    /// Whether another read may wait.
-    pub(crate) fn has_room_for_read(&self, core: &Core) -> bool {
-        self.reads_waiting.len() < core.config.reads_waiting_max
+    /// Whether nobody else can lead now, because a quorum has bound itself not long ago (thesis,
+    /// section 6.4.1).
+    fn has_lease(&self, core: &Core) -> bool {
+        let allowed = core.memberships.lease_reads(core.commit);
+        let undisturbed = !self.is_leaving() && !self.asked_to_campaign;
+        allowed && undisturbed && core.commit >= self.noop && self.rounds.has_lease(core)
     }
 
-    pub(crate) fn read(&mut self, id: ReadId) {
-        self.reads_waiting.push(id);
+    /// Takes on a read.
+    pub(crate) fn read(&mut self, core: &mut Core, id: ReadId) -> Result<(), Refused> {
+        if self.has_lease(core) {
+            core.reads.push(ReadOutcome::Ready { id, index: core.commit });
+            return Ok(());
+        }
+        self.rounds.read(&core.config, id)
+    }
+
+    /// A follower asks for its reads.
+    pub(crate) fn asked(&mut self, core: &mut Core, from: NodeId, context: u64) {
+        if self.has_lease(core) {
+            core.send(from, MessageKind::ReadReply { context, index: Some(core.commit) });
+        } else if self.peers.contains_key(&from) && !self.rounds.ask(&core.config, from, context) {
+            core.send(from, MessageKind::ReadReply { context, index: None });
+        }
     }
 
     /// Every read that still waits ends without an answer.
     pub(crate) fn fail_reads(&mut self, core: &mut Core) {
-        let in_rounds = self.rounds.drain(..).flat_map(|round| round.reads);
-        core.reads.extend(in_rounds.chain(self.reads_waiting.drain(..)).map(ReadOutcome::Refused));
+        self.rounds.fail(core);
     }
 
     /// Sends what is due: called once after all that the driver had to say.
     pub(crate) fn flush(&mut self, core: &mut Core) {
-        self.begin_round(core);
-        let round = self.round;
+        if core.commit >= self.noop {
+            self.rounds.begin_for_those_who_wait(core);
+        }
+        let round = self.rounds.last();
         for (&peer, progress) in &mut self.peers {
             replicate(core, peer, progress, round);
         }
@@ -325,31 +382,14 @@ impl Leader {
         self.confirm_reads(core);
     }
 
-    /// All reads that wait share one confirmation (thesis, section 6.4).
-    fn begin_round(&mut self, core: &Core) {
-        let may_read = core.commit >= self.noop && self.rounds.len() < core.config.read_rounds_max;
-        if may_read && !self.reads_waiting.is_empty() {
-            self.round += 1;
-            let reads = std::mem::take(&mut self.reads_waiting);
-            self.rounds.push_back(Round { number: self.round, commit: core.commit, reads });
-        }
-    }
-
     fn confirm_reads(&mut self, core: &mut Core) {
-        if self.rounds.is_empty() {
-            return;
-        }
         let confirmed = core.membership().reached(|voter| {
             if voter == core.id {
-                return self.round;
+                return self.rounds.last();
             }
             self.peers.get(&voter).map_or(0, Progress::acked_round)
         });
-        while let Some(round) = self.rounds.pop_front_if(|round| round.number <= confirmed) {
-            let ready =
-                round.reads.into_iter().map(|id| ReadOutcome::Ready { id, index: round.commit });
-            core.reads.extend(ready);
-        }
+        self.rounds.confirm(core, confirmed);
     }
 }
 
@@ -368,8 +408,8 @@ fn behind_common(core: &Core, hint: Position) -> Index {
 fn replicate(core: &mut Core, peer: NodeId, progress: &mut Progress, round: u64) {
     // Not a matter of room: what fills the window may be lost, and gone from the log as well.
     if needs_snapshot(core, progress) {
-        assert!(core.snapshot.is_some(), "what is gone from the log is in a snapshot");
-        progress.offer();
+        let on_offer = core.snapshot.as_ref().expect("what is gone from the log is in a snapshot");
+        progress.offer(on_offer.position.index);
     }
     while progress.has_room(&core.config)
         && (progress.next <= core.log.last().index || must_probe(progress))
@@ -378,14 +418,34 @@ fn replicate(core: &mut Core, peer: NodeId, progress: &mut Progress, round: u64)
             .log
             .position_at(progress.next.previous())
             .expect("what comes before the next entry is in the log, or a snapshot is on offer");
-        let entries = core.log.slice(progress.next, core.config.append_bytes_max);
-        let last = entries.last().map_or(previous, Entry::position).index;
-        progress.sent(last, entries.iter().map(Entry::size).sum());
-        send_append(core, peer, progress, previous, round, entries);
+        let entries = if progress.next >= core.log.held_first() {
+            core.log.slice(progress.next, core.config.append_bytes_max)
+        } else if must_probe(progress) {
+            // Nothing is read for somebody who may need something else.
+            Vec::new()
+        } else {
+            let to = core.log.held_first().previous();
+            core.fetch(Some(peer), progress.next, to, core.config.append_bytes_max);
+            break;
+        };
+        send_entries(core, peer, progress, previous, round, entries);
     }
     if progress.sent_round < round {
         heartbeat(core, peer, progress, round);
     }
+}
+
+fn send_entries(
+    core: &mut Core,
+    peer: NodeId,
+    progress: &mut Progress,
+    previous: Position,
+    round: u64,
+    entries: Vec<Entry>,
+) {
+    let last = entries.last().map_or(previous, Entry::position).index;
+    progress.sent(last, entries.iter().map(Entry::size).sum());
+    send_append(core, peer, progress, previous, round, entries);
 }
 
 /// Whether the entry before the next one to be sent is gone from the log.
@@ -394,7 +454,7 @@ fn needs_snapshot(core: &Core, progress: &Progress) -> bool {
         State::Probe { .. } | State::Replicate => {
             core.log.position_at(progress.next.previous()).is_none()
         }
-        State::Snapshot => false,
+        State::Snapshot { .. } => false,
     }
 }
 
@@ -410,7 +470,7 @@ fn heartbeat(core: &mut Core, peer: NodeId, progress: &mut Progress, round: u64)
         State::Probe { .. } | State::Replicate => {
             core.log.position_at(progress.next.previous()).unwrap_or_default()
         }
-        State::Snapshot => {
+        State::Snapshot { .. } => {
             let latest =
                 core.snapshot.clone().expect("there was one, and only a newer replaces it");
             core.send(peer, MessageKind::SnapshotOffer(latest));

@@ -12,7 +12,7 @@
 //! # How a driver uses it
 //!
 //! ```text
-//!   step(now, from, message)   tick(now)   propose(now, ..)   read(..)   written(id)
+//!   step(now, from, message)   tick(now)   propose(now, ..)   read(now, ..)   written(id)
 //!                                      |
 //!                                take_effects()
 //!                                      |
@@ -24,7 +24,8 @@
 //! one message to each follower, and many reads share one round. The calls that matter:
 //!
 //! - `now` is a number of the driver's own, monotonic and in microseconds. Group time is made of
-//!   it; timeouts count ticks, and a driver that comes late calls `tick` once for all it missed.
+//!   it, and leases trust it: a call that comes with a message or a read tells a time after that came.
+//!   Timeouts count ticks, and a driver that comes late calls `tick` once for all it missed.
 //! - Messages may be lost, repeated, delayed and reordered, and they may come from a liar: what
 //!   makes no sense is dropped and reported as an [`Event`], and reaches no assertion.
 //! - A [`Write`] is made durable in the order of its id and answered with [`Node::written`], which
@@ -67,6 +68,18 @@
 //! the read came, so no later leader can have committed anything the read would miss. A member
 //! that steps down refuses the reads that wait; they may be asked again elsewhere.
 //!
+//! A member that follows asks its leader: all reads that wait there share one question, the leader
+//! treats it like a read of its own, and the answer is the index that the reads must see. A question
+//! is repeated until it is answered, or until the member follows that leader no more.
+//!
+//! If the group allows it ([`Change::LeaseReads`]), a leader answers at once while it has a lease
+//! (thesis, section 6.4.1). A member that has heard a leader elects no other for an election timeout of
+//! its clock; a leader that a quorum has answered counts on that from the time when it began to ask, for
+//! a part of that timeout which is shorter by as much as clocks may differ. The word of a member
+//! outlasts the role and the term in which it was given, and a member that starts keeps to one it may
+//! have forgotten. One thing overrides it: who was asked to campaign by the leader is elected. So a
+//! leader has no lease while it hands over, nor after it has asked anybody, for the rest of its term.
+//!
 //! # Where it follows the paper, and where not
 //!
 //! Terms, votes, the election restriction, the consistency check, the commit rule and snapshots are
@@ -85,6 +98,9 @@
 //!   the next entry to be sent: a follower that lost something refuses it, and that is the repair.
 //! - **Snapshots are offered, not sent.** The core moves only a [`SnapshotRoot`]; the driver fetches
 //!   the chunks it lacks, and an ordinary acknowledgement tells the leader that it has succeeded.
+//! - **Memory holds the tail of the log** ([`Config::log_window_bytes`]). Of what is older it knows the
+//!   terms; the driver reads the entries ([`Fetch`]) for a follower that lacks them, or for the state
+//!   machine after a restart. Positions prove that they are still those of the log.
 //! - **Group time**: entries are stamped, stamps never fall, and pauses only stretch them.
 //!
 //! # Changes of members
@@ -99,13 +115,12 @@
 //!
 //! # What is absent
 //!
-//! Reads by lease, and entries older
-//! than memory (the log in memory reaches back to the last snapshot and a tail before it). Commands, sessions and exactly-once belong to the machines.
+//! Commands, sessions and exactly-once belong to the machines.
 //!
 //! # Where to read on
 //!
 //! `node.rs` has the term rule and every change of role; `follower.rs`, `candidate.rs` and
-//! `leader.rs` what each role does; `durability.rs` what the disk has proved; `progress.rs` what a
+//! `leader.rs` what each role does; `reads.rs` how reads share a confirmation; `durability.rs` what the disk has proved; `progress.rs` what a
 //! leader knows of a follower; `replica.rs` how proposals and reads end.
 
 mod candidate;
@@ -125,19 +140,21 @@ mod message;
 mod node;
 mod progress;
 mod quorum;
+mod reads;
 mod replica;
 mod types;
 
 pub use config::Config;
 pub use effects::{
-    ChangeRefused, Effects, Install, Progress, ReadOutcome, Refused, RoleKind, Status,
+    ChangeRefused, Effects, Fetch, Install, Progress, ReadOutcome, Refused, RoleKind, Status,
 };
 pub use entry::{
     Digest, ENTRY_OVERHEAD_BYTES, Entry, HardState, Payload, Recovered, SnapshotRoot,
     SnapshotWrite, Write,
 };
 pub use event::{DropReason, Event};
-pub use machine::{Applied, BadSnapshot, CHUNK_BYTES_MAX, Capture, StateMachine};
+pub use log::Log;
+pub use machine::{Applied, BadSnapshot, CHUNK_BYTES_MAX, Capture, RECOVERY_GAP, StateMachine};
 pub use membership::{BadChange, Change, Member, Membership, Standing};
 pub use message::{AppendResult, Ballot, Envelope, Message, MessageKind, NUMBER_MAX};
 pub use node::Node;

@@ -4,6 +4,10 @@ use bytes::Bytes;
 
 use crate::{GroupTime, Index, Term};
 
+/// How far what counts up is moved on by a recovery: more than anything is counted up in the time
+/// that a group lives.
+pub const RECOVERY_GAP: u64 = 1 << 32;
+
 /// A deterministic state machine: its state is a function of the commands applied to it.
 ///
 /// The host owns one and nothing else touches it. Every member applies the same commands in the
@@ -31,6 +35,11 @@ pub trait StateMachine: Send + 'static {
 
     /// Tells the machine about an entry without a command: time has passed.
     fn pass(&mut self, at: Applied);
+
+    /// The group has lost entries that were acknowledged: it was recovered from the loss of its
+    /// majority. What was given out meanwhile and must never be given out again (versions, tokens,
+    /// names that count up) begins [`RECOVERY_GAP`] further on. Follows [`StateMachine::pass`].
+    fn recover(&mut self);
 
     /// Answers a question from the state as it is.
     fn query(&self, query: Self::Query) -> Self::Answer;

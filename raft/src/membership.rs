@@ -22,6 +22,10 @@ pub struct Membership {
     members: BTreeMap<NodeId, Member>,
     /// The highest id that a member ever had.
     last_id: NodeId,
+    /// How often the group was recovered from the loss of its majority.
+    recoveries: u64,
+    /// Whether the leader may answer reads by a lease.
+    lease_reads: bool,
 }
 
 /// What a group knows of a member.
@@ -71,6 +75,8 @@ pub enum Change {
         /// How it is found from now on.
         contact: Bytes,
     },
+    /// Leaders may answer reads by a lease, or no more. The only change that is of no member.
+    LeaseReads(bool),
 }
 
 /// Why a change makes no sense.
@@ -82,6 +88,9 @@ pub enum BadChange {
     /// It is not clear which comes first.
     #[error("member {0} is changed twice at once")]
     Twice(NodeId),
+    /// It is not clear which comes first.
+    #[error("lease reads are changed twice at once")]
+    LeaseReadsTwice,
     /// The id is, or was, another member's.
     #[error("the id {id} was used before: ids are never used twice, the next free one is {next}")]
     IdUsed {
@@ -133,12 +142,37 @@ impl Membership {
         let members: BTreeMap<NodeId, Member> =
             contacts.into_iter().map(|(id, contact)| (id, member(contact))).collect();
         let last_id = members.last_key_value().map_or(NodeId(0), |(&id, _)| id);
-        Self { members, last_id }
+        Self { members, last_id, recoveries: 0, lease_reads: false }
     }
 
     /// A membership as it was stored or sent.
-    pub fn from_parts(members: BTreeMap<NodeId, Member>, last_id: NodeId) -> Self {
-        Self { members, last_id }
+    pub fn from_parts(
+        members: BTreeMap<NodeId, Member>,
+        last_id: NodeId,
+        lease_reads: bool,
+    ) -> Self {
+        Self { members, last_id, recoveries: 0, lease_reads }
+    }
+
+    /// The same of a group that was recovered so often.
+    #[must_use]
+    pub fn with_recoveries(self, recoveries: u64) -> Self {
+        Self { recoveries, ..self }
+    }
+
+    /// What comes of it when its majority is lost for ever and `survivor` goes on alone; none if
+    /// that is no member. No majority has agreed to it, so it must begin another group: one whose
+    /// members never listen to those of this one.
+    pub fn recovered(&self, survivor: NodeId) -> Option<Self> {
+        let Member { contact, .. } = self.members.get(&survivor)?.clone();
+        let member = Member { standing: Standing::Voter, contact };
+        let members = [(survivor, member)].into();
+        Some(Self { members, recoveries: self.recoveries + 1, ..*self })
+    }
+
+    /// How often the group was recovered.
+    pub fn recoveries(&self) -> u64 {
+        self.recoveries
     }
 
     /// Everybody, learners too.
@@ -149,6 +183,16 @@ impl Membership {
     /// The highest id that a member ever had.
     pub fn last_id(&self) -> NodeId {
         self.last_id
+    }
+
+    /// Whether the leader may answer reads by a lease.
+    pub fn lease_reads(&self) -> bool {
+        self.lease_reads
+    }
+
+    /// Whether nobody else votes.
+    pub(crate) fn is_only_voter(&self, id: NodeId) -> bool {
+        self.voters().all(|voter| voter == id)
     }
 
     /// Whether a change of voters is under way.
@@ -213,7 +257,7 @@ impl Membership {
         for change in changes {
             let id = change.id();
             if !changed.insert(id) {
-                return Err(BadChange::Twice(id));
+                return Err(id.map_or(BadChange::LeaseReadsTwice, BadChange::Twice));
             }
             next.change(change)?;
         }
@@ -227,7 +271,10 @@ impl Membership {
     }
 
     fn change(&mut self, change: &Change) -> Result<(), BadChange> {
-        let id = change.id();
+        if let Change::LeaseReads(on) = *change {
+            self.lease_reads = on;
+        }
+        let Some(id) = change.id() else { return Ok(()) };
         if let Change::AddLearner { contact, .. } = change {
             if id <= self.last_id {
                 return Err(BadChange::IdUsed { id, next: NodeId(self.last_id.0 + 1) });
@@ -243,7 +290,7 @@ impl Membership {
         let member = self.members.get_mut(&id).ok_or(BadChange::NoSuchMember(id))?;
         let votes = member.votes_before();
         match change {
-            Change::AddLearner { .. } => {}
+            Change::AddLearner { .. } | Change::LeaseReads(_) => {}
             Change::Update { contact, .. } => member.contact = contact.clone(),
             Change::Promote(_) if votes => return Err(BadChange::Votes(id)),
             Change::Promote(_) => member.standing = Standing::Incoming,
@@ -271,11 +318,12 @@ impl Membership {
 }
 
 impl Change {
-    /// Whom it changes.
-    pub fn id(&self) -> NodeId {
+    /// Whom it changes, if it is about a member.
+    pub fn id(&self) -> Option<NodeId> {
         match self {
-            Self::AddLearner { id, .. } | Self::Update { id, .. } => *id,
-            Self::Promote(id) | Self::Demote(id) | Self::Remove(id) => *id,
+            Self::AddLearner { id, .. } | Self::Update { id, .. } => Some(*id),
+            Self::Promote(id) | Self::Demote(id) | Self::Remove(id) => Some(*id),
+            Self::LeaseReads(_) => None,
         }
     }
 }
@@ -313,12 +361,23 @@ impl Memberships {
         std::iter::once(&self.base).chain(&self.later)
     }
 
-    /// Whether `id` may be needed as a leader: it votes in the membership that rules, or in one that
-    /// may come back as long as that is not known to be committed (thesis, section 4.2.2).
-    pub(crate) fn may_need(&self, id: NodeId, commit: Index) -> bool {
+    /// Those that may rule: the one that does, and those that may come back as long as it is not known
+    /// to be committed.
+    fn possible(&self, commit: Index) -> impl Iterator<Item = &Membership> {
         let committed = self.all().rev().position(|(at, _)| *at <= commit);
-        let possible = self.all().rev().take(committed.map_or(usize::MAX, |place| place + 1));
-        possible.into_iter().any(|(_, membership)| membership.is_voter(id))
+        let count = committed.map_or(usize::MAX, |place| place + 1);
+        self.all().rev().take(count).map(|(_, membership)| &**membership)
+    }
+
+    /// Whether `id` may be needed as a leader: it votes in a membership that may rule (thesis,
+    /// section 4.2.2).
+    pub(crate) fn may_need(&self, id: NodeId, commit: Index) -> bool {
+        self.possible(commit).any(|membership| membership.is_voter(id))
+    }
+
+    /// Whether the leader may answer reads by a lease, for certain.
+    pub(crate) fn lease_reads(&self, commit: Index) -> bool {
+        self.possible(commit).all(Membership::lease_reads)
     }
 
     /// The one that ruled when the log ended at `index`; none if that is too long ago.

@@ -62,6 +62,19 @@ pub enum MessageKind {
     /// The leader asks a follower that has all of its log to campaign at once (TimeoutNow of
     /// Ongaro's thesis, section 3.10).
     TimeoutNow,
+    /// A follower asks its leader how far it must have applied to answer reads.
+    ReadRequest {
+        /// Names the question.
+        context: u64,
+    },
+    /// The answer to it.
+    ReadReply {
+        /// Which question.
+        context: u64,
+        /// What was committed, on a leader that was confirmed after the question came. None: the
+        /// leader has too many questions of this follower's already.
+        index: Option<Index>,
+    },
 }
 
 /// What a vote is asked for.
@@ -109,7 +122,10 @@ impl Message {
         match &self.kind {
             MessageKind::VoteRequest { last, .. } => in_term && possible(*last),
             MessageKind::VoteReply { .. } => true,
-            MessageKind::TimeoutNow => in_term,
+            MessageKind::TimeoutNow | MessageKind::ReadRequest { .. } => in_term,
+            MessageKind::ReadReply { index, .. } => {
+                in_term && index.is_none_or(|index| index.0 <= NUMBER_MAX)
+            }
             MessageKind::AppendRequest { previous, entries, .. } => {
                 in_term && possible(*previous) && self.in_order(*previous, entries)
             }

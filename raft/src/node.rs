@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    AppendResult, Ballot, Change, ChangeRefused, Config, DropReason, Effects, Event, Index,
+    AppendResult, Ballot, Change, ChangeRefused, Config, DropReason, Effects, Entry, Event, Index,
     Instant, Membership, Message, MessageKind, NodeId, Payload, Position, Progress, ReadId,
     Recovered, Refused, RoleKind, SnapshotRoot, Status, Term, WriteId, candidate::Candidate,
     core::Core, follower::Follower, leader::Leader,
@@ -73,8 +73,9 @@ impl Node {
     /// A tick has passed. A driver that comes late calls this once for all the ticks it missed.
     pub fn tick(&mut self, now: Instant) {
         self.core.clock.advance(now);
+        self.core.durability.tick();
         let next = match &mut self.role {
-            Role::Follower(follower) => follower.tick(&self.core),
+            Role::Follower(follower) => follower.tick(&mut self.core),
             Role::Candidate(candidate) => candidate.tick(&self.core),
             Role::Leader(leader) => leader.tick(&mut self.core),
         };
@@ -96,17 +97,19 @@ impl Node {
     }
 
     /// Asks for a linearizable read, which [`Effects::reads`] answers: the state at the index given
-    /// there, or any later one, is as new as everything acknowledged before this call.
+    /// there, or any later one, is as new as everything acknowledged before this call. A member that
+    /// follows a leader asks it. `now` is told by a clock that was looked at after the read came: one
+    /// that a lease covers is as fresh as `now`.
     ///
     /// # Errors
     /// [`Refused`]: the read will not be answered.
-    pub fn read(&mut self, id: ReadId) -> Result<(), Refused> {
-        let Role::Leader(leader) = &mut self.role else { return Err(Refused::NotLeader) };
-        if !leader.has_room_for_read(&self.core) {
-            return Err(Refused::Overloaded("reads_waiting_max"));
+    pub fn read(&mut self, now: Instant, id: ReadId) -> Result<(), Refused> {
+        self.core.clock.advance(now);
+        match &mut self.role {
+            Role::Leader(leader) => leader.read(&mut self.core, id),
+            Role::Follower(follower) => follower.read(&self.core, id),
+            Role::Candidate(_) => Err(Refused::NotLeader),
         }
-        leader.read(id);
-        Ok(())
     }
 
     /// Hands the leadership over to another member, as soon as that has all of the log. Proposals
@@ -151,10 +154,29 @@ impl Node {
 
     /// The driver's own snapshot is durable; `root` is of a state that [`Effects::committed`] made.
     pub fn compact(&mut self, root: SnapshotRoot) {
-        self.core.compact(root);
+        let needed = match &self.role {
+            Role::Follower(_) | Role::Candidate(_) => None,
+            Role::Leader(leader) => leader.first_needed(&self.core, &root),
+        };
+        self.core.compact(root, needed);
     }
 
-    /// The driver has fetched the snapshot of [`Effects::install`] and its chunks are durable.
+    /// The disk has read what [`Effects::fetches`] asked for: contiguous from there on, at least one
+    /// entry if the log still holds any of them.
+    pub fn fetched(&mut self, reader: Option<NodeId>, entries: Vec<Entry>) {
+        self.core.fetching.remove(&reader);
+        match (reader, &mut self.role) {
+            (None, _) => self.core.fetched(entries),
+            (Some(reader), Role::Leader(leader)) => {
+                leader.fetched(&mut self.core, reader, entries);
+            }
+            // It leads no more.
+            (Some(_), Role::Follower(_) | Role::Candidate(_)) => {}
+        }
+    }
+
+    /// The driver has fetched the snapshot of [`Effects::install`], or one that a leader offered
+    /// before, and its chunks are durable.
     /// Whether it takes the place of the state machine's state: if so, `committed` goes on behind it.
     pub fn installed(&mut self, root: SnapshotRoot) -> bool {
         self.core.install(root)
@@ -167,13 +189,19 @@ impl Node {
 
     /// Everything for the driver to do since the last call.
     pub fn take_effects(&mut self) -> Effects {
-        if let Role::Leader(leader) = &mut self.role {
-            leader.flush(&mut self.core);
+        match &mut self.role {
+            Role::Leader(leader) => leader.flush(&mut self.core),
+            Role::Follower(follower) => follower.flush(&mut self.core),
+            Role::Candidate(_) => {}
         }
+        let committed = self.core.take_committed();
+        self.core.forget();
         Effects {
             messages: std::mem::take(&mut self.core.messages),
             write: self.core.durability.take(),
-            committed: self.core.take_committed(),
+            fetches: std::mem::take(&mut self.core.fetches),
+            committed,
+            again: self.core.has_committed(),
             reads: std::mem::take(&mut self.core.reads),
             install: self.core.install.take(),
             membership: self.core.take_membership(),
@@ -262,8 +290,13 @@ impl Node {
     }
 
     /// The log from `from` on, as far as it is in memory. For checkers and tests.
-    pub fn log(&self, from: Index) -> impl Iterator<Item = &crate::Entry> {
+    pub fn log(&self, from: Index) -> impl Iterator<Item = &Entry> {
         self.core.log.range(from, self.core.log.last().index)
+    }
+
+    /// The term of the entry at `index`; none if the log does not hold it.
+    pub fn term_at(&self, index: Index) -> Option<Term> {
+        self.core.log.term_at(index)
     }
 
     /// The one rule about terms (section 5.1), for every message. Whether the message goes on to
@@ -273,7 +306,7 @@ impl Node {
         if let MessageKind::VoteRequest { ballot: Ballot::PreVote | Ballot::Vote, .. } =
             message.kind
             && message.term > current
-            && self.leader_is_alive()
+            && self.is_bound()
         {
             self.core.drop_message(from, DropReason::LeaderAlive);
             return false;
@@ -288,7 +321,9 @@ impl Node {
             MessageKind::AppendRequest { .. }
             | MessageKind::AppendReply { .. }
             | MessageKind::SnapshotOffer(_)
-            | MessageKind::TimeoutNow => false,
+            | MessageKind::TimeoutNow
+            | MessageKind::ReadRequest { .. }
+            | MessageKind::ReadReply { .. } => false,
         };
         if message.term > current && !dry_run {
             self.core.enter(message.term, None);
@@ -297,10 +332,13 @@ impl Node {
         true
     }
 
-    fn leader_is_alive(&self) -> bool {
+    /// Whether it elects nobody now: it leads, or a leader may be alive.
+    fn is_bound(&self) -> bool {
         match &self.role {
-            Role::Follower(follower) => follower.leader_is_alive(&self.core),
-            Role::Candidate(_) => false,
+            Role::Follower(follower) => {
+                follower.leader_is_alive(&self.core) || self.core.is_bound()
+            }
+            Role::Candidate(_) => self.core.is_bound(),
             Role::Leader(_) => true,
         }
     }
@@ -322,7 +360,9 @@ impl Node {
             MessageKind::SnapshotOffer(_)
             | MessageKind::TimeoutNow
             | MessageKind::VoteReply { .. }
-            | MessageKind::AppendReply { .. } => {
+            | MessageKind::AppendReply { .. }
+            | MessageKind::ReadRequest { .. }
+            | MessageKind::ReadReply { .. } => {
                 self.core.drop_message(from, DropReason::Stale);
             }
         }
@@ -332,7 +372,7 @@ impl Node {
         let core = &mut self.core;
         let next = match (message.kind, &mut self.role) {
             (MessageKind::VoteRequest { ballot, last }, _) => {
-                self.answer_vote(from, message.term, ballot == Ballot::PreVote, last);
+                self.answer_vote(from, message.term, ballot, last);
                 Next::Stay
             }
             (MessageKind::VoteReply { pre_vote, granted }, Role::Candidate(candidate))
@@ -343,6 +383,16 @@ impl Node {
             }
             (MessageKind::AppendReply { round, result }, Role::Leader(leader)) => {
                 leader.replied(core, from, round, result)
+            }
+            (MessageKind::ReadRequest { context }, Role::Leader(leader)) => {
+                leader.asked(core, from, context);
+                Next::Stay
+            }
+            (MessageKind::ReadReply { context, index }, Role::Follower(follower))
+                if follower.leader == Some(from) =>
+            {
+                follower.questions.answered(core, context, index);
+                Next::Stay
             }
             (
                 MessageKind::AppendRequest { .. } | MessageKind::SnapshotOffer(_),
@@ -377,7 +427,9 @@ impl Node {
             (
                 MessageKind::VoteReply { .. }
                 | MessageKind::AppendReply { .. }
-                | MessageKind::TimeoutNow,
+                | MessageKind::TimeoutNow
+                | MessageKind::ReadRequest { .. }
+                | MessageKind::ReadReply { .. },
                 _,
             ) => {
                 core.drop_message(from, DropReason::Stale);
@@ -388,7 +440,9 @@ impl Node {
     }
 
     /// RequestVote, receiver's side (figure 2), and its dry run.
-    fn answer_vote(&mut self, candidate: NodeId, term: Term, pre_vote: bool, last: Position) {
+    fn answer_vote(&mut self, candidate: NodeId, term: Term, ballot: Ballot, last: Position) {
+        let pre_vote = ballot == Ballot::PreVote;
+        let may_elect = ballot == Ballot::Transfer || !self.core.is_bound();
         let core = &mut self.core;
         let up_to_date = last >= core.log.last();
         if pre_vote {
@@ -399,7 +453,9 @@ impl Node {
         }
         let free = core.hard.vote.is_none_or(|vote| vote == candidate);
         let granted = match &mut self.role {
-            Role::Follower(follower) if free && up_to_date && follower.leader.is_none() => {
+            Role::Follower(follower)
+                if free && may_elect && up_to_date && follower.leader.is_none() =>
+            {
                 core.vote(candidate);
                 follower.reset_timeout(core);
                 true
@@ -412,8 +468,12 @@ impl Node {
     /// Every change of role.
     fn transition(&mut self, next: Next) {
         let core = &mut self.core;
-        if let (Role::Leader(leader), false) = (&mut self.role, matches!(next, Next::Stay)) {
-            leader.fail_reads(core);
+        if !matches!(next, Next::Stay) {
+            match &mut self.role {
+                Role::Leader(leader) => leader.fail_reads(core),
+                Role::Follower(follower) => follower.questions.fail(core),
+                Role::Candidate(_) => {}
+            }
         }
         match next {
             Next::Stay => {}

@@ -35,8 +35,8 @@ pub(crate) enum State {
     Probe { waiting: bool },
     /// Entries are sent as they come, within the window.
     Replicate,
-    /// It needs entries that are gone; the latest snapshot is on offer.
-    Snapshot,
+    /// It needs entries that are gone; the latest snapshot is on offer, at first the one at `from`.
+    Snapshot { from: Index },
 }
 
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl Progress {
                 self.in_flight.len() < config.inflight_messages_max
                     && self.in_flight_bytes < config.inflight_bytes_max
             }
-            State::Snapshot => false,
+            State::Snapshot { .. } => false,
         }
     }
 
@@ -104,7 +104,7 @@ impl Progress {
                 self.forget_in_flight();
             }
             State::Replicate => self.next = last.next(),
-            State::Snapshot => return,
+            State::Snapshot { .. } => return,
         }
         self.in_flight.push_back(InFlight { last, bytes });
         self.in_flight_bytes += bytes;
@@ -128,8 +128,8 @@ impl Progress {
                 self.state = State::Replicate;
             }
             // Whatever brought it there, an install or not: the log takes over as soon as it can.
-            State::Snapshot if self.matched >= base => self.probe(self.matched.next()),
-            State::Replicate | State::Snapshot => {}
+            State::Snapshot { .. } if self.matched >= base => self.probe(self.matched.next()),
+            State::Replicate | State::Snapshot { .. } => {}
         }
         news
     }
@@ -139,7 +139,7 @@ impl Progress {
         match self.state {
             State::Probe { .. } => refused.next() == self.next,
             State::Replicate => refused > self.matched,
-            State::Snapshot => false,
+            State::Snapshot { .. } => false,
         }
     }
 
@@ -151,8 +151,8 @@ impl Progress {
     }
 
     /// A snapshot is needed. It is offered with every heartbeat, and one is due at once.
-    pub(crate) fn offer(&mut self) {
-        self.state = State::Snapshot;
+    pub(crate) fn offer(&mut self, from: Index) {
+        self.state = State::Snapshot { from };
         self.sent_round = 0;
         self.forget_in_flight();
     }

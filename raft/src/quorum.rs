@@ -125,7 +125,7 @@ mod tests {
                 let drawn = digits(drawn, standings.len(), count.into());
                 let member = |at: usize| Member { standing: standings[at], contact: Bytes::new() };
                 let members = (1..).map(NodeId).zip(drawn.into_iter().map(member)).collect();
-                let membership = Membership::from_parts(members, NodeId(4));
+                let membership = Membership::from_parts(members, NodeId(4), false);
                 if !membership.is_well_formed() {
                     continue;
                 }

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::{
-    Applied, BadSnapshot, Change, ChangeRefused, Config, Entry, Envelope, Event, GroupTime, Index,
-    Install, Instant, Membership, Message, Node, NodeId, Payload, Position, ReadId, ReadOutcome,
-    Recovered, Refused, SnapshotRoot, StateMachine, Status, Term, TicketId, Write, WriteId,
+    Applied, BadSnapshot, Change, ChangeRefused, Config, Entry, Envelope, Event, Fetch, GroupTime,
+    Index, Install, Instant, Membership, Message, Node, NodeId, Payload, Position, ReadId,
+    ReadOutcome, Recovered, Refused, SnapshotRoot, StateMachine, Status, Term, TicketId, Write,
+    WriteId,
 };
 
 /// A member and the state machine that it replicates.
@@ -32,7 +33,11 @@ pub struct Replica<S: StateMachine> {
     changes: Vec<(Ticket, Index)>,
     /// Who belongs to the group for certain, if that has not been told.
     committed_membership: Option<Arc<Membership>>,
+    /// How many recoveries of the group the machine has seen.
+    recoveries: u64,
     queries: BTreeMap<ReadId, S::Query>,
+    /// Those that wait for the state to have seen an index.
+    ready: BTreeSet<(Index, ReadId)>,
     /// Log applied since the last capture.
     bytes_since_capture: u64,
     capturing: bool,
@@ -77,6 +82,10 @@ pub struct Output<S: StateMachine> {
     pub messages: Vec<Envelope>,
     /// To be made durable.
     pub write: Option<Write>,
+    /// To be read from the disk, and told to [`Replica::fetched`].
+    pub fetches: Vec<Fetch>,
+    /// There is more to apply at once: the driver comes again when it has taken in what else is there.
+    pub again: bool,
     /// Proposals that have come to an end.
     pub outcomes: Vec<(TicketId, Outcome<S::Response>)>,
     /// Reads that have come to an end.
@@ -117,8 +126,10 @@ impl<S: StateMachine> Replica<S> {
             tickets: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             changes: Vec::new(),
+            recoveries: committed.recoveries(),
             committed_membership: Some(committed),
             queries: BTreeMap::new(),
+            ready: BTreeSet::new(),
             bytes_since_capture: 0,
             capturing: false,
             outcomes: Vec::new(),
@@ -187,12 +198,15 @@ impl<S: StateMachine> Replica<S> {
         self.tickets.entry(at.index).or_default().push(Ticket { id, term: at.term, deadline });
     }
 
-    /// Asks a linearizable question. The answer comes with a later [`Output`].
+    /// Asks a linearizable question, as [`Node::read`]. The answer comes with a later [`Output`].
     ///
     /// # Errors
     /// [`Refused`]: there will be no answer.
-    pub fn query(&mut self, id: ReadId, query: S::Query) -> Result<(), Refused> {
-        self.node.read(id)?;
+    pub fn query(&mut self, now: Instant, id: ReadId, query: S::Query) -> Result<(), Refused> {
+        if self.ready.len() >= self.config.reads_waiting_max {
+            return Err(Refused::Overloaded("reads_waiting_max"));
+        }
+        self.node.read(now, id)?;
         self.queries.insert(id, query);
         Ok(())
     }
@@ -215,6 +229,11 @@ impl<S: StateMachine> Replica<S> {
         self.node.written(id);
     }
 
+    /// The disk has read what [`Output::fetches`] asked for, as [`Node::fetched`].
+    pub fn fetched(&mut self, reader: Option<NodeId>, entries: Vec<Entry>) {
+        self.node.fetched(reader, entries);
+    }
+
     /// The snapshot of [`Output::capture`] is durable, or none if it could not be stored.
     pub fn captured(&mut self, root: Option<SnapshotRoot>) {
         self.capturing = false;
@@ -223,8 +242,9 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
-    /// The snapshot of [`Output::install`] is durable here, and these are its chunks. Whether it
-    /// took the place of the state; one that has been overtaken does not.
+    /// The snapshot of [`Output::install`], or one that a leader offered before, is durable here, and
+    /// these are its chunks. Whether it took the place of the state; one that has been overtaken does
+    /// not.
     ///
     /// # Errors
     /// [`BadSnapshot`]: it does not decode, and nothing has changed.
@@ -244,6 +264,7 @@ impl<S: StateMachine> Replica<S> {
         }
         self.applied = Applied::from(&root);
         self.committed_membership = Some(root.membership.clone());
+        self.recoveries = root.membership.recoveries();
         self.bytes_since_capture = 0;
         let taken = self.node.installed(root);
         assert!(taken, "a snapshot beyond the commit index is taken");
@@ -268,10 +289,12 @@ impl<S: StateMachine> Replica<S> {
         for entry in effects.committed {
             self.apply(&entry);
         }
-        let answers = effects.reads.into_iter().map(|outcome| self.answer(outcome)).collect();
+        let answers = self.answer(effects.reads);
         Output {
             messages: effects.messages,
             write: effects.write,
+            fetches: effects.fetches,
+            again: effects.again,
             outcomes: std::mem::take(&mut self.outcomes),
             answers,
             install: effects.install,
@@ -322,6 +345,10 @@ impl<S: StateMachine> Replica<S> {
             }
             Payload::Membership(membership) => {
                 self.machine.pass(self.applied);
+                if membership.recoveries() > self.recoveries {
+                    self.recoveries = membership.recoveries();
+                    self.machine.recover();
+                }
                 self.committed_membership = Some(membership.clone());
                 self.pass_change(entry, membership.is_joint());
                 None
@@ -353,18 +380,26 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
-    fn answer(&mut self, outcome: ReadOutcome) -> (ReadId, Result<S::Answer, Refused>) {
-        match outcome {
-            ReadOutcome::Ready { id, index } => {
-                assert!(self.applied.index >= index, "a read at {index} before it was applied");
-                let query = self.queries.remove(&id).expect("every read has its query");
-                (id, Ok(self.machine.query(query)))
-            }
-            ReadOutcome::Refused(id) => {
-                self.queries.remove(&id);
-                (id, Err(Refused::NotLeader))
+    /// Ends the reads that can be: a follower may be told of an index that it has yet to reach.
+    fn answer(&mut self, outcomes: Vec<ReadOutcome>) -> Vec<(ReadId, Result<S::Answer, Refused>)> {
+        let mut answers = Vec::new();
+        for outcome in outcomes {
+            match outcome {
+                ReadOutcome::Ready { id, index } => drop(self.ready.insert((index, id))),
+                ReadOutcome::Refused { id, why } => {
+                    self.queries.remove(&id);
+                    answers.push((id, Err(why)));
+                }
             }
         }
+        while let Some(&(index, id)) = self.ready.first()
+            && index <= self.applied.index
+        {
+            self.ready.pop_first();
+            let query = self.queries.remove(&id).expect("every read has its query");
+            answers.push((id, Ok(self.machine.query(query))));
+        }
+        answers
     }
 
     /// A snapshot is due when more log was applied since the last one than that one is large, so

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_raft::{
-    AppendResult, Applied, BadSnapshot, Capture, Config, Digest, Entry, GroupTime, Index, Instant,
-    Membership, Message, MessageKind, NodeId, Outcome, Output, Payload, Position, ReadId,
-    Recovered, Refused, Replica, RoleKind, SnapshotRoot, StateMachine, Term, TicketId,
+    AppendResult, Applied, BadSnapshot, Capture, Config, Digest, Entry, GroupTime, HardState,
+    Index, Instant, Log, Membership, Message, MessageKind, NodeId, Outcome, Output, Payload,
+    Position, ReadId, Recovered, Refused, Replica, RoleKind, SnapshotRoot, StateMachine, Term,
+    TicketId,
 };
 
 /// Remembers the commands that it was given.
@@ -17,6 +18,7 @@ struct Journal {
     commands: Vec<Bytes>,
     /// Entries without a command.
     passed: u64,
+    recovered: u64,
 }
 
 struct JournalCapture(Vec<Bytes>);
@@ -44,6 +46,10 @@ impl StateMachine for Journal {
 
     fn pass(&mut self, _at: Applied) {
         self.passed += 1;
+    }
+
+    fn recover(&mut self) {
+        self.recovered += 1;
     }
 
     fn query(&self, (): ()) -> Vec<Bytes> {
@@ -76,6 +82,7 @@ struct Driver {
     answers: Vec<(ReadId, Result<Vec<Bytes>, Refused>)>,
     captures: Vec<Position>,
     wanted: Vec<SnapshotRoot>,
+    sent: Vec<MessageKind>,
 }
 
 const TICK: u64 = 10_000;
@@ -98,6 +105,7 @@ impl Driver {
             answers: Vec::new(),
             captures: Vec::new(),
             wanted: Vec::new(),
+            sent: Vec::new(),
         }
     }
 
@@ -136,8 +144,9 @@ impl Driver {
     /// Does what the replica asks for until it asks for nothing that leads on.
     fn act(&mut self) {
         loop {
-            let Output { write, outcomes, answers, capture, install, .. } =
+            let Output { messages, write, outcomes, answers, capture, install, .. } =
                 self.replica.take_output();
+            self.sent.extend(messages.into_iter().map(|envelope| envelope.message.kind));
             self.outcomes.extend(outcomes);
             self.answers.extend(answers);
             self.captures.extend(capture.map(|frozen| frozen.position));
@@ -343,6 +352,24 @@ fn snapshot_that_does_not_decode_changes_nothing_and_is_asked_for_again() {
 }
 
 #[test]
+fn snapshot_that_was_offered_earlier_is_as_good() {
+    let mut driver = Driver::new(config(), 1, [1, 2, 3]);
+    let offered = root(at(9, 2), 100, founders(1..=3));
+    driver.hear(2, 2, MessageKind::SnapshotOffer(offered.clone()));
+    // The host goes on with what it began before a restart.
+    let earlier = root(at(2, 1), 50, founders(1..=3));
+    let chunks = [Bytes::from_static(b"a"), Bytes::from_static(b"b")];
+    assert_eq!(driver.replica.installed(earlier, &mut chunks.into_iter()), Ok(true));
+    driver.act();
+    assert_eq!(driver.replica.applied().index, Index(2));
+    driver.hear(2, 2, append(at(2, 1), 3, vec![entry(3, 2, "c")]));
+    assert_eq!(driver.replica.machine().commands, ["a", "b", "c"]);
+    // Unless the leader's log reaches back so far, it offers again.
+    driver.hear(2, 2, MessageKind::SnapshotOffer(offered.clone()));
+    assert_eq!(driver.wanted, [offered.clone(), offered]);
+}
+
+#[test]
 fn overtaken_snapshot_does_not_take_the_place_of_the_state() {
     let mut driver = Driver::new(config(), 1, [1, 2, 3]);
     let offered = root(at(1, 1), 100, founders(1..=3));
@@ -358,20 +385,45 @@ fn overtaken_snapshot_does_not_take_the_place_of_the_state() {
 fn query_is_answered_from_a_state_that_has_seen_what_was_acknowledged() {
     let mut driver = Driver::alone(config(), 1);
     driver.propose(7, "a", LATER);
-    driver.replica.query(ReadId(1), ()).expect("a leader takes a read");
+    driver.replica.query(driver.now, ReadId(1), ()).expect("a leader takes a read");
     driver.act();
     assert_eq!(driver.answers, [(ReadId(1), Ok(vec![Bytes::from_static(b"a")]))]);
 }
 
 #[test]
-fn query_is_refused_by_a_follower_and_at_stepping_down() {
+fn query_is_refused_at_stepping_down() {
     let mut driver = Driver::leader_of_three();
-    driver.replica.query(ReadId(1), ()).expect("a leader takes a read");
+    driver.replica.query(driver.now, ReadId(1), ()).expect("a leader takes a read");
     driver.act();
     assert_eq!(driver.answers, [], "nobody has confirmed it");
     driver.hear(2, 2, append(at(0, 0), 0, vec![]));
     assert_eq!(driver.answers, [(ReadId(1), Err(Refused::NotLeader))]);
-    assert_eq!(driver.replica.query(ReadId(2), ()), Err(Refused::NotLeader));
+}
+
+/// A follower is asked and asks its leader, which answers with an index.
+fn ask_a_follower(driver: &mut Driver, read: u64, index: u64) {
+    driver.replica.query(driver.now, ReadId(read), ()).expect("a follower takes a read");
+    driver.act();
+    let Some(&MessageKind::ReadRequest { context }) = driver.sent.last() else {
+        panic!("it asks its leader: {:?}", driver.sent);
+    };
+    driver.hear(2, 1, MessageKind::ReadReply { context, index: Some(Index(index)) });
+}
+
+#[test]
+fn query_at_a_follower_waits_until_that_is_applied_which_it_must_see() {
+    let config = Config { reads_waiting_max: 1, ..config() };
+    let mut driver = Driver::new(config, 1, [1, 2, 3]);
+    driver.hear(2, 1, append(at(0, 0), 1, vec![entry(1, 1, "a")]));
+    ask_a_follower(&mut driver, 1, 1);
+    assert_eq!(driver.answers, [(ReadId(1), Ok(vec![Bytes::from_static(b"a")]))]);
+    ask_a_follower(&mut driver, 2, 2);
+    assert_eq!(driver.answers.len(), 1, "it has not seen 2");
+    let full = Refused::Overloaded("reads_waiting_max");
+    assert_eq!(driver.replica.query(driver.now, ReadId(3), ()), Err(full));
+    driver.hear(2, 1, append(at(1, 1), 2, vec![entry(2, 1, "b")]));
+    let seen = [b"a", b"b"].map(|command| Bytes::from_static(command));
+    assert_eq!(driver.answers[1], (ReadId(2), Ok(seen.to_vec())));
 }
 
 /// Proposes a command of 68 bytes, which counts 100, and says whether a capture followed.
@@ -427,4 +479,61 @@ fn capture_that_could_not_be_stored_is_tried_again_later() {
 fn members_stagger_their_captures() {
     let due: Vec<u64> = (1..=3).map(|id| grow_until_due(&mut small(id))).collect();
     assert_eq!(due, [17, 18, 19]);
+}
+
+/// What the disk of member 3 holds after it was recovered: entries of the old group, the last of
+/// them never committed there, and its own membership.
+fn recovered_alone() -> (Arc<Membership>, Recovered) {
+    let alone = Arc::new(founders(1..=3).recovered(NodeId(3)).expect("3 is a founder"));
+    let membership = Payload::Membership(alone.clone());
+    let last = Entry { payload: membership, ..entry(3, 7, "") };
+    let hard_state = HardState { term: Term(7), vote: Some(NodeId(3)) };
+    let mut recovered = Recovered { hard_state, ..Recovered::default() };
+    for entry in [entry(1, 1, "a"), entry(2, 1, "b"), last] {
+        recovered.push(entry, u64::MAX);
+    }
+    (alone, recovered)
+}
+
+#[test]
+fn survivor_leads_alone_and_its_machine_learns_of_the_recovery() {
+    let (alone, recovered) = recovered_alone();
+    assert_eq!((alone.recoveries(), alone.last_id()), (1, NodeId(3)));
+    assert_eq!(founders([1, 2]).recovered(NodeId(3)), None);
+    let mut driver = Driver::new(config(), 3, [1, 2, 3]);
+    let machine = Journal::default();
+    driver.replica =
+        Replica::new(config(), NodeId(3), founders(1..=3), recovered, machine, 3, Instant(0));
+    driver.tick();
+    let status = driver.replica.status();
+    assert_eq!((status.role, status.term), (RoleKind::Leader, Term(8)));
+    assert_eq!(status.membership, alone);
+    assert_eq!(status.commit, Index(4), "all of its log, and its own first entry");
+    let machine = driver.replica.machine();
+    assert_eq!((machine.commands.len(), machine.recovered), (2, 1));
+}
+
+#[test]
+fn recovery_within_a_snapshot_is_not_told_again() {
+    let (alone, recovered) = recovered_alone();
+    let root = root(at(3, 7), 100, alone);
+    let log = Log::new(root.position);
+    let snapshot = Some(root.clone());
+    let hard_state = recovered.hard_state;
+    let recovered = Recovered { hard_state, snapshot, log, memberships: Vec::new() };
+    let machine = Journal::default();
+    let mut driver = Driver::new(config(), 3, [1, 2, 3]);
+    driver.replica =
+        Replica::new(config(), NodeId(3), founders(1..=3), recovered, machine, 3, Instant(0));
+    driver.tick();
+    driver.propose(1, "c", 1_000);
+    assert_eq!(driver.replica.machine().recovered, 0);
+    assert_eq!(driver.replica.machine().commands.len(), 1);
+
+    // Nor is one in a snapshot that a leader sends.
+    let mut follower = Driver::new(config(), 4, [1, 2, 3]);
+    let mut chunks = [Bytes::from_static(b"a")].into_iter();
+    follower.replica.installed(root, &mut chunks).expect("it decodes");
+    follower.act();
+    assert_eq!(follower.replica.machine().recovered, 0);
 }

@@ -93,6 +93,7 @@ fn wanted(change: pb::MemberChange) -> Result<Wanted, tonic::Status> {
         Some(Kind::Promote(node)) => Wanted::Promote(NodeId(node)),
         Some(Kind::Demote(node)) => Wanted::Demote(NodeId(node)),
         Some(Kind::Remove(node)) => Wanted::Remove(NodeId(node)),
+        Some(Kind::LeaseReads(on)) => Wanted::LeaseReads(on),
     })
 }
 
@@ -162,6 +163,12 @@ fn to_wire(status: Status, daemon: &str, version: &str) -> pb::StatusReply {
         members: status.members.into_iter().map(member).collect(),
         daemon: daemon.to_owned(),
         low_on_space: status.low_on_space,
+        transfer: status.transfer.map(|transfer| pb::Transfer {
+            from: transfer.from.0,
+            done_bytes: transfer.done_bytes,
+            total_bytes: transfer.total_bytes,
+        }),
+        lease_reads: status.lease_reads,
     }
 }
 

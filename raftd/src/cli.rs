@@ -11,6 +11,7 @@ use daemon::{Code, Failure, Shutdown, flags, health, runtime, settings};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::failpoint;
 use crate::network::PeerFlags;
 use crate::settings::Flags;
 
@@ -81,7 +82,11 @@ pub fn main<A: clap::Parser, C: Configuration>(
         match host.command {
             Some(Command::Health) => Ok(health::run(C::NAME, config.addresses()?.admin)?),
             None => {
-                runtime::run(C::NAME, config.process(), &config, |shutdown| run(&config, shutdown))
+                failpoint::arm_from_environment()?;
+                runtime::run(C::NAME, config.process(), &config, |shutdown| {
+                    failpoint::warn();
+                    run(&config, shutdown)
+                })
             }
         }
     })

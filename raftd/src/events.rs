@@ -28,6 +28,10 @@ pub(crate) fn observe(event: &Event) {
             info!(%index, before, after, "the members have changed");
         }
         Event::Transferring { to } => info!(%to, "handing the leadership over"),
+        Event::SlowDisk { ticks } => {
+            metrics::counter!("flotilla_raft_slow_disks_total").increment(1);
+            warn!(ticks, "the disk does not answer: another member is to lead");
+        }
         Event::TransferFailed { to } => {
             warn!(%to, "the leadership stays here: the other did not take it over in time");
         }
@@ -41,6 +45,7 @@ pub(crate) fn observe(event: &Event) {
             info!(%from, index = %root.position.index, bytes = root.bytes, "fetching a snapshot");
         }
         Event::Installed { root, suffix_kept } => {
+            metrics::counter!("flotilla_raft_snapshots_installed_total").increment(1);
             info!(index = %root.position.index, suffix_kept, "installed a snapshot");
         }
         Event::Compacted { root, first } => {

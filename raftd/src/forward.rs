@@ -1,5 +1,5 @@
-//! What becomes of a request that reached this member: it is executed here if this member leads,
-//! else passed on to the leader, within the caller's deadline.
+//! What becomes of a request that reached this member: it is executed here if this member leads, or
+//! if it is a read and there is a leader, else passed on to the leader, within the caller's deadline.
 //!
 //! Decides who executes and what may be tried again. A request that was certainly not executed is
 //! tried again whoever made it; one of unknown fate only if its service says that this cannot mean
@@ -36,7 +36,7 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 /// The time that is told is at most 10 s old; the rest of that is for the answer's way.
 const TIME_AGE_MAX: Duration = Duration::from_secs(8);
 
-/// A request that only the leader executes.
+/// A request of a client.
 pub trait Ask: Sync {
     /// What it is answered with.
     type Reply: Send;
@@ -45,7 +45,10 @@ pub trait Ask: Sync {
     /// a name by which a second execution is prevented.
     fn may_repeat(&self) -> bool;
 
-    /// Executes it on this member, which believes that it leads.
+    /// Whether a member that follows answers it, too: it only asks for what was applied.
+    fn is_read(&self) -> bool;
+
+    /// Executes it on this member, which believes that it leads, or follows if this is a read.
     fn execute(
         &self,
         deadline: Instant,
@@ -79,8 +82,13 @@ pub async fn answer<S: StateMachine, A: Ask>(
             match leader(handle, deadline).await {
                 Some(leader) if hops_left > 0 && leader.node != handle.node() => {
                     hops_left -= 1;
-                    let sent = pass_on(handle, ask, &leader, deadline, hops_left).await;
-                    sent.map(|reply| Replied { reply, leader: Some(leader) })
+                    if ask.is_read() {
+                        let read = ask.execute(deadline).await;
+                        read.map(|reply| Replied { reply, leader: None })
+                    } else {
+                        let sent = pass_on(handle, ask, &leader, deadline, hops_left).await;
+                        sent.map(|reply| Replied { reply, leader: Some(leader) })
+                    }
                 }
                 Some(_) | None => Err(not_leading(handle)),
             }

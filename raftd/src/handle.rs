@@ -95,7 +95,7 @@ pub enum TransferRefused {
 /// How a change of the members ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Changed {
-    /// It is over; whom each of the changes was about.
+    /// It is over; whom the changes were about.
     Done(Vec<NodeId>),
     /// Nothing was changed, and nothing will be.
     Rejected(ChangeRejected),
@@ -122,7 +122,7 @@ pub enum ChangeRejected {
     },
 }
 
-/// What an operator wants changed of one member.
+/// What an operator wants changed of one member, or of a setting of the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// The member that answers at this peer address is to come, as a learner.
@@ -135,6 +135,8 @@ pub enum Wanted {
     Demote(NodeId),
     /// A member is to go.
     Remove(NodeId),
+    /// Leaders may answer reads by a lease, or no more.
+    LeaseReads(bool),
 }
 
 /// What a member is.
@@ -185,8 +187,23 @@ pub struct Status {
     pub state_digest: u128,
     /// Less than `free_bytes_min` is free on its disk.
     pub low_on_space: bool,
+    /// The snapshot that it is fetching.
+    pub transfer: Option<Transferring>,
+    /// Whether the leader may answer reads by a lease.
+    pub lease_reads: bool,
     /// All members; how they stand is known on the leader only.
     pub members: Vec<MemberStatus>,
+}
+
+/// How far a snapshot has come that a member is fetching.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transferring {
+    /// Who gives it.
+    pub from: NodeId,
+    /// Bytes of it that are here.
+    pub done_bytes: u64,
+    /// Bytes of all of it.
+    pub total_bytes: u64,
 }
 
 /// How a member stands, as another sees it.
@@ -286,7 +303,7 @@ impl<S: StateMachine> Handle<S> {
     }
 
     /// Answers a question from a state that has seen everything acknowledged before this call.
-    /// Only the leader answers.
+    /// A member that follows asks its leader how far it must have applied.
     ///
     /// # Errors
     /// [`Refused`]: no answer.
@@ -342,7 +359,7 @@ impl<S: StateMachine> Handle<S> {
                 Err(rejected) => return Changed::Rejected(rejected),
             }
         }
-        let nodes = changes.iter().map(Change::id).collect();
+        let nodes = changes.iter().filter_map(Change::id).collect();
         match self.ask_outcome(|answer| Request::Change { changes, deadline, answer }).await {
             Outcome::Done(Ok(())) => Changed::Done(nodes),
             Outcome::Done(Err(refused)) => Changed::Rejected(ChangeRejected::Change(refused)),
@@ -358,6 +375,7 @@ impl<S: StateMachine> Handle<S> {
             Wanted::Promote(node) => return Ok(Change::Promote(*node)),
             Wanted::Demote(node) => return Ok(Change::Demote(*node)),
             Wanted::Remove(node) => return Ok(Change::Remove(*node)),
+            Wanted::LeaseReads(on) => return Ok(Change::LeaseReads(*on)),
         };
         let met = peer::meet(&self.peers, address).await;
         let founder = met.map_err(|reason| {
@@ -367,9 +385,11 @@ impl<S: StateMachine> Handle<S> {
         let (id, contact) = (founder.node, Contact::from(founder).encode());
         Ok(match wanted {
             Wanted::Update(_) => Change::Update { id, contact },
-            Wanted::Add(_) | Wanted::Promote(_) | Wanted::Demote(_) | Wanted::Remove(_) => {
-                Change::AddLearner { id, contact }
-            }
+            Wanted::Add(_)
+            | Wanted::Promote(_)
+            | Wanted::Demote(_)
+            | Wanted::Remove(_)
+            | Wanted::LeaseReads(_) => Change::AddLearner { id, contact },
         })
     }
 

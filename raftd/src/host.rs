@@ -11,20 +11,22 @@ use std::time::Duration;
 
 use daemon::{Failure, Shutdown};
 use raft::{
-    Change, ChangeRefused, Event, Frozen, Index, Install, Instant, Membership, NodeId, Output,
-    Payload, ReadId, Replica, RoleKind, SnapshotRoot, StateMachine, TicketId,
+    Change, ChangeRefused, Entry, Event, Frozen, Index, Install, Instant, Membership, NodeId,
+    Output, Payload, ReadId, Replica, RoleKind, SnapshotRoot, StateMachine, TicketId,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
+use crate::clock::{after, is_past, left, now};
 use crate::events;
+use crate::failpoint::{self, Failpoint};
 use crate::handle::{
     MemberStatus, Outcome, Refused, Request, Role, Status, TransferRefused, Transferred,
 };
-use crate::peer::{self, Directory, Incoming, News, Peers, Senders};
+use crate::peer::{Directory, Fetcher, Incoming, News, Peers, Senders};
 use crate::settings::Member;
-use crate::store::{Snapshots, Store, Written};
+use crate::store::{self, Store, Written};
 
 /// How many of each input are taken in before the host acts.
 const DRAIN_MAX: usize = 1_024;
@@ -44,6 +46,7 @@ pub(crate) struct Inputs<S: StateMachine> {
     pub(crate) requests: mpsc::Receiver<Request<S>>,
     pub(crate) inbox: mpsc::Receiver<Incoming>,
     pub(crate) written: watch::Receiver<Written>,
+    pub(crate) read: mpsc::UnboundedReceiver<(Option<NodeId>, Vec<Entry>)>,
     pub(crate) jobs: mpsc::Receiver<Job>,
     pub(crate) lost: watch::Receiver<Option<String>>,
     pub(crate) news: mpsc::UnboundedReceiver<News>,
@@ -55,24 +58,25 @@ pub(crate) struct Inputs<S: StateMachine> {
 pub(crate) enum Job {
     /// A snapshot of this member's state is durable, or could not be stored.
     Captured(Result<SnapshotRoot, Failure>),
-    /// A snapshot of the leader's is durable here, and these are its chunks.
-    Fetched(Result<(SnapshotRoot, Vec<bytes::Bytes>), String>),
+    /// A snapshot of a leader's is durable here.
+    Fetched(Result<SnapshotRoot, String>),
 }
 
 /// What the host task acts on.
 pub(crate) struct Driver<S: StateMachine> {
     pub(crate) replica: Replica<S>,
     pub(crate) store: Store,
-    pub(crate) snapshots: Snapshots,
+    pub(crate) fetcher: Fetcher,
     pub(crate) peers: Arc<Peers>,
     pub(crate) senders: Senders,
     pub(crate) directory: Arc<Directory>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) applied: watch::Sender<Index>,
     pub(crate) jobs: mpsc::Sender<Job>,
-    pub(crate) started: std::time::Instant,
     pub(crate) tick: Duration,
     pub(crate) waiting: Waiting<S>,
+    /// The replica has more to do, whatever comes in.
+    pub(crate) again: bool,
     /// Since when it is certain that this member belongs to the group no more.
     pub(crate) removed: Option<std::time::Instant>,
 }
@@ -127,11 +131,15 @@ impl<S: StateMachine> Driver<S> {
                 failure = &mut inputs.store_failed => return Err(store_failure(failure)),
                 _ = clock.tick() => { ticked = true; self.tick() },
                 Ok(()) = inputs.written.changed() => self.written(&mut inputs.written),
+                Some((reader, entries)) = inputs.read.recv() => {
+                    self.replica.fetched(reader, entries);
+                }
                 Some(incoming) = inputs.inbox.recv() => self.step(incoming),
                 Some(job) = inputs.jobs.recv() => self.finish(job)?,
                 Some(request) = inputs.requests.recv() => self.take(request),
                 Some(news) = inputs.news.recv() => self.remember(news),
                 failure = lost(&mut inputs.lost) => return Err(failure),
+                () = tokio::task::yield_now(), if self.again => {}
             }
             self.drain(&mut inputs);
             self.act();
@@ -141,14 +149,14 @@ impl<S: StateMachine> Driver<S> {
             }
             // Its vote counts for the next leader, so it stays until there is one.
             let follows = !self.leads() && self.replica.node().leader().is_some();
-            if leaving.is_some_and(|until| follows || self.now() >= until) {
+            if leaving.is_some_and(|until| follows || now() >= until) {
                 return Ok(());
             }
         }
     }
 
     fn tick(&mut self) {
-        let now = self.now();
+        let now = now();
         self.replica.tick(now);
         self.senders.part();
     }
@@ -161,7 +169,7 @@ impl<S: StateMachine> Driver<S> {
     fn leave(&mut self) -> Instant {
         let begun = self.successor().is_some_and(|to| self.replica.transfer(to).is_ok());
         let patience = if begun { LEAVE_TIMEOUT } else { Duration::ZERO };
-        self.at(std::time::Instant::now() + patience)
+        after(now(), patience)
     }
 
     /// Who has most of the log, of those that were heard from lately.
@@ -178,6 +186,10 @@ impl<S: StateMachine> Driver<S> {
         if inputs.written.has_changed().unwrap_or(false) {
             self.written(&mut inputs.written);
         }
+        // One for each follower and one for the machine: a busy disk must not keep them waiting.
+        while let Ok((reader, entries)) = inputs.read.try_recv() {
+            self.replica.fetched(reader, entries);
+        }
         for _ in 0..DRAIN_MAX {
             let Ok(incoming) = inputs.inbox.try_recv() else { break };
             self.step(incoming);
@@ -188,15 +200,6 @@ impl<S: StateMachine> Driver<S> {
         }
     }
 
-    fn now(&self) -> Instant {
-        self.at(std::time::Instant::now())
-    }
-
-    fn at(&self, time: std::time::Instant) -> Instant {
-        let elapsed = time.saturating_duration_since(self.started).as_micros();
-        Instant(u64::try_from(elapsed).unwrap_or(u64::MAX))
-    }
-
     fn written(&mut self, written: &mut watch::Receiver<Written>) {
         let Written { id, write_sequence } = *written.borrow_and_update();
         self.peers.write_sequence.store(write_sequence, Ordering::Relaxed);
@@ -204,7 +207,7 @@ impl<S: StateMachine> Driver<S> {
     }
 
     fn step(&mut self, incoming: Incoming) {
-        let now = self.now();
+        let now = now();
         for message in incoming.messages {
             self.replica.step(now, incoming.from, message);
         }
@@ -224,7 +227,8 @@ impl<S: StateMachine> Driver<S> {
             },
             Request::Query { query, answer } => {
                 let id = ReadId(self.waiting.number());
-                match self.replica.query(id, query) {
+                // Not before the request was taken: a lease is as fresh as this.
+                match self.replica.query(now(), id, query) {
                     Ok(()) => drop(self.waiting.queries.insert(id, answer)),
                     Err(refused) => reply(answer, Err(self.refused(refused))),
                 }
@@ -237,9 +241,7 @@ impl<S: StateMachine> Driver<S> {
                 Ok(to) => self.waiting.transfers.push((to, answer)),
                 Err(refused) => reply(answer, Err(refused)),
             },
-            Request::Change { deadline, answer, .. }
-                if self.at(deadline.into_std()) <= self.now() =>
-            {
+            Request::Change { deadline, answer, .. } if is_past(deadline) => {
                 reply(answer, Outcome::Rejected(Refused::Deadline));
             }
             Request::Change { changes, deadline, answer } => {
@@ -260,7 +262,8 @@ impl<S: StateMachine> Driver<S> {
         changes: &[Change],
         deadline: tokio::time::Instant,
     ) -> Result<TicketId, ChangeRefused> {
-        let (now, deadline) = (self.now(), self.at(deadline.into_std()));
+        let now = now();
+        let deadline = after(now, left(deadline));
         let ticket = TicketId(self.waiting.number());
         self.replica.change(now, ticket, changes, deadline)?;
         Ok(ticket)
@@ -309,11 +312,11 @@ impl<S: StateMachine> Driver<S> {
         payload: Payload,
         deadline: tokio::time::Instant,
     ) -> Result<TicketId, Refused> {
-        let now = self.now();
-        let deadline = self.at(deadline.into_std());
-        if deadline <= now {
+        if is_past(deadline) {
             return Err(Refused::Deadline);
         }
+        let now = now();
+        let deadline = after(now, left(deadline));
         let ticket = TicketId(self.waiting.number());
         self.replica
             .propose(now, ticket, payload, deadline)
@@ -343,20 +346,7 @@ impl<S: StateMachine> Driver<S> {
                 self.replica.captured(None);
                 return Err(failure);
             }
-            Job::Fetched(Ok((root, chunks))) => {
-                let index = root.position.index;
-                match self.replica.installed(root, &mut chunks.into_iter()) {
-                    Ok(installed) => {
-                        info!(%index, installed, "fetched a snapshot");
-                    }
-                    // Its chunks are those that the leader named, so no retry will change it.
-                    Err(error) => {
-                        let message = "the leader's snapshot does not decode here: is this member \
-                                       of an older version? upgrade it";
-                        return Err(Failure::configuration(message).because(error));
-                    }
-                }
-            }
+            Job::Fetched(Ok(root)) => self.restore(root)?,
             Job::Fetched(Err(reason)) => {
                 warn!(reason, "a snapshot could not be fetched");
                 self.replica.install_failed();
@@ -365,9 +355,38 @@ impl<S: StateMachine> Driver<S> {
         Ok(())
     }
 
+    /// Puts a snapshot that was fetched in the place of the state. The machine is the replica's, so
+    /// this task decodes the chunks, but it does not read them.
+    fn restore(&mut self, root: SnapshotRoot) -> Result<(), Failure> {
+        let index = root.position.index;
+        let chunks = self.fetcher.snapshots.read_ahead(root.manifest);
+        failpoint::reach(Failpoint::SnapshotInstallBefore);
+        // A chunk that can't be read ends the process before it acts on what came of the others.
+        match store::take_chunks(chunks, |chunks| self.replica.installed(root, chunks))? {
+            Ok(installed) => {
+                failpoint::reach(Failpoint::SnapshotInstallAfter);
+                info!(%index, installed, "fetched a snapshot");
+            }
+            // Its chunks are those that the leader named, so no retry will change it.
+            Err(error) => {
+                let message = "the leader's snapshot does not decode here: is this member of an \
+                               older version? upgrade it";
+                return Err(Failure::configuration(message).because(error));
+            }
+        }
+        Ok(())
+    }
+
     /// Does what the replica asks for.
     fn act(&mut self) {
+        let applies = self.replica.node().commit() > self.replica.applied().index;
+        if applies {
+            failpoint::reach(Failpoint::ApplyBefore);
+        }
         let output: Output<S> = self.replica.take_output();
+        if applies {
+            failpoint::reach(Failpoint::ApplyAfter);
+        }
         // The leader's followers work while its own disk does, so they are told first.
         if let Some(membership) = output.membership {
             self.follow(&membership);
@@ -387,6 +406,12 @@ impl<S: StateMachine> Driver<S> {
         if let Some(write) = output.write {
             self.store.submit(write);
         }
+        for fetch in output.fetches {
+            let reader = if fetch.reader.is_some() { "follower" } else { "machine" };
+            metrics::counter!("flotilla_raft_log_reads_total", "reader" => reader).increment(1);
+            self.store.fetch(fetch);
+        }
+        self.again = output.again;
         for (ticket, outcome) in output.outcomes {
             self.end(ticket, outcome);
         }
@@ -436,7 +461,7 @@ impl<S: StateMachine> Driver<S> {
 
     /// Encodes and stores a frozen state away from this task.
     fn capture(&self, frozen: Frozen<S::Capture>) {
-        let (snapshots, jobs) = (self.snapshots.clone(), self.jobs.clone());
+        let (snapshots, jobs) = (self.fetcher.snapshots.clone(), self.jobs.clone());
         tokio::task::spawn_blocking(move || {
             let stored = snapshots.store(frozen);
             // The host has ended when nobody listens.
@@ -444,19 +469,12 @@ impl<S: StateMachine> Driver<S> {
         });
     }
 
-    /// Fetches a snapshot away from this task, on a connection of its own.
-    fn install(&mut self, install: Install) {
-        // A leader that is newer than this member's log has said hello.
-        let known = self.directory.member(install.from).map(|member| member.peer_address);
-        let Some(address) = known.or_else(|| self.peers.caller(install.from)) else {
-            warn!(leader = %install.from, "a snapshot is offered by who has not said hello");
-            return self.replica.install_failed();
-        };
-        let (snapshots, peers, jobs) =
-            (self.snapshots.clone(), self.peers.clone(), self.jobs.clone());
+    /// Fetches a snapshot away from this task.
+    fn install(&self, install: Install) {
+        let (fetcher, jobs) = (self.fetcher.clone(), self.jobs.clone());
+        let commit = self.replica.node().commit();
         tokio::spawn(async move {
-            let fetched = peer::fetch(&peers, &address, install.root.clone(), snapshots).await;
-            let fetched = fetched.map(|chunks| (install.root, chunks));
+            let fetched = fetcher.fetch(install, commit).await;
             if fetched.is_err() {
                 // The leader offers it again with the next heartbeat.
                 tokio::time::sleep(INSTALL_PAUSE).await;
@@ -472,6 +490,7 @@ impl<S: StateMachine> Driver<S> {
         let applied = self.replica.applied().index;
         self.applied.send_if_modified(|last| std::mem::replace(last, applied) != applied);
         let node = self.replica.node();
+        self.peers.led(node.leader().is_some());
         let changed = {
             let last = self.status.borrow();
             last.term != node.term()
@@ -479,7 +498,10 @@ impl<S: StateMachine> Driver<S> {
                 || last.role != role(node.role())
                 || last.low_on_space != self.store.is_low_on_space()
         };
-        let moved = ticked && self.status.borrow().applied != applied;
+        let moved = ticked && {
+            let last = self.status.borrow();
+            last.applied != applied || last.transfer != *self.fetcher.progress.borrow()
+        };
         let peers_moved = ticked && node.role() == RoleKind::Leader;
         if changed || moved || peers_moved {
             let status = self.describe();
@@ -525,6 +547,8 @@ impl<S: StateMachine> Driver<S> {
             snapshot: core.snapshot,
             state_digest: self.replica.machine().digest(),
             low_on_space: self.store.is_low_on_space(),
+            transfer: *self.fetcher.progress.borrow(),
+            lease_reads: core.membership.lease_reads(),
             members: members.collect(),
         }
     }

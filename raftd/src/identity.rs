@@ -13,8 +13,38 @@ use raft::NodeId;
 pub type Incarnation = [u8; 16];
 
 /// The identity of a group, made at its birth: a digest of its cluster's name and of who was born
-/// with it.
+/// with it. A recovery from the loss of its majority draws another.
 pub type GroupId = [u8; 32];
+
+/// How many former identities of a group are remembered. Beyond that the oldest but the first go:
+/// their members are refused all the same, with fewer words.
+pub(crate) const FORMER_MAX: usize = 8;
+
+/// A group that is born.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Its identity.
+    pub id: GroupId,
+    /// Whom it was born with.
+    pub founders: Vec<Founder>,
+    /// The identities that it had before it was recovered, that of its birth first.
+    pub former: Vec<GroupId>,
+}
+
+impl Group {
+    /// The identity that it was born with.
+    pub fn as_born(&self) -> &GroupId {
+        self.former.first().unwrap_or(&self.id)
+    }
+
+    /// It has another identity from now on.
+    pub(crate) fn recover(&mut self, id: GroupId) {
+        self.former.push(std::mem::replace(&mut self.id, id));
+        if self.former.len() > FORMER_MAX {
+            self.former.remove(1);
+        }
+    }
+}
 
 /// One of the members that a group was born with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +105,11 @@ pub(crate) enum Mistrust {
     Cluster(String, String),
     #[error("it belongs to another group of this name: its data directory is of another cluster")]
     Group,
+    #[error(
+        "member {0} is of the group before the recovery: wipe its directory and add it under a new \
+         id"
+    )]
+    Former(NodeId),
     #[error("{0} is no member of this group")]
     Stranger(NodeId),
     #[error(
@@ -110,7 +145,8 @@ impl Mistrust {
             | Self::Twin(_)
             | Self::RolledBack(..) => true,
             Self::Version(..) | Self::Cluster(..) | Self::Group | Self::Stranger(_) => false,
-            Self::Pending(_) => false,
+            // Who is of another group concludes that for itself.
+            Self::Former(_) | Self::Pending(_) => false,
         }
     }
 }
@@ -123,6 +159,8 @@ const HEARD_MAX: usize = 256;
 pub(crate) struct Acquaintances {
     cluster: String,
     group: Option<GroupId>,
+    /// The identities that the group had before it was recovered.
+    former: Vec<GroupId>,
     /// The members, for certain, and the highest id that one ever had.
     members: BTreeMap<NodeId, Incarnation>,
     last_id: NodeId,
@@ -139,7 +177,16 @@ impl Acquaintances {
         let heard = members.map(|node| (node, Heard::default())).collect();
         let (cluster, last_id) = (cluster.to_owned(), NodeId(0));
         let (members, ruling) = (BTreeMap::new(), BTreeMap::new());
-        Self { cluster, group: None, members, last_id, ruling, heard, welcomes_strangers: false }
+        Self {
+            cluster,
+            group: None,
+            former: Vec::new(),
+            members,
+            last_id,
+            ruling,
+            heard,
+            welcomes_strangers: false,
+        }
     }
 
     /// This member is to join a group that it does not know: anybody of the cluster may speak.
@@ -147,10 +194,11 @@ impl Acquaintances {
         self.welcomes_strangers = true;
     }
 
-    /// The group was born with these.
-    pub(crate) fn bear(&mut self, group: GroupId, founders: &[Founder]) {
-        self.group = Some(group);
-        let members = founders.iter().map(|founder| (founder.node, founder.incarnation));
+    /// The group is born.
+    pub(crate) fn bear(&mut self, group: &Group) {
+        self.group = Some(group.id);
+        self.former.clone_from(&group.former);
+        let members = group.founders.iter().map(|founder| (founder.node, founder.incarnation));
         self.pin(members.collect(), NodeId(0));
     }
 
@@ -206,8 +254,11 @@ impl Acquaintances {
             return Err(Mistrust::Cluster(claim.cluster.clone(), self.cluster.clone()));
         }
         // Of a member of another group nothing can be said: it has an incarnation of its own there.
-        if claim.group.is_some() && self.group.is_some() && claim.group != self.group {
-            return Err(Mistrust::Group);
+        if let (Some(claimed), Some(group)) = (claim.group, self.group)
+            && claimed != group
+        {
+            let is_former = self.former.contains(&claimed);
+            return Err(if is_former { Mistrust::Former(node) } else { Mistrust::Group });
         }
         if self.group.is_some() {
             self.check_membership(node, claim.incarnation)?;
@@ -248,7 +299,7 @@ mod tests {
 
     fn claim(boot: u64, nonce: u64, boot_write_sequence: u64, write_sequence: u64) -> Claim {
         Claim {
-            version: 1,
+            version: proto::PEER_PROTOCOL_VERSION,
             cluster: "c".to_owned(),
             group: None,
             node: NodeId(2),
@@ -268,7 +319,8 @@ mod tests {
             peer_address: String::new(),
             client_address: String::new(),
         });
-        known.bear(group_id("c", &founders), &founders);
+        let id = group_id("c", &founders);
+        known.bear(&Group { id, founders: founders.to_vec(), former: Vec::new() });
         known
     }
 
@@ -318,8 +370,29 @@ mod tests {
         assert_eq!(known.check(&group), Err(Mistrust::Group));
         let elsewhere = Claim { incarnation: [7; 16], ..group };
         assert_eq!(known.check(&elsewhere), Err(Mistrust::Group));
-        let newer = Claim { version: 2, ..claim(1, 1, 0, 0) };
-        assert!(matches!(known.check(&newer), Err(Mistrust::Version(2, 1))));
+        let newer = Claim { version: proto::PEER_PROTOCOL_VERSION + 1, ..claim(1, 1, 0, 0) };
+        assert!(matches!(known.check(&newer), Err(Mistrust::Version(..))));
+    }
+
+    #[test]
+    fn a_recovered_group_listens_to_nobody_of_its_former_ones() {
+        let mut known = born();
+        let born_as = known.group.unwrap();
+        let mut group = Group { id: born_as, founders: Vec::new(), former: Vec::new() };
+        for recovery in 1..=2 * FORMER_MAX as u8 {
+            group.recover([recovery; 32]);
+            assert_eq!(*group.as_born(), born_as);
+        }
+        assert_eq!(group.former.len(), FORMER_MAX);
+        known.bear(&group);
+        let of = |group| Claim { group: Some(group), ..claim(1, 1, 0, 0) };
+        for former in group.former {
+            assert_eq!(known.check(&of(former)), Err(Mistrust::Former(NodeId(2))));
+        }
+        assert_eq!(known.check(&of([1; 32])), Err(Mistrust::Group));
+        // One that has a directory of its own in the new group is another matter.
+        known.pin([(NodeId(2), [2; 16])].into(), NodeId(2));
+        assert!(known.check(&of(group.id)).is_ok());
     }
 
     #[test]

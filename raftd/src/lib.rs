@@ -32,8 +32,7 @@
 //!
 //! # What is absent
 //!
-//! TLS, several groups in one process, and resuming a broken transfer of a
-//! snapshot with the missing chunks only.
+//! TLS, and several groups in one process.
 
 // clippy.toml names what the pure half of the log must not use; the host may.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods)]
@@ -41,9 +40,11 @@
 pub mod admin;
 mod birth;
 pub mod cli;
+mod clock;
 pub mod codec;
 pub mod edge;
 mod events;
+pub mod failpoint;
 pub mod forward;
 mod handle;
 mod host;
@@ -52,6 +53,7 @@ pub mod log;
 mod membership;
 mod network;
 mod peer;
+pub mod recovery;
 mod serve;
 mod settings;
 mod start;
@@ -60,9 +62,9 @@ mod wire;
 
 pub use handle::{
     COMMAND_BYTES_MAX, ChangeRejected, Changed, Handle, MemberStatus, Outcome, REQUESTS_MAX,
-    Refused, Role, Status, TransferRefused, Wanted,
+    Refused, Role, Status, TransferRefused, Transferring, Wanted,
 };
-pub use identity::{Founder, GroupId, Incarnation};
+pub use identity::{Founder, Group, GroupId, Incarnation};
 pub use network::{Network, PeerFlags};
 pub use serve::Served;
 pub use settings::{ADDRESS_BYTES_MAX, CLUSTER_BYTES_MAX, Flags, MEMBERS_MAX, Member, Settings};

@@ -76,7 +76,12 @@ pub(crate) fn to_wire(membership: &Membership) -> pb::Membership {
         standing: standing_to_wire(member.standing).into(),
         contact: member.contact.clone(),
     });
-    pb::Membership { members: members.collect(), last_id: membership.last_id().0 }
+    pb::Membership {
+        members: members.collect(),
+        last_id: membership.last_id().0,
+        lease_reads: membership.lease_reads(),
+        recoveries: membership.recoveries(),
+    }
 }
 
 /// None: it is no membership. The contacts are copied, since they outlive what they came in.
@@ -88,7 +93,9 @@ pub(crate) fn from_wire(membership: &pb::Membership) -> Option<Arc<Membership>> 
         members.insert(NodeId(member.node), raft::Member { standing, contact });
     }
     let distinct = members.len() == membership.members.len();
-    let membership = Membership::from_parts(members, NodeId(membership.last_id));
+    let (last_id, lease_reads) = (NodeId(membership.last_id), membership.lease_reads);
+    let membership = Membership::from_parts(members, last_id, lease_reads)
+        .with_recoveries(membership.recoveries);
     (distinct && membership.members().len() <= OUTSIDE_MEMBERS_MAX).then(|| Arc::new(membership))
 }
 
@@ -141,7 +148,8 @@ mod tests {
             (NodeId(id.into()), raft::Member { standing, contact: contact(id).encode() })
         };
         let members = (1..).zip([Voter, Learner, Incoming, Outgoing, Demoted]).map(member);
-        let membership = Membership::from_parts(members.collect(), NodeId(9));
+        let membership =
+            Membership::from_parts(members.collect(), NodeId(9), true).with_recoveries(2);
         let decoded = decode(&encode(&membership)).unwrap();
         assert_eq!(*decoded, membership);
         let third = &decoded.members()[&NodeId(3)].contact;
@@ -155,11 +163,15 @@ mod tests {
         let far = Contact { peer_address: "a".repeat(ADDRESS_BYTES_MAX + 1), ..contact(1) };
         assert_eq!(Contact::decode(&far.encode()), None);
         let member = |node| pb::GroupMember { node, standing: 2, contact: Bytes::new() };
-        let twice = pb::Membership { members: vec![member(1), member(1)], last_id: 1 };
+        let twice = pb::Membership {
+            members: vec![member(1), member(1)],
+            last_id: 1,
+            ..Default::default()
+        };
         assert_eq!(from_wire(&twice), None);
         let unknown = pb::GroupMember { standing: 77, ..member(1) };
-        assert_eq!(from_wire(&pb::Membership { members: vec![unknown], last_id: 1 }), None);
+        assert_eq!(from_wire(&pb::Membership { members: vec![unknown], ..twice.clone() }), None);
         let many = (1..=300).map(member).collect();
-        assert_eq!(from_wire(&pb::Membership { members: many, last_id: 300 }), None);
+        assert_eq!(from_wire(&pb::Membership { members: many, last_id: 300, ..twice }), None);
     }
 }

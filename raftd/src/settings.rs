@@ -50,10 +50,17 @@ pub struct Settings {
     pub heartbeat_ticks: u32,
     /// A follower waits this long, and up to twice as long, before it campaigns.
     pub election_ticks_min: u32,
+    /// A leader whose disk does not answer for so long hands the leadership over.
+    pub slow_disk_ticks: u32,
     /// A snapshot is due after this much log, or the size of the last one if that is more.
     pub snapshot_log_bytes_min: u64,
     /// How much log before a snapshot is kept for followers that are a little behind.
     pub retained_bytes: u64,
+    /// How much of it a leader keeps for members that lack it; or as much as the last snapshot is
+    /// large, which they would need instead, if that is more.
+    pub retained_bytes_max: u64,
+    /// How much of the log stays in memory, beside what is not committed.
+    pub log_window_bytes: u64,
     /// Writes that grow the store are refused while less than this is free on its disk.
     pub free_bytes_min: u64,
 }
@@ -70,8 +77,11 @@ impl Default for Settings {
             tick_ms: core.tick_us / 1_000,
             heartbeat_ticks: core.heartbeat_ticks,
             election_ticks_min: core.election_ticks_min,
+            slow_disk_ticks: core.slow_disk_ticks,
             snapshot_log_bytes_min: core.snapshot_log_bytes_min,
             retained_bytes: core.retained_bytes,
+            retained_bytes_max: core.retained_bytes_max,
+            log_window_bytes: core.log_window_bytes,
             free_bytes_min: 256 << 20,
         }
     }
@@ -197,6 +207,7 @@ impl Settings {
         for (setting, ticks) in [
             ("group.heartbeat_ticks", self.heartbeat_ticks),
             ("group.election_ticks_min", self.election_ticks_min),
+            ("group.slow_disk_ticks", self.slow_disk_ticks),
         ] {
             check_range(setting, ticks.into(), 1..=TICKS_MAX)?;
         }
@@ -204,8 +215,11 @@ impl Settings {
             tick_us: self.tick_ms.saturating_mul(1_000),
             heartbeat_ticks: self.heartbeat_ticks,
             election_ticks_min: self.election_ticks_min,
+            slow_disk_ticks: self.slow_disk_ticks,
             snapshot_log_bytes_min: self.snapshot_log_bytes_min,
             retained_bytes: self.retained_bytes,
+            retained_bytes_max: self.retained_bytes_max,
+            log_window_bytes: self.log_window_bytes,
             ..raft::Config::default()
         };
         config

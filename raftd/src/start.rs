@@ -15,11 +15,12 @@ use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::birth::Birth;
+use crate::clock;
 use crate::handle::{Handle, MemberStatus, Outcome, REQUESTS_MAX, Refused, Request, Role, Status};
 use crate::host::{Driver, Inputs, Waiting, lost, store_failure};
-use crate::identity::{Acquaintances, Founder, GroupId, group_id};
+use crate::identity::{Acquaintances, Founder, Group, group_id};
 use crate::membership;
-use crate::peer::{self, Directory, News, Peers, Senders};
+use crate::peer::{self, Directory, Fetcher, News, Peers, Senders};
 use crate::settings::{Member, Settings};
 use crate::store::{self, Opened, Signals};
 
@@ -101,6 +102,7 @@ impl Host {
             lost: lost_in,
             news,
             written: signals.written,
+            read: signals.read,
             store_failed: signals.failed,
         };
         let life = Life {
@@ -167,13 +169,13 @@ struct Life<S: StateMachine> {
 
 impl<S: StateMachine> Life<S> {
     async fn run(mut self, mut inputs: Inputs<S>) -> Result<(), Failure> {
-        let Some((group, founders)) = self.be_born(&mut inputs).await? else { return Ok(()) };
-        let as_born = membership::of_founders(&founders);
-        self.peers.bear(group, founders);
+        let Some(group) = self.be_born(&mut inputs).await? else { return Ok(()) };
+        let as_born = membership::of_founders(&group.founders);
         self.status.send_modify(|status| {
-            status.group = Some(group);
+            status.group = Some(group.id);
             status.role = Role::Follower;
         });
+        self.peers.bear(group);
         let recovered = std::mem::take(&mut self.opened.recovered);
         let seed = rand::random();
         let replica = Replica::new(
@@ -183,12 +185,18 @@ impl<S: StateMachine> Life<S> {
             recovered,
             self.machine,
             seed,
-            raft::Instant(0),
+            clock::now(),
         );
+        let fetcher = Fetcher {
+            snapshots: self.opened.snapshots,
+            peers: self.peers.clone(),
+            directory: self.directory.clone(),
+            progress: watch::Sender::new(None),
+        };
         let driver = Driver {
             replica,
             store: self.opened.store,
-            snapshots: self.opened.snapshots,
+            fetcher,
             senders: Senders::new(
                 self.peers.clone(),
                 self.directory.clone(),
@@ -201,9 +209,9 @@ impl<S: StateMachine> Life<S> {
             status: self.status,
             applied: self.applied,
             jobs: self.jobs,
-            started: std::time::Instant::now(),
             tick: self.tick,
             waiting: Waiting::default(),
+            again: false,
             removed: None,
         };
         driver.run(inputs, self.shutdown).await
@@ -211,13 +219,10 @@ impl<S: StateMachine> Life<S> {
 
     /// Who the group was born with; waits for the birth, if it has not been born. None: the member
     /// is stopping.
-    async fn be_born(
-        &mut self,
-        inputs: &mut Inputs<S>,
-    ) -> Result<Option<(GroupId, Vec<Founder>)>, Failure> {
+    async fn be_born(&mut self, inputs: &mut Inputs<S>) -> Result<Option<Group>, Failure> {
         let members = self.directory.members();
         if let Some(born) = self.opened.born.take() {
-            tell_other_founders(&born.1, &members);
+            tell_other_founders(&born.founders, &members);
             return Ok(Some(born));
         }
         if !self.join.is_empty() {
@@ -235,14 +240,15 @@ impl<S: StateMachine> Life<S> {
         let (mut missing, mut disagreeing) = (Vec::new(), Vec::new());
         loop {
             if let Some(founders) = birth.founders() {
-                let group = group_id(&self.peers.cluster, &founders);
+                let id = group_id(&self.peers.cluster, &founders);
+                let group = Group { id, founders, former: Vec::new() };
                 tokio::select! {
                     biased;
                     failure = &mut inputs.store_failed => return Err(store_failure(failure)),
-                    born = self.opened.store.bear(group, founders.clone()) => born?,
+                    born = self.opened.store.bear(group.clone()) => born?,
                 }
                 info!("the group is born");
-                return Ok(Some((group, founders)));
+                return Ok(Some(group));
             }
             if missing != birth.missing() {
                 missing = birth.missing();
@@ -269,10 +275,7 @@ impl<S: StateMachine> Life<S> {
 
     /// Learns from its members which group this one is to join; waits for one that answers. None:
     /// the member is stopping.
-    async fn learn_group(
-        &mut self,
-        inputs: &mut Inputs<S>,
-    ) -> Result<Option<(GroupId, Vec<Founder>)>, Failure> {
+    async fn learn_group(&mut self, inputs: &mut Inputs<S>) -> Result<Option<Group>, Failure> {
         let mut interval = tokio::time::interval(BIRTH_INTERVAL);
         let mut told = BTreeSet::new();
         info!(members = self.join.len(), "asking members of the group that is to be joined");
@@ -289,10 +292,10 @@ impl<S: StateMachine> Life<S> {
             let asked = self.join.iter().map(|to| peer::ask_group(&self.peers, to, &self.lost));
             for answer in futures::future::join_all(asked).await {
                 match answer {
-                    Ok((group, founders)) => {
-                        self.opened.store.bear(group, founders.clone()).await?;
+                    Ok(group) => {
+                        self.opened.store.bear(group.clone()).await?;
                         info!("the group is known; a person adds this member to it");
-                        return Ok(Some((group, founders)));
+                        return Ok(Some(group));
                     }
                     Err(reason) => {
                         if told.len() < JOIN_REASONS_MAX && told.insert(reason.clone()) {
@@ -364,8 +367,8 @@ async fn open<S: StateMachine>(
 /// Puts the state of the last snapshot into the machine.
 fn restore<S: StateMachine>(machine: &mut S, opened: &Opened) -> Result<(), Failure> {
     let Some(root) = &opened.recovered.snapshot else { return Ok(()) };
-    let chunks = opened.snapshots.load(root.manifest)?;
-    machine.restore(&mut chunks.into_iter()).map_err(|error| {
+    let chunks = opened.snapshots.read(root.manifest);
+    store::take_chunks(chunks, |chunks| machine.restore(chunks))?.map_err(|error| {
         Failure::damaged("the snapshot that the log builds on is not readable").because(error)
     })
 }
@@ -423,6 +426,8 @@ fn unborn(settings: &Settings, members: &[Member]) -> Status {
         snapshot: None,
         state_digest: 0,
         low_on_space: false,
+        transfer: None,
+        lease_reads: false,
         members: members.collect(),
     }
 }

@@ -25,6 +25,10 @@ pub(crate) fn to_wire(message: Message) -> pb::Message {
             last_term: last.term.0,
         }),
         MessageKind::TimeoutNow => Kind::TimeoutNow(pb::TimeoutNow {}),
+        MessageKind::ReadRequest { context } => Kind::ReadRequest(pb::ReadRequest { context }),
+        MessageKind::ReadReply { context, index } => {
+            Kind::ReadReply(pb::ReadReply { context, index: index.map(|index| index.0) })
+        }
         MessageKind::VoteReply { pre_vote, granted } => {
             Kind::VoteReply(pb::VoteReply { pre_vote, granted })
         }
@@ -76,6 +80,10 @@ pub(crate) fn from_wire(message: pb::Message) -> Result<Message, Malformed> {
             last: position(request.last_index, request.last_term),
         },
         Kind::TimeoutNow(pb::TimeoutNow {}) => MessageKind::TimeoutNow,
+        Kind::ReadRequest(request) => MessageKind::ReadRequest { context: request.context },
+        Kind::ReadReply(reply) => {
+            MessageKind::ReadReply { context: reply.context, index: reply.index.map(Index) }
+        }
         Kind::VoteReply(reply) => {
             MessageKind::VoteReply { pre_vote: reply.pre_vote, granted: reply.granted }
         }
@@ -198,6 +206,9 @@ mod tests {
             MessageKind::VoteRequest { ballot: Ballot::Vote, last: at },
             MessageKind::VoteRequest { ballot: Ballot::Transfer, last: at },
             MessageKind::TimeoutNow,
+            MessageKind::ReadRequest { context: u64::MAX },
+            MessageKind::ReadReply { context: 7, index: Some(Index(9)) },
+            MessageKind::ReadReply { context: 0, index: None },
             MessageKind::VoteReply { pre_vote: false, granted: true },
             MessageKind::AppendRequest { previous: at, commit: Index(6), round: 4, entries },
             MessageKind::AppendReply { round: 4, result: AppendResult::Matched(Index(9)) },

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use raft::{Install, Message, NodeId};
+use raft::{Entry, Fetch, Install, Message, NodeId};
 
 use crate::{
     client::{Reply, Request},
@@ -36,6 +36,8 @@ pub(crate) enum Happening {
     Captured(Life, Stored),
     /// A transfer ends, well or not.
     Fetched(Life, Install),
+    /// Entries of its log have been read.
+    Read(Life, Fetch),
     /// A client asks its next question.
     Think { client: u64 },
     /// A client gives up on a request.
@@ -147,6 +149,7 @@ pub(crate) enum Input {
     Written(raft::WriteId),
     Captured(Option<raft::SnapshotRoot>),
     Fetched(raft::SnapshotRoot, Option<Vec<Bytes>>),
+    Read(Option<NodeId>, Vec<Entry>),
     Transfer(NodeId),
     Ask { client: u64, number: u64, request: Request },
 }

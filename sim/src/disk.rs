@@ -12,7 +12,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use raft::{Digest, Entry, HardState, Index, Position, Recovered, SnapshotRoot, Write, WriteId};
+use raft::{
+    Digest, Entry, Fetch, HardState, Index, Install, Log, Position, Recovered, SnapshotRoot, Write,
+    WriteId,
+};
 use rand::{RngExt, rngs::StdRng};
 
 use crate::{fault::Mix, machine::History};
@@ -48,6 +51,8 @@ pub struct Disk {
     /// How many of the pending writes the running sync covers.
     syncing: usize,
     snapshots: BTreeMap<Digest, Stored>,
+    /// The transfer that runs, or that ran when the member crashed.
+    pub(crate) transfer: Option<Install>,
     /// Nothing that grows has room.
     pub(crate) full: bool,
 }
@@ -158,14 +163,29 @@ impl Disk {
         &self.image
     }
 
-    /// What a member finds when it starts.
-    pub fn recovered(&self) -> Recovered {
-        Recovered {
+    /// What a member finds when it starts, if its memory holds so much of the log.
+    pub fn recovered(&self, window_bytes: u64) -> Recovered {
+        let mut recovered = Recovered {
             hard_state: self.image.hard_state,
             snapshot: self.image.snapshot.clone(),
-            entries: self.image.entries().cloned().collect(),
-            base: self.image.base,
+            log: Log::new(self.image.base),
+            memberships: Vec::new(),
+        };
+        for entry in self.image.entries() {
+            recovered.push(entry.clone(), window_bytes);
         }
+        recovered
+    }
+
+    /// Reads entries of the log, as many as are wanted.
+    pub(crate) fn read(&self, fetch: Fetch) -> Vec<Entry> {
+        let mut bytes = 0;
+        let log = self.image.entries_behind(fetch.from.previous());
+        let wanted = log.take_while(|entry| entry.index <= fetch.to).take_while(|entry| {
+            bytes += entry.size();
+            bytes == entry.size() || bytes <= fetch.bytes_max
+        });
+        wanted.cloned().collect()
     }
 
     /// A write was handed out.

@@ -56,6 +56,8 @@ pub struct Mix {
     pub clients_do_not_wait: bool,
     /// How many of 1,000 requests are reads.
     pub read_per_mille: u32,
+    /// How many of 1,000 reads are asked of any member, whether it leads or not.
+    pub read_anywhere_per_mille: u32,
     /// How much a command is padded at most.
     pub padding_bytes_max: usize,
     /// The shortest delay of a message.
@@ -103,9 +105,13 @@ pub struct Mix {
     pub batch_us_max: u64,
     /// How many inputs it takes in at once at most.
     pub batch_inputs_max: usize,
-    /// How many times slower than it should be a member's clock may tick.
+    /// Whether the leader may answer reads by a lease.
+    pub lease_reads: bool,
+    /// What the two below are counted in.
+    pub clock_unit: u64,
+    /// How many units slower than it should be a member's clock may tick.
     pub slow_clock_max: u64,
-    /// How many times faster.
+    /// How many units faster.
     pub fast_clock_max: u64,
     /// The longest that storing or transferring a snapshot takes.
     pub snapshot_us_max: u64,
@@ -154,6 +160,7 @@ impl Mix {
             think_us_max: 20_000,
             clients_do_not_wait: false,
             read_per_mille: 300,
+            read_anywhere_per_mille: 0,
             padding_bytes_max: 64,
             delay_us_min: 200,
             delay_us_max: 5_000,
@@ -177,6 +184,8 @@ impl Mix {
             torn_per_mille: 0,
             batch_us_max: 0,
             batch_inputs_max: 1_000,
+            lease_reads: false,
+            clock_unit: 1,
             slow_clock_max: 1,
             fast_clock_max: 1,
             snapshot_us_max: 20_000,
@@ -228,11 +237,17 @@ impl Mix {
         mix.think_us_max = pick(rng, &[2_000, 20_000, 200_000]);
         mix.clients_do_not_wait = rng.random_range(0..2) == 0;
         mix.read_per_mille = pick(rng, &[0, 200, 500, 900]);
+        mix.read_anywhere_per_mille = pick(rng, &[0, 500, 1_000]);
         mix.padding_bytes_max = pick(rng, &[0, 64, 600]);
         mix.leader_per_mille = pick(rng, &[0, 300, 800]);
         mix.depose_per_mille = pick(rng, &[0, 0, 300, 900]);
         mix.slow_clock_max = pick(rng, &[1, 1, 2, 6]);
         mix.fast_clock_max = pick(rng, &[1, 1, 2]);
+        mix.lease_reads = rng.random_range(0..2) == 0;
+        if mix.lease_reads {
+            // Two clocks differ by as much as a lease allows, and not more.
+            (mix.clock_unit, mix.slow_clock_max, mix.fast_clock_max) = (100, 105, 105);
+        }
         mix.batch_us_max = pick(rng, &[0, 500, 20_000]);
         mix.batch_inputs_max = pick(rng, &[1, 4, 1_000]);
         let rare = Rarity(pick(rng, &[2, 2, 3, 5]));
@@ -329,15 +344,21 @@ fn draw_config(rng: &mut StdRng) -> Config {
         tick_us: TICK_US,
         heartbeat_ticks,
         election_ticks_min: heartbeat_ticks * rng.random_range(3..=8),
+        clock_drift_percent_max: 10,
         append_bytes_max: pick(rng, &[1, 200, 2_000, 1 << 20]),
         inflight_messages_max: rng.random_range(1..=8),
         inflight_bytes_max: pick(rng, &[1, 500, 1 << 20]),
         uncommitted_bytes_max: pick(rng, &[300, 5_000, 1 << 20]),
         read_rounds_max: rng.random_range(1..=4),
+        read_questions_max: rng.random_range(1..=4),
         reads_waiting_max: pick(rng, &[1, 4, 1_000]),
         snapshot_log_bytes_min: pick(rng, &[300, 2_000, 10_000, 200_000]),
         members_max: 9,
         retained_bytes: pick(rng, &[0, 200, 3_000]),
+        retained_bytes_max: pick(rng, &[0, 1_000, 20_000]),
+        log_window_bytes: pick(rng, &[0, 300, 5_000, 1 << 20]),
+        apply_bytes_max: pick(rng, &[1, 300, 1 << 20]),
+        slow_disk_ticks: pick(rng, &[2, 20, 1_000]),
     };
     assert_eq!(config.check(), Ok(()), "drawn settings fit together");
     config

@@ -163,6 +163,9 @@ impl StateMachine for Machine {
         self.history = self.history.then(at, None);
     }
 
+    /// Nothing here is given out, and no group is recovered.
+    fn recover(&mut self) {}
+
     fn query(&self, register: u8) -> Answer {
         Answer {
             index: self.applied.index,

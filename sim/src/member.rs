@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use raft::{
-    AppendResult, Capture, ChangeRefused, Config, Index, Instant, Membership, Message, MessageKind,
-    NodeId, Output, Payload, Position, ReadId, Refused, Replica, RoleKind, SnapshotRoot,
-    StateMachine, Status, Term, TicketId, Write,
+    AppendResult, Capture, ChangeRefused, Config, Entry, Index, Instant, Membership, Message,
+    MessageKind, NodeId, Output, Payload, Position, ReadId, Refused, Replica, RoleKind,
+    SnapshotRoot, StateMachine, Status, Term, TicketId, Write,
 };
 use rand::rngs::StdRng;
 
@@ -136,6 +136,21 @@ impl Member {
         &self.disk
     }
 
+    /// The entries of its log from `from` on, while it is up: those in memory, and before them those
+    /// on its disk.
+    pub fn log(&self, from: Index) -> impl Iterator<Item = &Entry> {
+        let node = self.replica().map(Replica::node);
+        let held = node.and_then(|node| node.log(Index(0)).next()).map(|entry| entry.index);
+        let on_disk = self.disk.image().entries_behind(from.previous());
+        let older = on_disk.take_while(move |entry| held.is_some_and(|held| entry.index < held));
+        older.chain(node.into_iter().flat_map(move |node| node.log(from)))
+    }
+
+    /// The entry of its log at `index`.
+    pub fn entry(&self, index: Index) -> Option<&Entry> {
+        self.log(index).next().filter(|entry| entry.index == index)
+    }
+
     /// How it stood after its last step.
     pub fn standing(&self) -> &Standing {
         &self.standing
@@ -151,6 +166,11 @@ impl Member {
         self.reads.get(&id).copied()
     }
 
+    /// The last read that it was asked.
+    pub(crate) fn last_read(&self) -> ReadId {
+        ReadId(self.asked)
+    }
+
     /// How many requests it has taken on and not answered.
     pub fn requests_open(&self) -> usize {
         self.tickets.len() + self.reads.len()
@@ -164,7 +184,7 @@ impl Member {
         seed: u64,
         now_us: u64,
     ) -> Result<(), String> {
-        let mut recovered = self.disk.recovered();
+        let mut recovered = self.disk.recovered(config.log_window_bytes);
         if self.plant == Plant::StartWithoutVote {
             recovered.hard_state.vote = None;
         }
@@ -247,6 +267,7 @@ impl Member {
                     .expect("chunks that were stored decode");
             }
             Input::Fetched(_, None) => replica.install_failed(),
+            Input::Read(reader, entries) => replica.fetched(reader, entries),
             // Refused when it leads no more, or hands over to another already.
             Input::Transfer(to) => drop(replica.transfer(to)),
             Input::Ask { client, number, request } => {
@@ -284,7 +305,7 @@ impl Member {
             }
             Request::Read { register } => {
                 let read = ReadId(self.asked);
-                replica.query(read, register).map_err(refused)?;
+                replica.query(now, read, register).map_err(refused)?;
                 self.reads.insert(read, asked);
             }
         }

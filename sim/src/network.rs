@@ -44,7 +44,9 @@ pub(crate) fn bytes_of(message: &Message) -> u64 {
         | MessageKind::VoteReply { .. }
         | MessageKind::AppendReply { .. }
         | MessageKind::SnapshotOffer(_)
-        | MessageKind::TimeoutNow => 0,
+        | MessageKind::TimeoutNow
+        | MessageKind::ReadRequest { .. }
+        | MessageKind::ReadReply { .. } => 0,
     };
     MESSAGE_BYTES + entries
 }

@@ -56,6 +56,9 @@ impl World {
                 (_, _) => {}
             }
         }
+        if self.mix.lease_reads && self.rng.random_range(0..4) == 0 {
+            changes.push(Change::LeaseReads(self.rng.random_range(0..4) != 0));
+        }
         if self.rng.random_range(0..20) == 0 {
             // One that was used, most likely: it has to be refused.
             let id = NodeId(self.rng.random_range(1..=membership.last_id().0));

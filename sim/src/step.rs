@@ -2,8 +2,8 @@
 //! only then is it done, in part if the member dies in the middle.
 
 use raft::{
-    AppendResult, Envelope, Index, Install, MessageKind, NodeId, Output, Payload, Position, Term,
-    Write,
+    AppendResult, Entry, Envelope, Index, Install, MessageKind, NodeId, Output, Payload, Position,
+    Term, Write,
 };
 use rand::RngExt;
 
@@ -53,11 +53,12 @@ impl World {
         }
         let floor = self.invariants.ghost().committed();
         let (mut replies, mut heard) = (Vec::new(), Heard::default());
+        let last_read = member.last_read();
         let (inputs, more) = member.take_inbox(self.mix.batch_inputs_max);
         if more {
-            member.run_is_due = true;
-            self.agenda.after(STEP_US, Happening::Run(member.life()));
+            self.run_again(id);
         }
+        let member = self.members.get_mut(&id).expect("every id is a member's");
         for input in inputs {
             trace_input(&mut self.trace, now_us, id, &input);
             heard.hear(&input);
@@ -68,6 +69,7 @@ impl World {
                 | Input::Written(_)
                 | Input::Captured(_)
                 | Input::Fetched(..)
+                | Input::Read(..)
                 | Input::Transfer(_) => None,
             };
             if let (Some(reply), Some(asker)) = (member.take_in(now_us, input, floor), asker) {
@@ -79,6 +81,9 @@ impl World {
             self.trace.line(now_us, format_args!("n{id} {}", Happened(event)));
         }
         self.count(id, &output);
+        let at_once =
+            output.answers.iter().filter(|(read, answer)| *read > last_read && answer.is_ok());
+        self.tally.reads_at_once += at_once.count() as u64;
         for ((client, number), reply) in replies {
             self.invariants.answered_at_once(id, client, number, reply, floor)?;
             self.reply(id, client, number, reply);
@@ -94,6 +99,15 @@ impl World {
         self.perform(id, output)
     }
 
+    /// A member has more to do.
+    fn run_again(&mut self, id: NodeId) {
+        let member = self.members.get_mut(&id).expect("every id is a member's");
+        if !member.run_is_due {
+            member.run_is_due = true;
+            self.agenda.after(STEP_US, Happening::Run(member.life()));
+        }
+    }
+
     fn count(&mut self, id: NodeId, output: &Output<Machine>) {
         for event in &output.events {
             match event {
@@ -103,6 +117,7 @@ impl World {
                 }
                 raft::Event::LostQuorum { .. } => self.tally.quorums_lost += 1,
                 raft::Event::Transferring { .. } => self.tally.transfers += 1,
+                raft::Event::SlowDisk { .. } => self.tally.slow_disks += 1,
                 raft::Event::TransferFailed { .. } => self.tally.transfers_failed += 1,
                 raft::Event::Removed { .. } => self.tally.leaders_removed += 1,
                 raft::Event::Reconfigured { .. } => self.tally.reconfigured += 1,
@@ -136,7 +151,9 @@ impl World {
 
     /// Does what a member asks for. A member that dies in the middle has done an arbitrary part.
     fn perform(&mut self, id: NodeId, output: Output<Machine>) -> Result<(), Violation> {
-        let Output { mut messages, write, outcomes, answers, install, capture, .. } = output;
+        let Output {
+            mut messages, write, fetches, again, outcomes, answers, install, capture, ..
+        } = output;
         let per_million = self.mix.crash_in_step_per_million;
         let dies = per_million > 0 && self.rng.random_range(0..1_000_000) < per_million;
         if dies {
@@ -174,7 +191,19 @@ impl World {
         for (asked, reply) in replies {
             self.reply(id, asked.client, asked.number, reply);
         }
+        for fetch in fetches {
+            match fetch.reader {
+                None => self.tally.reads_to_apply += 1,
+                Some(_) => self.tally.reads_to_send += 1,
+            }
+            let reading_us = self.rng.random_range(0..=self.mix.sync_us_max);
+            self.agenda.after(reading_us, Happening::Read(life, fetch));
+        }
+        if again {
+            self.run_again(id);
+        }
         if let Some(install) = install {
+            let install = self.begin_transfer(id, install);
             let heard = self.is_reachable(id, install.from) || self.refuses(install.from);
             let transfer_us = self.rng.random_range(0..=self.mix.snapshot_us_max);
             let transfer_us = if heard { transfer_us } else { SILENT_TRANSFER_US };
@@ -270,6 +299,20 @@ impl World {
         Ok(())
     }
 
+    /// What a member fetches that was offered a snapshot: one that it began to fetch in an earlier
+    /// life, if that leads further and is still where it was, as hosts do.
+    fn begin_transfer(&mut self, id: NodeId, offered: Install) -> Install {
+        let member = &self.members[&id];
+        let begun = member.disk().transfer.clone().filter(|begun| {
+            let kept = self.members[&begun.from].disk().stored(&begun.root);
+            kept.is_some() && begun.root.position.index > member.standing().commit
+        });
+        let install = begun.unwrap_or(offered);
+        let member = self.members.get_mut(&id).expect("every id is a member's");
+        member.disk.transfer = Some(install.clone());
+        install
+    }
+
     /// A transfer has ended: well, if both ends are there and the giver still has the snapshot.
     pub(crate) fn fetched(&mut self, id: NodeId, install: Install) -> Result<(), Violation> {
         let Install { from, root } = install;
@@ -279,8 +322,12 @@ impl World {
         let given = self.members[&from].disk().stored(&root);
         let stored = given.filter(|_| reachable && !fails).cloned();
         let chunks = stored.as_ref().map(|stored| stored.chunks.clone());
-        if let Some(stored) = stored {
-            self.store(id, stored)?;
+        match stored {
+            Some(stored) => self.store(id, stored)?,
+            None => {
+                let member = self.members.get_mut(&id).expect("every id is a member's");
+                member.disk.transfer = None;
+            }
         }
         self.give(id, Input::Fetched(root, chunks));
         Ok(())
@@ -290,11 +337,14 @@ impl World {
         let now_us = self.agenda.now_us();
         let Envelope { to, message } = self.tamper(envelope);
         let kind = match message.kind {
-            MessageKind::VoteReply { .. } | MessageKind::AppendReply { .. } => Kind::Reply,
+            MessageKind::VoteReply { .. }
+            | MessageKind::AppendReply { .. }
+            | MessageKind::ReadReply { .. } => Kind::Reply,
             MessageKind::VoteRequest { .. }
             | MessageKind::AppendRequest { .. }
             | MessageKind::SnapshotOffer(_)
-            | MessageKind::TimeoutNow => Kind::Request,
+            | MessageKind::TimeoutNow
+            | MessageKind::ReadRequest { .. } => Kind::Request,
         };
         self.tally.sent += 1;
         self.tally.requests += u64::from(kind == Kind::Request);
@@ -364,6 +414,11 @@ fn trace_input(trace: &mut Trace, now_us: u64, id: NodeId, input: &Input) {
             let outcome = if chunks.is_some() { "has fetched" } else { "can't fetch" };
             let position = root.position;
             trace.line(now_us, format_args!("n{id} {outcome} {position}"));
+        }
+        Input::Read(reader, entries) => {
+            let (first, last) = (entries.first(), entries.last());
+            let range = (first.map(Entry::position), last.map(Entry::position));
+            trace.line(now_us, format_args!("n{id} has read {range:?} for {reader:?}"));
         }
         Input::Transfer(to) => {
             trace.line(now_us, format_args!("n{id} asked to hand over to n{to}"));

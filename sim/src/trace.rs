@@ -118,6 +118,11 @@ impl fmt::Display for Shown<'_> {
                 write!(f, "conflict {refused} hint {hint} round {round}")
             }
             MessageKind::SnapshotOffer(root) => write!(f, "offer {}", root.position),
+            MessageKind::ReadRequest { context } => write!(f, "read? {context:x}"),
+            MessageKind::ReadReply { context, index: Some(index) } => {
+                write!(f, "read {context:x} at {index}")
+            }
+            MessageKind::ReadReply { context, index: None } => write!(f, "no read {context:x}"),
         }
     }
 }
@@ -140,6 +145,7 @@ impl fmt::Display for Happened<'_> {
             Event::Campaigning { term } => write!(f, "campaigns in t{term}"),
             Event::Leading { term, last } => write!(f, "leads t{term} from {last}"),
             Event::Transferring { to } => write!(f, "hands over to n{to}"),
+            Event::SlowDisk { ticks } => write!(f, "its disk is silent for {ticks} ticks"),
             Event::TransferFailed { to } => write!(f, "n{to} did not take over"),
             Event::LostQuorum { term } => write!(f, "leads t{term} no more: no quorum"),
             Event::Removed { term } => write!(f, "leads t{term} no more: votes no more"),

@@ -66,6 +66,12 @@ pub struct Tally {
     pub snapshots: u64,
     /// Snapshots that could not be stored.
     pub snapshots_failed: u64,
+    /// Times that a leader began to hand over because of its disk.
+    pub slow_disks: u64,
+    /// Times that entries were read from a disk for a state machine.
+    pub reads_to_apply: u64,
+    /// Times that entries were read from a disk for a follower.
+    pub reads_to_send: u64,
     /// Snapshots installed from another member.
     pub installs: u64,
     /// Of those, the ones that kept what followed.
@@ -114,6 +120,8 @@ pub struct Tally {
     pub unknown: u64,
     /// Reads answered.
     pub reads: u64,
+    /// Of those, the ones that were answered at once: by a lease, or by who votes alone.
+    pub reads_at_once: u64,
     /// Requests refused.
     pub refused: u64,
     /// Answers that got lost on their way to a client.
@@ -128,6 +136,9 @@ impl Tally {
         self.truncations += other.truncations;
         self.snapshots += other.snapshots;
         self.snapshots_failed += other.snapshots_failed;
+        self.slow_disks += other.slow_disks;
+        self.reads_to_apply += other.reads_to_apply;
+        self.reads_to_send += other.reads_to_send;
         self.installs += other.installs;
         self.suffixes_kept += other.suffixes_kept;
         self.quorums_lost += other.quorums_lost;
@@ -152,6 +163,7 @@ impl Tally {
         self.rejected += other.rejected;
         self.unknown += other.unknown;
         self.reads += other.reads;
+        self.reads_at_once += other.reads_at_once;
         self.refused += other.refused;
         self.answers_lost += other.answers_lost;
     }
@@ -162,7 +174,9 @@ impl World {
     pub fn new(options: Options, mix: Mix, listener: Option<Listener>) -> Self {
         let ids: BTreeSet<NodeId> = (1..=options.members).map(NodeId).collect();
         let founders = ids.iter().map(|&id| (id, Bytes::new()));
-        let founders = Arc::new(Membership::founders(founders));
+        let founders = Membership::founders(founders);
+        let (members, last_id) = (founders.members().clone(), founders.last_id());
+        let founders = Arc::new(Membership::from_parts(members, last_id, mix.lease_reads));
         let members = ids.iter().map(|&id| (id, Member::new(id, options.plant))).collect();
         let clients = (1..=mix.clients).map(|id| (id, Client::new(NodeId(1)))).collect();
         let mut world = Self {
@@ -203,8 +217,9 @@ impl World {
     }
 
     pub(crate) fn draw_clock_rate(&mut self) -> ClockRate {
-        let slower = self.rng.random_range(1..=self.mix.slow_clock_max);
-        let faster = self.rng.random_range(1..=self.mix.fast_clock_max);
+        let Mix { clock_unit, slow_clock_max, fast_clock_max, .. } = self.mix;
+        let slower = self.rng.random_range(clock_unit..=slow_clock_max);
+        let faster = self.rng.random_range(clock_unit..=fast_clock_max);
         ClockRate { faster, slower }
     }
 
@@ -336,6 +351,12 @@ impl World {
                     self.fetched(life.node, install)?;
                 }
             }
+            Happening::Read(life, fetch) => {
+                if self.is_alive(life) {
+                    let entries = self.members[&life.node].disk.read(fetch);
+                    self.give(life.node, Input::Read(fetch.reader, entries));
+                }
+            }
             Happening::Think { client } => self.think(client),
             Happening::LoseHope { client, number } => self.lose_hope(client, number),
             Happening::Ask { to, client, number, request } => {
@@ -395,9 +416,12 @@ impl World {
         }
         let client = self.clients.get_mut(&id).expect("only clients think");
         client.number += 1;
-        let (number, to) = (client.number, client.target);
+        let (number, mut to) = (client.number, client.target);
         let register = self.rng.random_range(0..REGISTERS);
         let request = if self.mix.chance(&mut self.rng, self.mix.read_per_mille) {
+            if self.mix.chance(&mut self.rng, self.mix.read_anywhere_per_mille) {
+                to = self.draw_member();
+            }
             Request::Read { register }
         } else {
             let padding_bytes = self.rng.random_range(0..=self.mix.padding_bytes_max);
@@ -453,13 +477,13 @@ impl World {
     }
 
     fn hear(&mut self, id: u64, number: u64, reply: Reply) {
+        let other = self.draw_member();
         let client = self.clients.get_mut(&id).expect("only clients hear");
         if client.answered >= number {
             return;
         }
         client.answered = number;
         if let Reply::Refused { leader } = reply {
-            let other = NodeId(self.rng.random_range(1..=self.ids.len() as u64));
             client.target = leader.unwrap_or(other);
         }
         if !self.mix.clients_do_not_wait {
@@ -468,15 +492,20 @@ impl World {
     }
 
     fn lose_hope(&mut self, id: u64, number: u64) {
+        let other = self.draw_member();
         let client = self.clients.get_mut(&id).expect("only clients hope");
         if client.answered >= number {
             return;
         }
         client.answered = number;
-        client.target = NodeId(self.rng.random_range(1..=self.ids.len() as u64));
+        client.target = other;
         if !self.mix.clients_do_not_wait {
             self.plan_thought(id);
         }
+    }
+
+    fn draw_member(&mut self) -> NodeId {
+        NodeId(self.rng.random_range(1..=self.ids.len() as u64))
     }
 
     fn plan_thought(&mut self, client: u64) {

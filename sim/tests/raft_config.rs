@@ -118,6 +118,12 @@ fn conf_change_recover() {
 #[test]
 fn conf_change_snapshot_partition() {
     let mix = reshaping(&Mix::calm(), &[Fault::Partition, Fault::Crash]);
-    let config = raft::Config { snapshot_log_bytes_min: 500, retained_bytes: 100, ..mix.config };
+    let (retained_bytes, retained_bytes_max) = (100, 0);
+    let config = raft::Config {
+        snapshot_log_bytes_min: 500,
+        retained_bytes,
+        retained_bytes_max,
+        ..mix.config
+    };
     reshape("conf_change_snapshot_partition", &Mix { config, ..mix });
 }

@@ -124,6 +124,90 @@ fn read_index_safe() {
     });
 }
 
+/// A leader with a lease answers at once. One that stood still while another was elected has none any
+/// more, whatever it heard before.
+#[test]
+fn lease_expires_on_pause() {
+    let mix = Mix { lease_reads: true, ..Mix::calm() };
+    scenario("lease_expires_on_pause", 3, &mix, |world| {
+        world.one(3)?;
+        let old = world.expect_leader()?;
+        world.run_for(SECOND_US / 5)?;
+        let sent = world.tally().reads_at_once;
+        let read = world.query(old);
+        world.run_until(SECOND_US, |world| world.reply_to(read).is_some())?;
+        expect(world.tally().reads_at_once == sent + 1, "it answers by its lease")?;
+        world.stop(old);
+        world.disconnect(old);
+        world.one(2)?;
+        world.go_on(old);
+        let stale = world.query(old);
+        world.run_for(SECOND_US / 100)?;
+        expect(world.reply_to(stale).is_none(), "its lease is over")?;
+        world.connect(old);
+        world.run_for(2 * SECOND_US)?;
+        let refused = matches!(world.reply_to(stale), Some(Reply::Refused { .. }));
+        expect(refused, format!("it refuses in the end: {:?}", world.reply_to(stale)))
+    });
+}
+
+/// A voter that starts anew does not elect another while the leader that it heard just before reads by
+/// its lease.
+#[test]
+fn restarted_voter_keeps_to_its_leader() {
+    let mix = Mix { lease_reads: true, ..Mix::calm() };
+    scenario("restarted_voter_keeps_to_its_leader", 3, &mix, |world| {
+        world.one(3)?;
+        let old = world.expect_leader()?;
+        let [voter, other] = [1, 2].map(|step| NodeId((old.0 - 1 + step) % 3 + 1));
+        world.run_for(SECOND_US)?;
+        // One member hears no leader, and asks the voter, which does.
+        world.cut(old, other);
+        world.cut(other, old);
+        world.withhold(other, voter, |message| {
+            matches!(message.kind, MessageKind::VoteRequest { .. })
+        });
+        let asks = world.run_until(5 * SECOND_US, |world| world.withheld(other, voter) == 1)?;
+        expect(asks, "it asks for an election")?;
+        world.disconnect(old);
+        world.kill(voter)?;
+        world.restart(voter)?;
+        world.release(other, voter);
+        world.run_for(SECOND_US / 20)?;
+        // Were it elected, this would be committed. R19 judges what the old leader reads.
+        world.propose(other, 0);
+        world.run_for(SECOND_US / 20)?;
+        let read = world.query(old);
+        world.run_for(1)?;
+        let answered = matches!(world.reply_to(read), Some(Reply::Read(_)));
+        expect(answered, format!("by its lease: {:?}", world.reply_to(read)))?;
+        world.connect(old);
+        Ok(())
+    });
+}
+
+/// However many reads come to a follower at once, they cost its leader one round.
+#[test]
+fn reads_of_a_follower_share_one_question() {
+    scenario("reads_of_a_follower_share_one_question", 3, &Mix::calm(), |world| {
+        let written = world.one(3)?;
+        let leader = world.expect_leader()?;
+        let follower = NodeId(leader.0 % 3 + 1);
+        let reads: Vec<_> = (0..100).map(|_| world.query(follower)).collect();
+        // Their question is on its way before the next heartbeat, and long before the next election.
+        let sent = world.tally().sent;
+        let answered = |world: &World| reads.iter().all(|&read| world.reply_to(read).is_some());
+        world.run_until(SECOND_US, answered)?;
+        for &read in &reads {
+            let fresh =
+                matches!(world.reply_to(read), Some(Reply::Read(index)) if index >= written);
+            expect(fresh, format!("a fresh read: {:?}", world.reply_to(read)))?;
+        }
+        let sent = world.tally().sent - sent;
+        expect(sent <= 20, format!("{sent} messages for 100 reads"))
+    });
+}
+
 /// A new leader holds all that is committed but does not know how far that goes until an entry of
 /// its own term is committed: until then it answers no read.
 #[test]

@@ -15,7 +15,9 @@ const ENTRIES: usize = 25;
 
 /// A snapshot every ten entries or so, and hardly any log before it.
 fn small(mix: Mix) -> Mix {
-    let config = Config { snapshot_log_bytes_min: 500, retained_bytes: 100, ..mix.config };
+    let (retained_bytes, retained_bytes_max) = (100, 0);
+    let config =
+        Config { snapshot_log_bytes_min: 500, retained_bytes, retained_bytes_max, ..mix.config };
     Mix { config, ..mix }
 }
 
@@ -183,11 +185,9 @@ fn install_over_a_conflict_in_one_step() {
         stamp: GroupTime(0),
         payload: Payload::Tick,
     };
-    let recovered = Recovered {
-        hard_state: HardState { term: Term(2), vote: None },
-        entries: (1..=12).map(|index| entry(index, 1)).collect(),
-        ..Recovered::default()
-    };
+    let hard_state = HardState { term: Term(2), vote: None };
+    let mut recovered = Recovered { hard_state, ..Recovered::default() };
+    (1..=12).for_each(|index| recovered.push(entry(index, 1), u64::MAX));
     let (leader, now) = (NodeId(2), Instant(0));
     let founders = Membership::founders((1..=3).map(|id| (NodeId(id), bytes::Bytes::new())));
     let founders = std::sync::Arc::new(founders);

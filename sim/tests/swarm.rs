@@ -46,6 +46,8 @@ fn groups_of_three() {
     happened("truncations", total.truncations, 5);
     happened("snapshots", total.snapshots, 100);
     happened("installs", total.installs, 5);
+    happened("entries read to apply them", total.reads_to_apply, 100);
+    happened("entries read to send them", total.reads_to_send, 20);
     happened("quorums lost", total.quorums_lost, 5);
     happened("crashes", total.crashes, 200);
     happened("pauses", total.pauses, 100);
@@ -56,6 +58,7 @@ fn groups_of_three() {
     happened("syncs that failed", total.disk_errors, 20);
     happened("torn writes", total.torn, 20);
     happened("answers lost", total.answers_lost, 100);
+    happened("leaders with a slow disk", total.slow_disks, 10);
     happened("transfers", total.transfers, 8);
     happened("transfers given up", total.transfers_failed, 3);
     happened("changes of members", total.changes, 8);

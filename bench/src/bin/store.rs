@@ -5,6 +5,7 @@
 //! says which disk is measured; by default the one of temporary files.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,8 @@ use raft::{
     Entry, GroupTime, HardState, Index, NodeId, Payload, Position, SnapshotWrite, Term, Write,
     WriteId,
 };
-use raftd::Founder;
 use raftd::store::{ExpectedIdentity, Start, Store, StoreError, StoreOptions, Written};
+use raftd::{Founder, Group};
 use rustix::time::{ClockId, clock_gettime};
 
 /// The payload of every entry.
@@ -39,6 +40,8 @@ impl Member {
     fn open(path: &Path) -> Result<Self, StoreError> {
         let (written_out, written) = channel();
         let options = StoreOptions {
+            log_window_bytes: 0,
+            on_read: Box::new(|_, _| {}),
             free_bytes_min: 0,
             on_written: Box::new(move |written| {
                 // Nobody listens only when the measurement is over.
@@ -63,9 +66,10 @@ impl Member {
             peer_address: String::new(),
             client_address: String::new(),
         };
+        let group = Group { id: [1; 32], founders: vec![founder], former: Vec::new() };
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         let runtime = runtime.map_err(|error| StoreError::machine("no runtime", error))?;
-        let born = runtime.block_on(member.store.bear([1; 32], vec![founder]));
+        let born = runtime.block_on(member.store.bear(group));
         born.map_err(|failure| StoreError::Damaged(failure.chain()))?;
         let hard_state = Some(HardState { term: Term(1), vote: None });
         member.write(hard_state, Vec::new(), None);
@@ -153,7 +157,8 @@ fn measure_compaction(path: &Path) -> Result<(), StoreError> {
     report("1M entries appended");
     let position = Position { term: Term(1), index: Index(REMOVED) };
     let chunks = (0..8).map(|_| Bytes::from_static(&[1; 32 << 10]));
-    let root = member.start.snapshots.store_chunks(position, GroupTime(0), chunks)?;
+    let root =
+        member.start.snapshots.store_chunks(position, GroupTime(0), Arc::default(), chunks)?;
     let first = position.index.next();
     let compaction = Instant::now();
     member.write(None, Vec::new(), Some(SnapshotWrite { root, first, reset: false }));

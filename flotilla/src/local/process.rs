@@ -97,13 +97,14 @@ impl fmt::Display for Ended {
 pub struct Process {
     instance: Instance,
     launch: Launch,
+    environment: Vec<(String, String)>,
     child: Option<Child>,
 }
 
 impl Process {
     /// A process that does not run yet.
     pub fn new(instance: Instance, launch: Launch) -> Self {
-        Self { instance, launch, child: None }
+        Self { instance, launch, environment: Vec::new(), child: None }
     }
 
     /// Which one this is.
@@ -126,6 +127,11 @@ impl Process {
         self.child.as_ref().map(Child::id)
     }
 
+    /// What its environment has beside this process's own, from its next start on.
+    pub fn set_environment(&mut self, environment: Vec<(String, String)>) {
+        self.environment = environment;
+    }
+
     /// Starts it, unless it runs.
     ///
     /// # Errors
@@ -143,6 +149,7 @@ impl Process {
         command
             .args([LEASH, &std::process::id().to_string()])
             .args(&self.launch.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(refuse)?)
             .stderr(log)

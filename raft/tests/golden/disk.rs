@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
-use flotilla_raft::{Entry, HardState, Index, Position, Recovered, SnapshotRoot, Write, WriteId};
+use flotilla_raft::{
+    Entry, Fetch, HardState, Index, Log, Position, Recovered, SnapshotRoot, Write, WriteId,
+};
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Disk {
@@ -55,12 +57,29 @@ impl Disk {
         }
     }
 
-    pub(crate) fn recovered(&self) -> Recovered {
-        Recovered {
+    pub(crate) fn recovered(&self, window_bytes: u64) -> Recovered {
+        let mut recovered = Recovered {
             hard_state: self.hard_state,
             snapshot: self.snapshot.clone(),
-            entries: self.entries.clone(),
-            base: self.base,
+            log: Log::new(self.base),
+            memberships: Vec::new(),
+        };
+        for entry in &self.entries {
+            recovered.push(entry.clone(), window_bytes);
         }
+        recovered
+    }
+
+    /// What it holds of what a member wants to read.
+    pub(crate) fn read(&self, fetch: Fetch) -> Vec<Entry> {
+        let wanted = self.entries.iter().filter(|it| (fetch.from..=fetch.to).contains(&it.index));
+        let mut bytes = 0;
+        wanted
+            .take_while(|entry| {
+                bytes += entry.size();
+                bytes == entry.size() || bytes <= fetch.bytes_max
+            })
+            .cloned()
+            .collect()
     }
 }

@@ -78,6 +78,13 @@ impl Notation {
                 format!("append-reply conflict refused={refused} hint={hint} round={round}")
             }
             MessageKind::SnapshotOffer(root) => format!("offer {}", root.position),
+            MessageKind::ReadRequest { context } => format!("read? {}", question(*context)),
+            MessageKind::ReadReply { context, index: Some(index) } => {
+                format!("read-reply {} at {index}", question(*context))
+            }
+            MessageKind::ReadReply { context, index: None } => {
+                format!("read-reply {} refused", question(*context))
+            }
         }
     }
 
@@ -98,6 +105,11 @@ impl Notation {
     }
 }
 
+/// The end of a question's name, which is enough to tell it from others.
+fn question(context: u64) -> String {
+    format!("q{:04x}", context & 0xffff)
+}
+
 fn hard_state(hard: HardState) -> String {
     let vote = hard.vote.map_or("nobody".to_owned(), |vote| format!("n{vote}"));
     format!("term={} vote={vote}", hard.term)
@@ -115,6 +127,7 @@ pub(crate) fn event(event: &Event) -> String {
             format!("is ruled by {} since {index}", membership(now))
         }
         Event::Transferring { to } => format!("hands over to n{to}"),
+        Event::SlowDisk { ticks } => format!("has a disk that is silent for {ticks} ticks"),
         Event::TransferFailed { to } => format!("keeps what n{to} did not take over"),
         Event::LostQuorum { term } => format!("lost its quorum in {term}"),
         Event::Voted { term, candidate } => format!("votes for n{candidate} in {term}"),
@@ -171,11 +184,11 @@ pub(crate) fn root(
     membership: Arc<Membership>,
 ) -> SnapshotRoot {
     let manifest = Digest::default();
-    SnapshotRoot { position, stamp, manifest, chunks: 1, bytes: 100, membership }
+    SnapshotRoot { position, stamp, manifest, chunks: 1, bytes: 0, membership }
 }
 
 /// `{n1 +n2 -n3 ~n4 (n5)}`: n1 votes, n2 will, n3 did and leaves, n4 did and becomes a learner, n5 is
-/// a learner.
+/// a learner; `leases` if reads may be answered by them.
 fn membership(membership: &Membership) -> String {
     let members = membership.members().iter().map(|(id, member)| {
         let contact = String::from_utf8_lossy(&member.contact);
@@ -188,12 +201,16 @@ fn membership(membership: &Membership) -> String {
             Standing::Learner => format!("(n{id}{at})"),
         }
     });
-    format!("{{{}}}", members.collect::<Vec<_>>().join(" "))
+    let leases = if membership.lease_reads() { " leases" } else { "" };
+    format!("{{{}{leases}}}", members.collect::<Vec<_>>().join(" "))
 }
 
-/// `add n4 promote n5 demote n6 remove n2 update n3=elsewhere`
+/// `add n4 promote n5 demote n6 remove n2 update n3=elsewhere leases on`
 pub(crate) fn parse_changes(words: &[&str]) -> Vec<Change> {
     let change = |words: &[&str]| {
+        if words[0] == "leases" {
+            return Change::LeaseReads(words[1] == "on");
+        }
         let (id, contact) = words[1].split_once('=').unwrap_or((words[1], ""));
         let (id, contact) = (parse_node(id), Bytes::copy_from_slice(contact.as_bytes()));
         match words[0] {

@@ -168,9 +168,14 @@ fn configure(world: &mut World, setting: &str) {
         "inflight_bytes_max" => config.inflight_bytes_max = number,
         "uncommitted_bytes_max" => config.uncommitted_bytes_max = number,
         "read_rounds_max" => config.read_rounds_max = size(),
+        "read_questions_max" => config.read_questions_max = size(),
         "reads_waiting_max" => config.reads_waiting_max = size(),
         "members_max" => config.members_max = size(),
         "retained_bytes" => config.retained_bytes = number,
+        "retained_bytes_max" => config.retained_bytes_max = number,
+        "log_window_bytes" => config.log_window_bytes = number,
+        "slow_disk_ticks" => config.slow_disk_ticks = small(),
+        "apply_bytes_max" => config.apply_bytes_max = number,
         other => panic!("{other:?} is no setting"),
     }
 }
@@ -225,7 +230,8 @@ fn serve(world: &mut World, words: &[&str]) {
         ("change", changes) => world.change(id, &notation::parse_changes(changes)),
         ("read", reads) => {
             for read in reads {
-                if let Err(refused) = world.node(id).read(ReadId(parse_number(read))) {
+                let now = world.now;
+                if let Err(refused) = world.node(id).read(now, ReadId(parse_number(read))) {
                     world.say(format!("n{id} refuses read {read}: {refused}"));
                 }
             }
@@ -247,6 +253,7 @@ fn serve(world: &mut World, words: &[&str]) {
             if let Some(&last) = world.pending(id).last() {
                 world.written(id, last);
             }
+            world.fetched(id);
         }
         (_, _) => panic!("{words:?} is no command"),
     }

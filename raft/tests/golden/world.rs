@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_raft::{
-    Change, Config, Effects, Entry, Envelope, Index, Install, Instant, Membership, Message, Node,
-    NodeId, Payload, ReadOutcome, RoleKind, SnapshotRoot, WriteId,
+    Change, Config, Effects, Entry, Envelope, Fetch, HardState, Index, Install, Instant,
+    Membership, Message, Node, NodeId, Payload, ReadOutcome, RoleKind, SnapshotRoot, WriteId,
 };
 
 use super::{
@@ -43,8 +43,12 @@ pub(crate) struct Member {
     /// Its effects are not taken: what it is told meanwhile makes one batch.
     pub(crate) gathers: bool,
     install: Option<Install>,
+    /// What it wants to read while its disk does not answer.
+    fetches: Vec<Fetch>,
     /// What was applied, or is covered by a snapshot: where a snapshot can be taken.
     applied: BTreeMap<Index, SnapshotRoot>,
+    /// How often it was started: each life draws other dice.
+    lives: u64,
 }
 
 /// Which of the messages from one member to another.
@@ -63,6 +67,8 @@ impl World {
             heartbeat_ticks: ELECTION_TICKS / 2,
             election_ticks_min: ELECTION_TICKS,
             retained_bytes: 0,
+            retained_bytes_max: 0,
+            slow_disk_ticks: u32::MAX,
             ..Config::default()
         };
         Self {
@@ -88,8 +94,12 @@ impl World {
     pub(crate) fn start_group(&mut self, members: u64) {
         let founders = (1..=members).map(|id| (NodeId(id), Bytes::new()));
         self.founders = Arc::new(Membership::founders(founders));
-        for id in 1..=members {
-            self.join(NodeId(id));
+        for id in (1..=members).map(NodeId) {
+            self.join(id);
+            // Who has been there before waits until it may vote.
+            if self.member(id).disk.hard_state != HardState::default() {
+                self.tick(id, self.config.election_ticks_min);
+            }
         }
     }
 
@@ -117,10 +127,12 @@ impl World {
         {
             root.membership = founders.clone();
         }
-        let recovered = member.disk.recovered();
+        let recovered = member.disk.recovered(config.log_window_bytes);
         member.applied =
             recovered.snapshot.iter().map(|root| (root.position.index, root.clone())).collect();
-        member.node = Some(Node::new(config, id, founders, recovered, id.0, now));
+        member.lives += 1;
+        let seed = 1_000 * (member.lives - 1) + id.0;
+        member.node = Some(Node::new(config, id, founders, recovered, seed, now));
     }
 
     /// Loses what is not durable.
@@ -128,6 +140,7 @@ impl World {
         let member = self.member(id);
         member.node = None;
         member.install = None;
+        member.fetches.clear();
         member.disk.pending.clear();
     }
 
@@ -182,9 +195,21 @@ impl World {
     /// Whether there was something to do.
     fn act(&mut self, id: NodeId, effects: Effects) -> bool {
         // What it would tell of the membership, events tell too.
-        let Effects { messages, write, committed, reads, install, membership: _, events } = effects;
-        let idle = messages.is_empty()
+        let Effects {
+            messages,
+            write,
+            fetches,
+            committed,
+            again,
+            reads,
+            install,
+            membership: _,
+            events,
+        } = effects;
+        let idle = !again
+            && messages.is_empty()
             && write.is_none()
+            && fetches.is_empty()
             && committed.is_empty()
             && reads.is_empty()
             && install.is_none()
@@ -198,12 +223,15 @@ impl World {
                 ReadOutcome::Ready { id: read, index } => {
                     format!("n{id} answers read {read} at {index}")
                 }
-                ReadOutcome::Refused(read) => format!("n{id} refuses read {read}"),
+                ReadOutcome::Refused { id: read, why } => {
+                    format!("n{id} refuses read {read}: {why}")
+                }
             });
         }
         if let Some(install) = install {
             self.member(id).install = Some(install);
         }
+        self.fetch(id, fetches);
         if let Some(write) = write {
             let held = self.member(id).held;
             let note = if held { " (held)" } else { "" };
@@ -219,6 +247,29 @@ impl World {
         }
         self.send(id, messages);
         !idle
+    }
+
+    /// Reads what a member wants to have read, unless its disk does not answer.
+    fn fetch(&mut self, id: NodeId, fetches: Vec<Fetch>) {
+        let held = self.member(id).held;
+        let note = if held { " (held)" } else { "" };
+        for fetch in fetches {
+            let Fetch { reader, from, to, .. } = fetch;
+            let whom = reader.map_or_else(|| "itself".to_owned(), |reader| format!("n{reader}"));
+            self.say(format!("n{id} reads {from}..{to} for {whom}{note}"));
+            self.member(id).fetches.push(fetch);
+        }
+        if !held {
+            self.fetched(id);
+        }
+    }
+
+    /// The disk has read what a member wanted to have read.
+    pub(crate) fn fetched(&mut self, id: NodeId) {
+        for fetch in std::mem::take(&mut self.member(id).fetches) {
+            let entries = self.member(id).disk.read(fetch);
+            self.node(id).fetched(fetch.reader, entries);
+        }
     }
 
     fn send(&mut self, from: NodeId, messages: Vec<Envelope>) {

@@ -134,6 +134,10 @@ impl StateMachine for LogMachine {
         self.advance(at);
     }
 
+    /// An index is a place in the row, so it can't be moved on: entries that were lost leave their
+    /// indexes to others. Consumers learn of it by the group's identity.
+    fn recover(&mut self) {}
+
     fn query(&self, query: Query) -> Answer {
         let entries = match query {
             Query::Read { from, bytes_max } if from >= self.entries.first() => {

@@ -80,6 +80,10 @@ impl forward::Ask for Asked<'_> {
         !wire::is_anonymous_append(&self.kind)
     }
 
+    fn is_read(&self) -> bool {
+        matches!(self.ask, Ask::Status)
+    }
+
     async fn execute(&self, deadline: Instant) -> Result<forward_reply::Kind, Refusal> {
         let Requests { handle, stamps, .. } = self.requests;
         match &self.ask {

@@ -8,15 +8,18 @@
 //! own, so that a heartbeat never waits behind one.
 
 mod directory;
+mod fetcher;
+mod giver;
 mod sender;
 mod senders;
 mod service;
-mod transfer;
+#[cfg(test)]
+mod transfer_tests;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proto::raft as pb;
@@ -24,15 +27,15 @@ use raft::{Membership, Message, NodeId};
 use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::identity::{Acquaintances, Claim, Founder, GroupId, Incarnation, Mistrust};
+use crate::identity::{Acquaintances, Claim, Founder, Group, GroupId, Incarnation, Mistrust};
 use crate::membership;
 use crate::settings::ADDRESS_BYTES_MAX;
 
 pub(crate) use directory::Directory;
+pub(crate) use fetcher::Fetcher;
 pub(crate) use sender::{Sender, ask_birth, ask_group, meet, run as run_sender};
 pub(crate) use senders::Senders;
 pub(crate) use service::service;
-pub(crate) use transfer::fetch;
 
 /// The largest batch of messages on the wire; an append of the largest entry fits, whatever the
 /// limits of the core.
@@ -43,6 +46,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a silent connection lives before it is asked for a sign of life, and after.
 const KEEPALIVE: Duration = Duration::from_secs(3);
+
+/// How long a member must have been without a leader to believe that its group was recovered without
+/// it: longer than elections take. A restart of all members may take longer; then the person who
+/// recovered one by mistake has to stop it first.
+const LEADERLESS_MIN: Duration = Duration::from_secs(5);
 
 /// Messages of one peer, as they came in.
 #[derive(Debug)]
@@ -63,6 +71,8 @@ pub(crate) struct Peers {
     pub(crate) boot_write_sequence: u64,
     /// The highest durable write sequence.
     pub(crate) write_sequence: AtomicU64,
+    /// Since when this member knows of no leader; none: it knows one.
+    leaderless: Mutex<Option<Instant>>,
     trust: Mutex<Trust>,
     /// Peers that have started anew, for the store to remember.
     news: mpsc::UnboundedSender<News>,
@@ -83,8 +93,7 @@ struct Trust {
     known: Acquaintances,
     /// Where those who said hello are reached: a leader may be newer than this member's log.
     callers: BTreeMap<NodeId, String>,
-    group: Option<GroupId>,
-    founders: Vec<Founder>,
+    group: Option<Group>,
 }
 
 impl Peers {
@@ -97,27 +106,48 @@ impl Peers {
         known: Acquaintances,
         news: mpsc::UnboundedSender<News>,
     ) -> Self {
-        let trust = Mutex::new(Trust {
-            known,
-            callers: BTreeMap::new(),
-            group: None,
-            founders: Vec::new(),
-        });
+        let trust = Mutex::new(Trust { known, callers: BTreeMap::new(), group: None });
         let write_sequence = AtomicU64::new(boot_write_sequence);
-        Self { cluster, me, boot, nonce, boot_write_sequence, write_sequence, trust, news }
+        let leaderless = Mutex::new(Some(Instant::now()));
+        Self {
+            cluster,
+            me,
+            boot,
+            nonce,
+            boot_write_sequence,
+            write_sequence,
+            leaderless,
+            trust,
+            news,
+        }
     }
 
     /// The group was born.
-    pub(crate) fn bear(&self, group: GroupId, founders: Vec<Founder>) {
+    pub(crate) fn bear(&self, group: Group) {
         let mut trust = self.trust();
-        trust.known.bear(group, &founders);
+        trust.known.bear(&group);
         trust.group = Some(group);
-        trust.founders = founders;
+    }
+
+    /// Whether this member knows of a leader now.
+    pub(crate) fn led(&self, is_led: bool) {
+        let mut since = self.leaderless.lock().expect("nothing panics while it holds this lock");
+        *since = if is_led { None } else { since.or_else(|| Some(Instant::now())) };
+    }
+
+    /// Whether the group of who answered so was recovered from the one that this member belongs to,
+    /// and that is no more: as long as it has leaders its majority is not lost, whatever the person
+    /// thought who recovered the other.
+    fn is_superseded(&self, answer: &pb::HelloReply) -> bool {
+        let group = self.trust().group.as_ref().map(|group| group.id);
+        let is_former = group.is_some_and(|id| answer.former.iter().any(|it| it[..] == id[..]));
+        let since = *self.leaderless.lock().expect("nothing panics while it holds this lock");
+        is_former && since.is_some_and(|since| since.elapsed() >= LEADERLESS_MIN)
     }
 
     /// What this member says of itself.
     pub(crate) fn identity(&self) -> pb::Identity {
-        let group = self.trust().group;
+        let group = self.trust().group.as_ref().map(|group| group.id);
         pb::Identity {
             version: proto::PEER_PROTOCOL_VERSION,
             cluster: self.cluster.clone(),
@@ -169,8 +199,8 @@ impl Peers {
         self.trust().callers.get(&node).cloned()
     }
 
-    fn founders(&self) -> Vec<Founder> {
-        self.trust().founders.clone()
+    fn group(&self) -> Option<Group> {
+        self.trust().group.clone()
     }
 
     fn trust(&self) -> MutexGuard<'_, Trust> {
@@ -198,6 +228,13 @@ impl Refusal {
 
 /// A connection to a peer port, made when it is first used.
 pub(crate) fn connect(address: &str) -> Result<Channel, daemon::Failure> {
+    Ok(endpoint(address)?
+        .initial_stream_window_size(daemon::grpc::CONNECTION_WINDOW_BYTES)
+        .initial_connection_window_size(daemon::grpc::CONNECTION_WINDOW_BYTES)
+        .connect_lazy())
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, daemon::Failure> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| {
         daemon::Failure::configuration(format!("\"{address}\" is no address of a member"))
             .because(error)
@@ -207,10 +244,7 @@ pub(crate) fn connect(address: &str) -> Result<Channel, daemon::Failure> {
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(daemon::grpc::CONNECTION_WINDOW_BYTES)
-        .initial_connection_window_size(daemon::grpc::CONNECTION_WINDOW_BYTES)
-        .connect_lazy())
+        .keep_alive_while_idle(true))
 }
 
 fn claim(identity: pb::Identity) -> Option<Claim> {

@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 
 use super::{BATCH_BYTES_MAX, Peers, founder_from_wire};
-use crate::identity::{Founder, GroupId, group_id};
+use crate::identity::{FORMER_MAX, Founder, Group, GroupId, group_id};
 use crate::settings::ADDRESS_BYTES_MAX;
 use crate::wire;
 
@@ -111,6 +111,8 @@ struct Met {
     group: Option<GroupId>,
     /// Whom that was born with.
     born_with: Vec<Founder>,
+    /// Which identities it had before.
+    former: Vec<GroupId>,
 }
 
 /// Asks who the peer is, and whom it was born with.
@@ -129,12 +131,11 @@ pub(crate) async fn ask_group(
     peers: &Peers,
     channel: &Channel,
     lost: &watch::Sender<Option<String>>,
-) -> Result<(GroupId, Vec<Founder>), String> {
+) -> Result<Group, String> {
     let met = hello(peers, None, channel, lost).await.map_err(|ended| ended.to_string())?;
-    match met.group {
-        Some(group) if group == group_id(&peers.cluster, &met.born_with) => {
-            Ok((group, met.born_with))
-        }
+    let (founders, former) = (met.born_with, met.former);
+    match met.group.map(|id| Group { id, founders, former }) {
+        Some(group) if *group.as_born() == group_id(&peers.cluster, &group.founders) => Ok(group),
         Some(_) => Err(format!("member {} contradicts itself about its group", met.founder.node)),
         None => Err(format!("member {} belongs to no group yet", met.founder.node)),
     }
@@ -169,6 +170,14 @@ async fn hello(
     let reply =
         RaftClient::new(channel.clone()).hello(request).await.map_err(Ended::Unreachable)?;
     let reply = reply.into_inner();
+    if peers.is_superseded(&reply) {
+        let by = reply.from.map_or(0, |from| from.node);
+        let text = "this member is of the group before the recovery: wipe its directory and add \
+                    it under a new id; or, if the recovery was a mistake and a majority is left, \
+                    stop the recovered one instead, and start this one again";
+        lost.send_replace(Some(format!("member {by} was recovered without this one: {text}")));
+        return Err(Ended::Refused(text.to_owned()));
+    }
     // Only a member of this group is believed what it says of this one.
     let claim = peers.admit(reply.from)?;
     refused(claim.node, reply.refused, reply.lost, lost)?;
@@ -186,7 +195,10 @@ async fn hello(
     }
     let born_with = reply.born_with.into_iter().map(founder_from_wire).collect::<Option<Vec<_>>>();
     let born_with = born_with.ok_or(super::Refusal::Malformed)?;
-    Ok(Met { founder, group: claim.group, born_with })
+    let former = reply.former.iter().map(|id| GroupId::try_from(id.as_ref()));
+    let former = former.take(FORMER_MAX).collect::<Result<Vec<_>, _>>();
+    let former = former.map_err(|_| super::Refusal::Malformed)?;
+    Ok(Met { founder, group: claim.group, born_with, former })
 }
 
 async fn converse(
@@ -261,7 +273,9 @@ fn size(message: &Message) -> usize {
         | MessageKind::VoteReply { .. }
         | MessageKind::AppendReply { .. }
         | MessageKind::SnapshotOffer(_)
-        | MessageKind::TimeoutNow => 64,
+        | MessageKind::TimeoutNow
+        | MessageKind::ReadRequest { .. }
+        | MessageKind::ReadReply { .. } => 64,
     }
 }
 

@@ -11,7 +11,8 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
 
-use super::{BATCH_BYTES_MAX, Incoming, Peers, Refusal, founder_to_wire, transfer};
+use super::giver::Giver;
+use super::{BATCH_BYTES_MAX, Incoming, Peers, Refusal, founder_to_wire};
 use crate::store::Snapshots;
 use crate::wire;
 
@@ -22,7 +23,7 @@ pub(crate) fn service(
     snapshots: Snapshots,
     shutdown: Shutdown,
 ) -> RaftServer<impl Raft> {
-    RaftServer::new(Service { peers, inbox, snapshots, shutdown })
+    RaftServer::new(Service { peers, inbox, giver: Giver::new(snapshots), shutdown })
         .max_decoding_message_size(BATCH_BYTES_MAX)
         .max_encoding_message_size(BATCH_BYTES_MAX)
 }
@@ -30,7 +31,7 @@ pub(crate) fn service(
 struct Service {
     peers: Arc<Peers>,
     inbox: mpsc::Sender<Incoming>,
-    snapshots: Snapshots,
+    giver: Giver,
     shutdown: Shutdown,
 }
 
@@ -53,13 +54,17 @@ impl Raft for Service {
             }
             Err(refusal) => (refusal.to_string(), refusal.is_about_data()),
         };
+        let group = self.peers.group();
+        let founders = group.iter().flat_map(|group| &group.founders);
+        let former = group.iter().flat_map(|group| &group.former);
         Ok(Response::new(pb::HelloReply {
             from: Some(self.peers.identity()),
             peer_address: self.peers.me.peer_address.clone(),
             client_address: self.peers.me.client_address.clone(),
-            born_with: self.peers.founders().iter().map(founder_to_wire).collect(),
+            born_with: founders.map(founder_to_wire).collect(),
             refused,
             lost,
+            former: former.map(|id| bytes::Bytes::copy_from_slice(id)).collect(),
         }))
     }
 
@@ -104,13 +109,13 @@ impl Raft for Service {
         &self,
         request: Request<pb::FetchRequest>,
     ) -> Result<Response<Self::FetchStream>, Status> {
-        let request = request.into_inner();
-        self.peers
-            .admit(request.from)
-            .map_err(|refusal| Status::permission_denied(refusal.to_string()))?;
-        let manifest = wire::digest(&request.manifest)
-            .ok_or_else(|| Status::invalid_argument("the manifest's digest is not 32 bytes"))?;
-        let chunks = transfer::serve(&self.snapshots, manifest).await?;
+        let mut request = request.into_inner();
+        let admitted = self.peers.admit(request.from.take());
+        let claim = admitted.map_err(|refusal| Status::permission_denied(refusal.to_string()))?;
+        if claim.group.is_none() {
+            return Err(Status::permission_denied("who fetches a snapshot belongs to the group"));
+        }
+        let chunks = self.giver.give(claim.node, &request)?;
         Ok(Response::new(Box::pin(chunks)))
     }
 }

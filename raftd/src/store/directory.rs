@@ -20,7 +20,7 @@ use crate::store::sled_records::SledRecords;
 
 const FLOOR: &str = "floor";
 const FLOOR_UNFINISHED: &str = "floor.unfinished";
-const LOG: &str = "log";
+pub(super) const LOG: &str = "log";
 const SNAPSHOTS: &str = "snapshots";
 
 /// Whose directory it has to be.
@@ -133,10 +133,10 @@ fn make(path: &Path) -> Result<(), StoreError> {
 }
 
 /// No other process uses the directory while the file is open.
-fn lock(path: &Path) -> Result<File, StoreError> {
+pub(super) fn lock(path: &Path) -> Result<File, StoreError> {
     let directory = File::open(path).map_err(|error| refused("opened", path, error))?;
     flock(&directory, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
-        let what = format!("{} is in use by another process", path.display());
+        let what = format!("{} is in use by another process: stop that first", path.display());
         StoreError::machine(what, error)
     })?;
     Ok(directory)

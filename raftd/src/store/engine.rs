@@ -6,10 +6,12 @@
 //! floor after the log's sync and before the acknowledgement. Pure over [`Records`] and
 //! [`Slots`], so that a simulator can stop it between any two of their operations.
 
-use raft::{Position, Recovered, WriteId};
+use raft::{Entry, Fetch, Position, Recovered, WriteId};
 
+use crate::failpoint::{self, Failpoint};
+use crate::identity::{Group, GroupId};
 use crate::store::StoreError;
-use crate::store::floor::{Floor, FloorState, Group, HeardPeer, Reach};
+use crate::store::floor::{Floor, FloorState, HeardPeer, Reach};
 use crate::store::gathered::Gathered;
 use crate::store::log::Log;
 use crate::store::record::Prefix;
@@ -41,25 +43,26 @@ pub struct Engine<R, S> {
 }
 
 impl<R: Records, S: Slots> Engine<R, S> {
-    /// Finds what is durable, checks it, and counts the boot.
+    /// Finds what is durable, checks it, and counts the boot. Of the log the last `window_bytes` come
+    /// as entries.
     ///
     /// # Errors
     /// Damaged: something that was acknowledged is missing.
-    pub fn open(records: R, mut floor: Floor<S>) -> Result<(Self, Recovered), StoreError> {
+    pub fn open(
+        records: R,
+        mut floor: Floor<S>,
+        window_bytes: u64,
+    ) -> Result<(Self, Recovered), StoreError> {
         let state = floor.state();
-        let claims = Claims {
-            log_sequence: state.log_sequence,
-            last: state.last,
-            manifest: state.manifest,
-            term: state.hard_state.term,
-        };
+        let claims = Claims::from(state);
         let hard_state = state.hard_state;
         let mut highest = state.write_sequence;
         let mut recovered = Recovered::default();
         let mut log = None;
         let mut reach = Reach { log_sequence: 0, last: Position::default(), manifest: None };
         if let Some(group) = &state.group {
-            let (opened, found) = Log::open(&records, Prefix::new(&group.id), &claims)?;
+            let prefix = Prefix::new(group.as_born());
+            let (opened, found) = Log::open(&records, prefix, &claims, window_bytes)?;
             // What was found counts from now on, also what was not synced before the last crash.
             records.sync()?;
             highest = highest.max(found.highest);
@@ -68,6 +71,7 @@ impl<R: Records, S: Slots> Engine<R, S> {
             log = Some(opened);
         }
         recovered.hard_state = hard_state;
+        failpoint::reach(Failpoint::OpenFloorBefore);
         floor.start(highest, reach)?;
         Ok((
             Self { records, floor, log, write_sequence: highest, unreclaimed: Removed::default() },
@@ -90,7 +94,7 @@ impl<R: Records, S: Slots> Engine<R, S> {
     /// # Errors
     /// As [`Floor::bear`].
     pub fn bear(&mut self, group: Group) -> Result<(), StoreError> {
-        let prefix = Prefix::new(&group.id);
+        let prefix = Prefix::new(group.as_born());
         let is_born = self.log.is_some();
         self.floor.bear(group)?;
         if !is_born {
@@ -100,9 +104,25 @@ impl<R: Records, S: Slots> Engine<R, S> {
                 manifest: None,
                 term: self.floor.state().hard_state.term,
             };
-            self.log = Some(Log::open(&self.records, prefix, &nothing)?.0);
+            self.log = Some(Log::open(&self.records, prefix, &nothing, 0)?.0);
         }
         Ok(())
+    }
+
+    /// As [`Floor::begin_recovery`].
+    ///
+    /// # Errors
+    /// The machine refuses.
+    pub fn begin_recovery(&mut self, id: GroupId, recoveries: u64) -> Result<(), StoreError> {
+        self.floor.begin_recovery(id, recoveries)
+    }
+
+    /// As [`Floor::end_recovery`]; the log is durable.
+    ///
+    /// # Errors
+    /// The machine refuses.
+    pub fn end_recovery(&mut self) -> Result<(), StoreError> {
+        self.floor.end_recovery()
     }
 
     /// Remembers what was heard of a peer.
@@ -128,10 +148,20 @@ impl<R: Records, S: Slots> Engine<R, S> {
         if gathered.changes_log() {
             let log = self.log.as_mut().expect("the log changes only after the group is born");
             self.write_sequence += 1;
+            failpoint::reach(Failpoint::LogAppendBefore);
             let reach = log.write(&self.records, self.write_sequence, gathered)?;
             self.floor.raise(self.write_sequence, reach)?;
         }
         Ok(Written { id: gathered.id, write_sequence: self.write_sequence })
+    }
+
+    /// Reads entries of the log, contiguous from `fetch.from` on, at least one; or none if they have
+    /// been removed since they were asked for.
+    ///
+    /// # Errors
+    /// Damaged: they are not there.
+    pub fn read(&mut self, fetch: Fetch) -> Result<Vec<Entry>, StoreError> {
+        self.log.as_mut().map_or(Ok(Vec::new()), |log| log.read(&self.records, fetch))
     }
 
     /// Whether the floor was written since its last sync.

@@ -9,13 +9,14 @@
 
 use raft::{Digest, HardState, NodeId, Position, Term};
 
-use crate::identity::{Founder, GroupId, Incarnation};
+use crate::failpoint::{self, Failpoint};
+use crate::identity::{FORMER_MAX, Founder, Group, GroupId, Incarnation};
 use crate::store::StoreError;
 use crate::store::codec::{Decoder, Encoder};
 use crate::store::slots::{BLOCK_BYTES, Block, Slot, Slots};
 
 /// The version of everything in a data directory. A newer one is refused.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// How many peers are remembered: as many as a group has members.
 pub const HEARD_MAX: usize = 16;
@@ -40,6 +41,9 @@ pub struct FloorState {
     pub made: bool,
     /// The group, once it is born.
     pub group: Option<Group>,
+    /// Some: the group is being recovered from the loss of its majority, for the time that this
+    /// says. The log does not have the membership yet that goes with the group's new identity.
+    pub recovering: Option<u64>,
     /// The member's term and vote.
     pub hard_state: HardState,
     /// The last durable write.
@@ -52,15 +56,6 @@ pub struct FloorState {
     pub manifest: Option<ManifestId>,
     /// What was heard of peers, at most [`HEARD_MAX`].
     pub heard: Vec<HeardPeer>,
-}
-
-/// A group that is born.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
-    /// Its identity.
-    pub id: GroupId,
-    /// Whom it was born with.
-    pub founders: Vec<Founder>,
 }
 
 /// Names an installed snapshot.
@@ -128,6 +123,7 @@ impl<S: Slots> Floor<S> {
             boot: 0,
             made: false,
             group: None,
+            recovering: None,
             hard_state: HardState::default(),
             write_sequence: 0,
             log_sequence: 0,
@@ -207,13 +203,40 @@ impl<S: Slots> Floor<S> {
             };
         }
         let state = FloorState { group: Some(group), ..self.state.clone() };
-        let room = BLOCK_BYTES - HEARD_MAX * HEARD_BYTES;
-        let bytes = encode(&FloorState { heard: Vec::new(), ..state.clone() }, 0).len();
+        let later = MANIFEST_BYTES + HEARD_MAX * HEARD_BYTES + FORMER_MAX * FORMER_BYTES;
+        let room = BLOCK_BYTES - later;
+        let mut alone = FloorState { heard: Vec::new(), ..state.clone() };
+        alone.group.iter_mut().for_each(|group| group.former.clear());
+        let bytes = encode(&alone, 0).len();
         if bytes > room {
             let what = "the addresses of the members are too long together";
             return Err(StoreError::Identity(format!("{what}: {bytes} bytes, limit {room}")));
         }
         self.state = state;
+        self.save()
+    }
+
+    /// The group has a new identity, under which it is recovered from the loss of its majority.
+    /// Nobody of the former group is to be listened to from now on.
+    ///
+    /// # Errors
+    /// The machine refuses.
+    ///
+    /// # Panics
+    /// If the group is not born.
+    pub fn begin_recovery(&mut self, id: GroupId, recoveries: u64) -> Result<(), StoreError> {
+        self.state.group.as_mut().expect("the group is born").recover(id);
+        self.state.recovering = Some(recoveries);
+        self.state.heard.clear();
+        self.save()
+    }
+
+    /// The group is recovered: the log has the membership that goes with its identity.
+    ///
+    /// # Errors
+    /// The machine refuses.
+    pub fn end_recovery(&mut self) -> Result<(), StoreError> {
+        self.state.recovering = None;
         self.save()
     }
 
@@ -274,7 +297,9 @@ impl<S: Slots> Floor<S> {
     /// The machine refuses.
     pub fn sync(&mut self) -> Result<(), StoreError> {
         if self.dirty {
+            failpoint::reach(Failpoint::FloorSyncBefore);
             self.slots.sync()?;
+            failpoint::reach(Failpoint::FloorSyncAfter);
             self.dirty = false;
             self.next = self.next.other();
         }
@@ -311,15 +336,17 @@ impl<S: Slots> Floor<S> {
 
     /// Writes both slots, one after the other, each synced.
     fn save(&mut self) -> Result<(), StoreError> {
-        for _ in 0..2 {
-            self.write()?;
-            self.sync()?;
-        }
+        self.write()?;
+        self.sync()?;
+        failpoint::reach(Failpoint::FloorWriteBetween);
+        self.write()?;
+        self.sync()?;
         self.settled = true;
         Ok(())
     }
 
     fn write(&mut self) -> Result<(), StoreError> {
+        failpoint::reach(Failpoint::FloorWriteBefore);
         self.generation += 1;
         let block = seal(&encode(&self.state, self.generation));
         self.slots.write(self.next, &block)?;
@@ -395,8 +422,14 @@ fn checksum(block: &Block) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(before), &rest[4..])
 }
 
+/// What the manifest takes, which a member without a snapshot does not have.
+const MANIFEST_BYTES: usize = 40;
+
 /// What one heard peer takes.
 const HEARD_BYTES: usize = 40;
+
+/// What one former identity of the group takes.
+const FORMER_BYTES: usize = 32;
 
 fn encode(state: &FloorState, generation: u64) -> Vec<u8> {
     let mut out = Encoder::default();
@@ -428,9 +461,13 @@ fn encode(state: &FloorState, generation: u64) -> Vec<u8> {
         out.u64(peer.boot);
         out.u64(peer.write_sequence);
     }
+    out.u8(u8::from(state.recovering.is_some()));
+    out.u64(state.recovering.unwrap_or(0));
     out.u8(u8::from(state.group.is_some()));
     if let Some(group) = &state.group {
         out.bytes(&group.id);
+        out.u8(group.former.len() as u8);
+        group.former.iter().for_each(|former| out.bytes(former));
         out.u8(group.founders.len() as u8);
         for founder in &group.founders {
             out.u64(founder.node.0);
@@ -469,6 +506,8 @@ fn decode(body: &[u8]) -> Option<(u64, FloorState)> {
             write_sequence: body.u64()?,
         });
     }
+    let is_recovering = body.u8()? != 0;
+    let recovering = Some(body.u64()?).filter(|_| is_recovering);
     let group = match body.u8()? {
         0 => None,
         _ => Some(decode_group(&mut body)?),
@@ -481,6 +520,7 @@ fn decode(body: &[u8]) -> Option<(u64, FloorState)> {
         boot,
         made,
         group,
+        recovering,
         hard_state,
         write_sequence,
         log_sequence,
@@ -493,6 +533,7 @@ fn decode(body: &[u8]) -> Option<(u64, FloorState)> {
 
 fn decode_group(body: &mut Decoder<'_>) -> Option<Group> {
     let id = body.array()?;
+    let former = (0..body.u8()?).map(|_| body.array()).collect::<Option<Vec<_>>>()?;
     let mut founders = Vec::new();
     for _ in 0..body.u8()? {
         founders.push(Founder {
@@ -502,7 +543,7 @@ fn decode_group(body: &mut Decoder<'_>) -> Option<Group> {
             client_address: text(body)?,
         });
     }
-    Some(Group { id, founders })
+    Some(Group { id, founders, former })
 }
 
 fn text(body: &mut Decoder<'_>) -> Option<String> {

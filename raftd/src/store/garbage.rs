@@ -1,18 +1,22 @@
 //! Which chunks have to stay, and the removal of all others.
 //!
-//! Named are the installed snapshot, those that are whole and may be installed next, and those
-//! that somebody reads; pinned are the chunks of those that are being written. What a snapshot
+//! Named are the installed snapshot, the one that is being fetched, those that are whole and may
+//! be installed next, those that somebody reads, and for a while those that another member was
+//! fetching; pinned are the chunks of those that are being written. What a snapshot
 //! leaves behind that is none of these any more is looked through by its manifest; everything is
 //! looked through once, when the store opens, for what a crash left.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::PoisonError;
+use std::time::Instant;
 
-use raft::Digest;
+use raft::{Digest, SnapshotRoot};
 
+use crate::failpoint::{self, Failpoint};
 use crate::store::StoreError;
 use crate::store::manifest::Manifest;
+use crate::store::receiving::Transfer;
 use crate::store::records::{Change, Records as _, Removed};
 use crate::store::snapshots::{Named, PIECE_BYTES, Shared, chunk_key, piece_key};
 
@@ -30,14 +34,20 @@ const FINISHED_MAX: usize = 4;
 #[derive(Default)]
 pub(super) struct Pins {
     installed: Option<Digest>,
+    /// The snapshot that is being fetched, or was when the process ended.
+    pub(super) transfer: Option<Transfer>,
+    /// Who gave it gives no more.
+    pub(super) given_up: bool,
     /// Snapshots that are whole, in the order in which they were finished.
     finished: VecDeque<Digest>,
     /// Snapshots that are being read, and how often.
     reading: BTreeMap<Digest, usize>,
+    /// Snapshots that another member was fetching, and until when they stay.
+    lingering: BTreeMap<Digest, Instant>,
     /// The names of snapshots that are being written, and of their chunks.
     writing: BTreeMap<u64, BTreeSet<Digest>>,
     next_writer: u64,
-    /// Changes with every change of the first three.
+    /// Changes with every change of what is named.
     epoch: u64,
     suspects: Suspects,
     pub(super) stop: bool,
@@ -64,12 +74,24 @@ impl Pins {
         Self { installed, suspects, ..Self::default() }
     }
 
-    pub(super) fn install(&mut self, name: Digest) {
+    pub(super) fn install(&mut self, root: &SnapshotRoot) {
+        let name = root.manifest;
         // Another that was finished before may be about to be installed all the same: one that was
         // fetched while this one was taken. What is not is pushed out by later ones.
         self.finished.retain(|finished| *finished != name);
         self.suspects.snapshots.extend(self.installed);
         self.installed = Some(name);
+        let over = |transfer: &mut Transfer| transfer.root.position.index <= root.position.index;
+        let ended = self.transfer.take_if(over);
+        self.suspects.snapshots.extend(ended.map(|transfer| transfer.root.manifest));
+        self.epoch += 1;
+    }
+
+    /// A snapshot is being fetched, whose manifest is durable.
+    pub(super) fn begin_transfer(&mut self, transfer: Transfer) {
+        let before = self.transfer.replace(transfer);
+        self.suspects.snapshots.extend(before.map(|transfer| transfer.root.manifest));
+        self.given_up = false;
         self.epoch += 1;
     }
 
@@ -85,14 +107,18 @@ impl Pins {
     }
 
     /// The snapshot is whole.
-    pub(super) fn finish(&mut self, writer: u64, name: Digest) {
-        self.writing.remove(&writer);
+    pub(super) fn finish(&mut self, name: Digest) {
         self.finished.retain(|finished| *finished != name);
         self.finished.push_back(name);
         if self.finished.len() > FINISHED_MAX {
             self.suspects.snapshots.extend(self.finished.pop_front());
         }
         self.epoch += 1;
+    }
+
+    /// All that the writer has kept is part of something that is named.
+    pub(super) fn release(&mut self, writer: u64) {
+        self.writing.remove(&writer);
     }
 
     /// The writer has gone, finished or not.
@@ -105,19 +131,36 @@ impl Pins {
         self.epoch += 1;
     }
 
-    pub(super) fn end_reading(&mut self, name: Digest) {
+    /// A reader has gone; some: another member may come back for it until then.
+    pub(super) fn end_reading(&mut self, name: Digest, until: Option<Instant>) {
         let readers = self.reading.entry(name).or_insert(1);
         *readers -= 1;
         if *readers == 0 {
             self.reading.remove(&name);
+            self.suspects.snapshots.insert(name);
+        }
+        if let Some(until) = until {
+            self.lingering.insert(name, until);
+            self.suspects.snapshots.remove(&name);
+        }
+        self.epoch += 1;
+    }
+
+    /// Keeps what no member has come back for no longer.
+    fn expire(&mut self, now: Instant) {
+        let expired = self.lingering.iter().filter(|(_, until)| **until <= now);
+        let expired: Vec<Digest> = expired.map(|(name, _)| *name).collect();
+        for name in expired {
+            self.lingering.remove(&name);
             self.suspects.snapshots.insert(name);
             self.epoch += 1;
         }
     }
 
     fn named(&self) -> BTreeSet<Digest> {
-        let names = self.installed.iter().chain(&self.finished).chain(self.reading.keys());
-        names.copied().collect()
+        let transfer = self.transfer.iter().map(|transfer| &transfer.root.manifest);
+        let names = self.installed.iter().chain(transfer).chain(&self.finished);
+        names.chain(self.reading.keys()).chain(self.lingering.keys()).copied().collect()
     }
 
     fn is_pinned(&self, name: &Digest) -> bool {
@@ -129,8 +172,19 @@ impl Pins {
 pub(super) fn run(shared: &Shared) -> Result<(), StoreError> {
     loop {
         let mut pins = shared.pins();
-        while pins.suspects.is_empty() && !pins.stop {
-            pins = shared.changed.wait(pins).unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let now = Instant::now();
+            pins.expire(now);
+            if !pins.suspects.is_empty() || pins.stop {
+                break;
+            }
+            pins = match pins.lingering.values().min().map(|until| *until - now) {
+                Some(wait) => {
+                    let waited = shared.changed.wait_timeout(pins, wait);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => shared.changed.wait(pins).unwrap_or_else(PoisonError::into_inner),
+            };
         }
         if pins.stop {
             return Ok(());
@@ -181,7 +235,7 @@ impl Collector<'_> {
         let mut names: BTreeSet<Digest> = suspects.names.clone();
         let mut pieces = Vec::new();
         for &name in &suspects.snapshots {
-            let Some(encoded) = self.shared.manifest(name)? else { continue };
+            let Some(encoded) = whole(self.shared, name, None)? else { continue };
             names.extend(chunks(&encoded));
             pieces.extend((0..encoded.len().div_ceil(PIECE_BYTES)).map(|at| (name, at as u32)));
         }
@@ -210,6 +264,7 @@ impl Collector<'_> {
                 Some(Named::Piece(name)) => {
                     known.snapshots.contains(&name) || pins.is_pinned(&name)
                 }
+                Some(Named::Transfer) => true,
                 None => false,
             };
             if !stays {
@@ -220,6 +275,7 @@ impl Collector<'_> {
         drop(pins);
         self.known = Some(known);
         if removed.keys > 0 {
+            failpoint::reach(Failpoint::CompactChunksAfter);
             self.shared.records.sync()?;
             self.shared.pace.wait();
             self.shared.records.reclaim(removed)?;
@@ -233,14 +289,87 @@ fn look_up(shared: &Shared, pins: &Pins) -> Result<Known, StoreError> {
     let snapshots = pins.named();
     let mut all = BTreeSet::new();
     for &name in &snapshots {
-        if let Some(encoded) = shared.manifest(name)? {
+        if let Some(encoded) = whole(shared, name, pins.installed)? {
             all.extend(chunks(&encoded));
         }
     }
     Ok(Known { epoch: pins.epoch, snapshots, chunks: all })
 }
 
+/// The manifest of a snapshot, if all of it is here. One that is being written, or that a crash has
+/// left in part, names nothing; that of the installed snapshot must be whole.
+fn whole(
+    shared: &Shared,
+    name: Digest,
+    installed: Option<Digest>,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    match shared.manifest(name) {
+        Err(StoreError::Damaged(_)) if installed != Some(name) => Ok(None),
+        manifest => manifest,
+    }
+}
+
 fn chunks(encoded: &[u8]) -> impl Iterator<Item = Digest> {
     let manifest = Manifest::decode(encoded).unwrap_or_default();
     manifest.chunks.into_iter().map(|(digest, _)| digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::pace::{Fatal, Pace};
+    use crate::store::reading::SERVED_GRACE;
+    use crate::store::sled_records::SledRecords;
+    use crate::store::snapshots::Snapshots;
+
+    #[test]
+    fn what_a_member_was_fetching_stays_for_the_grace_after_its_last_reader() {
+        let name = Digest([1; 32]);
+        let mut pins = Pins::new(None);
+        pins.suspects = Suspects::default();
+        let begun = Instant::now();
+        let until = Some(begun + SERVED_GRACE);
+        pins.begin_reading(name);
+        pins.begin_reading(name);
+        pins.end_reading(name, until);
+        pins.end_reading(name, until);
+        let last = begun + SERVED_GRACE - Duration::from_millis(1);
+        pins.expire(last);
+        assert!(pins.named().contains(&name) && pins.suspects.is_empty());
+        // It comes back, and breaks off once more.
+        pins.begin_reading(name);
+        pins.end_reading(name, Some(last + SERVED_GRACE));
+        pins.expire(begun + SERVED_GRACE);
+        assert!(pins.named().contains(&name) && pins.suspects.is_empty());
+        pins.expire(last + SERVED_GRACE);
+        assert!(!pins.named().contains(&name) && pins.suspects.snapshots.contains(&name));
+        // What this member reads for itself goes at once.
+        pins.begin_reading(name);
+        assert!(pins.named().contains(&name));
+        pins.end_reading(name, None);
+        assert!(!pins.named().contains(&name));
+    }
+
+    #[test]
+    fn half_a_manifest_names_nothing_unless_it_is_installed() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Arc::new(SledRecords::open(directory.path()).unwrap());
+        let name = Digest([1; 32]);
+        let piece = Change::Put(piece_key(name, 0), vec![7; PIECE_BYTES]);
+        records.apply(vec![piece]).unwrap();
+        let (pace, fatal) = (Arc::new(Pace::new()), Arc::new(Fatal::new(Box::new(|_| ()))));
+        let snapshots = Snapshots::open(records, None, pace, fatal).unwrap();
+        let mut pins = Pins::new(None);
+        pins.begin_reading(name);
+        let known = look_up(&snapshots.0, &pins).unwrap();
+        assert!(known.snapshots.contains(&name) && known.chunks.is_empty());
+        let mut collector = Collector { shared: &snapshots.0, known: None };
+        let suspects = Suspects { snapshots: [name].into(), ..Suspects::default() };
+        collector.look_through(&suspects).unwrap();
+        pins.installed = Some(name);
+        assert!(matches!(look_up(&snapshots.0, &pins), Err(StoreError::Damaged(_))));
+    }
 }

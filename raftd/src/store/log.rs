@@ -5,11 +5,14 @@
 //! snapshot's first index counts no more, and is removed a little at a time. Pure over
 //! [`Records`]: when to do what is decided by the engine.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use raft::{Entry, Index, Position, Recovered, Term};
+use raft::{Entry, Fetch, Index, Position, Recovered, Term};
 
+use crate::failpoint::{self, Failpoint};
 use crate::store::StoreError;
+use crate::store::entries::{Reading, Whole, damaged_record, load};
 use crate::store::floor::{ManifestId, Reach};
 use crate::store::gathered::Gathered;
 use crate::store::record::{self, Key, Kind, PAYLOAD_BYTES_MAX, Prefix, Record, Root};
@@ -31,6 +34,9 @@ const RUN_MIN: usize = 4;
 /// How many new records make it worthwhile to look for small ones again.
 const APPENDED_MIN: usize = 64;
 
+/// How many places of reads are remembered: more than there are followers.
+const BEGINS_MAX: usize = 64;
+
 /// How many records one step of repacking looks at.
 const LOOKED_AT_MAX: usize = 512;
 
@@ -47,6 +53,9 @@ pub(super) struct Log {
     packed_to: Index,
     /// How many records were appended since repacking last came to the end.
     appended: usize,
+    /// Where the record lies that ends before an index, as the last reads have found: the next read
+    /// for the same follower begins there. Void when anything but the end of the log has changed.
+    begins: BTreeMap<Index, Index>,
 }
 
 /// What was found when a log was opened.
@@ -68,18 +77,24 @@ impl Log {
         records: &R,
         prefix: Prefix,
         claims: &Claims,
+        window_bytes: u64,
     ) -> Result<(Self, Found), StoreError> {
         let replayed = replay::replay(scan(records, prefix)?, claims)?;
         for garbage in replayed.garbage.chunks(REMOVALS_MAX) {
             let removals = garbage.iter().map(|key| Change::Remove(key.encode(prefix)));
             records.apply(removals.collect())?;
         }
-        let recovered = replayed.recovered;
-        let mut terms = Terms::new(recovered.base);
-        for entry in &recovered.entries {
-            terms.push(entry);
+        let mut terms = Terms::new(replayed.base);
+        let snapshot = replayed.root.as_ref().map(|root| root.root.clone());
+        let log = raft::Log::new(replayed.base);
+        let mut recovered = Recovered { snapshot, log, ..Recovered::default() };
+        for piece in &replayed.pieces {
+            for entry in load(records, prefix, piece)? {
+                terms.push(&entry);
+                recovered.push(entry, window_bytes);
+            }
         }
-        let first = recovered.base.index.next();
+        let first = replayed.base.index.next();
         let log = Self {
             prefix,
             reach: Reach {
@@ -92,6 +107,7 @@ impl Log {
             terms,
             packed_to: first,
             appended: APPENDED_MIN,
+            begins: BTreeMap::new(),
         };
         Ok((log, Found { recovered, highest: replayed.highest }))
     }
@@ -113,8 +129,12 @@ impl Log {
     ) -> Result<Reach, StoreError> {
         if let Some(reset) = gathered.snapshot.as_ref().and_then(|snapshot| snapshot.reset) {
             self.terms = Terms::new(reset);
+            self.begins.clear();
         }
         if let Some(first) = gathered.entries.first() {
+            if first.index <= self.terms.last.index {
+                self.begins.clear();
+            }
             self.terms.truncate(first.index);
         }
         let mut batches = Batches::default();
@@ -137,9 +157,17 @@ impl Log {
             let (key, value) = record::encode_root(self.prefix, root);
             put(key, value);
         }
+        if root.is_some() {
+            failpoint::reach(Failpoint::CompactRootBefore);
+        }
         for batch in batches.0 {
             records.apply(batch)?;
+            failpoint::reach(Failpoint::LogSyncBefore);
             records.sync()?;
+            failpoint::reach(Failpoint::LogSyncAfter);
+        }
+        if root.is_some() {
+            failpoint::reach(Failpoint::CompactRootAfter);
         }
         for entry in entries {
             self.terms.push(entry);
@@ -152,6 +180,54 @@ impl Log {
         let manifest = self.root.as_ref().map(Root::id);
         self.reach = Reach { log_sequence: sequence, last: self.terms.last, manifest };
         Ok(self.reach)
+    }
+
+    /// Reads entries, contiguous from `fetch.from` on, at least one; or none if they have been
+    /// removed since they were asked for.
+    ///
+    /// # Errors
+    /// Damaged: they are not there.
+    pub(super) fn read<R: Records>(
+        &mut self,
+        records: &R,
+        fetch: Fetch,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let first = self.root.as_ref().map_or(Index(1), |root| root.first);
+        let to = fetch.to.min(self.terms.last.index);
+        if fetch.from < first || fetch.from > to {
+            return Ok(Vec::new());
+        }
+        // A record that holds the first entry begins at most so far before it.
+        let earliest = Index(fetch.from.0.saturating_sub(record::ENTRIES_MAX as u64));
+        let begin = self.begins.remove(&fetch.from).unwrap_or(earliest);
+        let mut reading = Reading::new(Fetch { to, ..fetch });
+        let mut damaged = None;
+        let begin = Key { kind: Kind::Entries, first: begin, sequence: 0, fragment: 0 };
+        records.scan(&begin.encode(self.prefix), &mut |encoded, value| {
+            let Some(key) = Key::decode(encoded, self.prefix) else {
+                return ControlFlow::Break(());
+            };
+            if reading.is_complete(key.first) {
+                return ControlFlow::Break(());
+            }
+            match reading.add(self.prefix, key, value) {
+                Some(()) => ControlFlow::Continue(()),
+                None => {
+                    damaged = Some(key);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        if let Some(key) = damaged {
+            return Err(damaged_record(&key));
+        }
+        let read = reading.finish();
+        let (entries, began) = read.ok_or_else(|| replay::missing(fetch.from, to))?;
+        if self.begins.len() == BEGINS_MAX {
+            self.begins.clear();
+        }
+        self.begins.extend(entries.last().map(|last| (last.index.next(), began)));
+        Ok(entries)
     }
 
     /// Whether [`Log::sweep`] may find something.
@@ -200,7 +276,9 @@ impl Log {
         }
         self.leftovers = keys.len() == REMOVALS_MAX;
         if !keys.is_empty() {
+            failpoint::reach(Failpoint::CompactSweepBefore);
             records.apply(keys)?;
+            failpoint::reach(Failpoint::CompactSweepAfter);
         }
         Ok(removed)
     }
@@ -210,8 +288,9 @@ impl Log {
         self.appended >= APPENDED_MIN
     }
 
-    /// Puts a run of small records into one, and tells how many there were. Only for a floor that is settled: the new record has
-    /// the highest sequence of its parts, which the floor must have reached.
+    /// Puts a run of small records into one, and tells how many there were. Only for a floor that is
+    /// settled: the new record has the highest sequence of its parts, which the floor must have
+    /// reached.
     ///
     /// # Errors
     /// Fatal: what is stored is unknown.
@@ -251,7 +330,9 @@ impl Log {
         if changes.is_empty() {
             return Ok(Removed::default());
         }
+        self.begins.clear();
         records.apply(changes)?;
+        failpoint::reach(Failpoint::CompactRepackAfter);
         Ok(Removed { keys: run.keys.len(), bytes: run.bytes })
     }
 }
@@ -260,13 +341,6 @@ impl Root {
     fn id(&self) -> ManifestId {
         ManifestId { sequence: self.sequence, digest: self.root.manifest }
     }
-}
-
-fn damaged_record(key: &Key) -> StoreError {
-    StoreError::Damaged(format!(
-        "the record of entry {} from write {} fails its checksum",
-        key.first, key.sequence
-    ))
 }
 
 /// Reads all records of a group.
@@ -278,72 +352,22 @@ fn scan<R: Records>(records: &R, prefix: Prefix) -> Result<Scanned, StoreError> 
         match record::decode(prefix, &key, value) {
             None => scanned.bad.push(key),
             Some(Record::Root(root)) => scanned.roots.push(root),
-            Some(Record::Entries { previous, entries }) => scanned.appended.push(Appended {
-                sequence: key.sequence,
-                previous,
-                entries,
-                keys: 1,
-            }),
+            Some(Record::Entries { previous, entries }) => {
+                scanned.appended.extend(Appended::new(key.sequence, previous, &entries, 1));
+            }
             Some(Record::Fragment { previous, fragments, length, part }) => {
                 whole.add(key, fragments, &part, &mut scanned.bad);
-                whole.finish(length, previous, &mut scanned);
+                if let Some(entry) = whole.finish(length, &mut scanned.bad) {
+                    let entries = std::slice::from_ref(&entry);
+                    let appended = Appended::new(key.sequence, previous, entries, fragments);
+                    scanned.appended.extend(appended);
+                }
             }
         }
         ControlFlow::Continue(())
     })?;
     scanned.bad.append(&mut whole.keys);
     Ok(scanned)
-}
-
-/// An entry whose fragments are being put together; they come in order.
-#[derive(Default)]
-struct Whole {
-    keys: Vec<Key>,
-    fragments: u32,
-    encoded: Vec<u8>,
-}
-
-impl Whole {
-    fn add(&mut self, key: Key, fragments: u32, part: &[u8], bad: &mut Vec<Key>) {
-        let fits = match self.keys.last() {
-            None => key.fragment == 0,
-            Some(last) => {
-                *last == Key { fragment: last.fragment, ..key }
-                    && key.fragment == last.fragment + 1
-                    && fragments == self.fragments
-            }
-        };
-        if !fits {
-            bad.append(&mut self.keys);
-            self.encoded.clear();
-            if key.fragment != 0 {
-                bad.push(key);
-                return;
-            }
-        }
-        self.keys.push(key);
-        self.fragments = fragments;
-        self.encoded.extend_from_slice(part);
-    }
-
-    fn finish(&mut self, length: u32, previous: Term, scanned: &mut Scanned) {
-        let Some(key) = self.keys.last().filter(|_| self.keys.len() == self.fragments as usize)
-        else {
-            return;
-        };
-        let entry = record::decode_whole(key.first, &self.encoded)
-            .filter(|_| self.encoded.len() == length as usize);
-        match entry {
-            Some(entry) => scanned.appended.push(Appended {
-                sequence: key.sequence,
-                previous,
-                entries: vec![entry],
-                keys: self.fragments,
-            }),
-            None => scanned.bad.append(&mut self.keys),
-        }
-        *self = Self::default();
-    }
 }
 
 /// Changes, cut into batches.

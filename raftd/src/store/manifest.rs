@@ -24,6 +24,11 @@ impl Manifest {
         self.chunks.iter().map(|(_, len)| u64::from(*len)).sum()
     }
 
+    /// How many bytes the encoded manifest of so many chunks has; none: too many.
+    pub fn encoded_bytes(chunks: u64) -> Option<u64> {
+        chunks.checked_mul(CHUNK_ENTRY_BYTES as u64)?.checked_add(HEADER_BYTES as u64)
+    }
+
     /// The bytes whose digest names the snapshot.
     pub fn encode(&self) -> Vec<u8> {
         let mut out =

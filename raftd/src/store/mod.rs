@@ -9,6 +9,7 @@
 mod codec;
 mod directory;
 mod engine;
+mod entries;
 mod error;
 pub mod file_slots;
 pub mod floor;
@@ -16,7 +17,10 @@ mod garbage;
 pub mod gathered;
 mod log;
 mod manifest;
+pub(crate) mod offline;
 mod pace;
+mod reading;
+mod receiving;
 pub mod record;
 pub mod records;
 mod replay;
@@ -32,17 +36,20 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use daemon::{Code, Failure};
-use raft::{NodeId, Recovered, Write};
-use tokio::sync::{oneshot, watch};
+use raft::{Entry, Fetch, NodeId, Recovered, Write};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use directory::{ExpectedIdentity, identity};
 pub use engine::{Engine, Written};
 pub use error::StoreError;
-pub use floor::{Floor, FloorState, Group, HeardPeer};
+pub use floor::{Floor, FloorState, HeardPeer};
 pub use manifest::Manifest;
-pub use snapshots::{Reader, ReceiveError, Snapshots};
+pub(crate) use reading::take_chunks;
+pub use reading::{Reader, Served};
+pub use receiving::{RANGES_MAX, ReceiveError, Receiving, Transfer};
+pub use snapshots::Snapshots;
 
-use crate::identity::{Founder, GroupId, Incarnation};
+use crate::identity::{Group, Incarnation};
 use crate::settings::Settings;
 use crate::store::sled_records::SledRecords;
 
@@ -50,6 +57,11 @@ use crate::store::sled_records::SledRecords;
 pub struct StoreOptions {
     /// Requests that grow the store are to be refused while less than this is free.
     pub free_bytes_min: u64,
+    /// How much of the log comes as entries when the store is opened: its end, as the core has it in
+    /// memory.
+    pub log_window_bytes: u64,
+    /// Called on the store's thread with entries that were read, and who needs them.
+    pub on_read: Box<dyn Fn(Option<NodeId>, Vec<Entry>) + Send>,
     /// Called on the store's thread with the last durable write.
     pub on_written: Box<dyn Fn(Written) + Send>,
     /// Called once, on some thread, if the store fails. The process must end then.
@@ -102,24 +114,22 @@ impl Store {
         options: StoreOptions,
         expected: &ExpectedIdentity,
     ) -> Result<(Self, Start), StoreError> {
+        offline::check_finished(path)?;
         let opening = || {
             let directory = directory::open(path, expected)?;
+            // A recovery may have begun before the directory was locked here.
+            offline::check_finished(path)?;
             let records = Arc::new(directory.log);
-            let (engine, recovered) = Engine::open(records.clone(), directory.floor)?;
+            let (engine, recovered) =
+                Engine::open(records.clone(), directory.floor, options.log_window_bytes)?;
             Ok((records, directory.snapshots, directory.lock, engine, recovered))
         };
-        // The database panics on damaged data.
-        let damaged = format!("{} is damaged: its database panics when it is read", path.display());
-        let opened = daemon::panic::ends_with(Code::Damaged, damaged.clone(), || {
-            catch_unwind(AssertUnwindSafe(opening))
-        });
-        let (records, chunks, lock, engine, recovered) =
-            opened.unwrap_or(Err(StoreError::Damaged(damaged)))?;
-        let StoreOptions { free_bytes_min, on_written, on_failed } = options;
+        let (records, chunks, lock, engine, recovered) = believing_nothing(path, opening)?;
+        let StoreOptions { free_bytes_min, on_read, on_written, on_failed, .. } = options;
         let (fatal, pace) = (Arc::new(pace::Fatal::new(on_failed)), Arc::new(pace::Pace::new()));
         let chunks = Arc::new(chunks);
-        let installed = recovered.snapshot.as_ref().map(|root| root.manifest);
-        let snapshots = Snapshots::new(chunks.clone(), installed, pace.clone(), fatal.clone());
+        let installed = recovered.snapshot.as_ref();
+        let snapshots = Snapshots::open(chunks.clone(), installed, pace.clone(), fatal.clone())?;
         let (state, write_sequence) = (engine.state().clone(), engine.write_sequence());
         let shared = Arc::new(thread::Shared::new(fatal.clone()));
         let writer = thread::Writer {
@@ -129,6 +139,7 @@ impl Store {
             reserve: space::Reserve::new(path, free_bytes_min),
             pace,
             on_written,
+            on_read,
             _lock: lock,
         };
         let start = Start { recovered, state, write_sequence, snapshots: snapshots.clone() };
@@ -154,6 +165,11 @@ impl Store {
         self.shared.submit(write);
     }
 
+    /// Asks for entries of the log; `on_read` gives them. Never blocks.
+    pub fn fetch(&self, fetch: Fetch) {
+        self.shared.fetch(fetch);
+    }
+
     /// Whether there was too little room to grow, when it was last looked.
     pub fn is_low_on_space(&self) -> bool {
         self.shared.space() == space::Space::Low
@@ -164,8 +180,8 @@ impl Store {
     /// # Errors
     /// Configuration: the addresses are too long together, or the member was born with others.
     /// Machine: the store has failed.
-    pub async fn bear(&self, group: GroupId, founders: Vec<Founder>) -> Result<(), Failure> {
-        match self.shared.bear(Group { id: group, founders }).await {
+    pub async fn bear(&self, group: Group) -> Result<(), Failure> {
+        match self.shared.bear(group).await {
             Ok(born) => Ok(born?),
             Err(_) => Err(Failure::machine("the store has failed")),
         }
@@ -196,6 +212,18 @@ impl Drop for Store {
     }
 }
 
+/// Reads a database, which panics on damaged data.
+fn believing_nothing<T>(
+    path: &Path,
+    reading: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let damaged = format!("{} is damaged: its database panics when it is read", path.display());
+    let read = daemon::panic::ends_with(Code::Damaged, damaged.clone(), || {
+        catch_unwind(AssertUnwindSafe(reading))
+    });
+    read.unwrap_or(Err(StoreError::Damaged(damaged)))
+}
+
 /// An open store, as the host needs it.
 #[derive(Debug)]
 pub(crate) struct Opened {
@@ -205,7 +233,7 @@ pub(crate) struct Opened {
     pub(crate) incarnation: Incarnation,
     pub(crate) boot: u64,
     pub(crate) write_sequence: u64,
-    pub(crate) born: Option<(GroupId, Vec<Founder>)>,
+    pub(crate) born: Option<Group>,
     pub(crate) heard: Vec<HeardPeer>,
 }
 
@@ -214,6 +242,8 @@ pub(crate) struct Opened {
 pub(crate) struct Signals {
     /// What the disk has answered last.
     pub(crate) written: watch::Receiver<Written>,
+    /// Entries that it has read, and who needs them. No more than were asked for.
+    pub(crate) read: mpsc::UnboundedReceiver<(Option<NodeId>, Vec<Entry>)>,
     /// Why the store has failed, once it has.
     pub(crate) failed: oneshot::Receiver<Failure>,
 }
@@ -221,9 +251,13 @@ pub(crate) struct Signals {
 /// Opens the store of a member.
 pub(crate) fn open(settings: &Settings) -> Result<(Opened, Signals), Failure> {
     let (written_out, written) = watch::channel(Written::default());
+    let (read_out, read) = mpsc::unbounded_channel();
     let (failed_out, failed) = oneshot::channel();
     let options = StoreOptions {
         free_bytes_min: settings.free_bytes_min,
+        log_window_bytes: settings.log_window_bytes,
+        // Nobody listens only when the host has ended.
+        on_read: Box::new(move |reader, entries| drop(read_out.send((reader, entries)))),
         on_written: Box::new(move |written| {
             written_out.send_replace(written);
         }),
@@ -241,8 +275,8 @@ pub(crate) fn open(settings: &Settings) -> Result<(Opened, Signals), Failure> {
         incarnation: state.incarnation,
         boot: state.boot,
         write_sequence,
-        born: state.group.map(|group| (group.id, group.founders)),
+        born: state.group,
         heard: state.heard,
     };
-    Ok((opened, Signals { written, failed }))
+    Ok((opened, Signals { written, read, failed }))
 }

@@ -24,8 +24,11 @@ pub const ENTRY_HEADER_BYTES: usize = 21;
 
 const _: () = assert!(HEADER_BYTES <= 64);
 
+/// The most entries that a record holds.
+pub const ENTRIES_MAX: usize = PAYLOAD_BYTES_MAX / ENTRY_HEADER_BYTES;
+
 /// The format of records; all of a directory have that of its floor.
-const RECORD_VERSION: u8 = 2;
+const RECORD_VERSION: u8 = 3;
 const KEY_BYTES: usize = 8 + 1 + 8 + 8 + 4;
 const CHECKSUM_OFFSET: usize = 4;
 

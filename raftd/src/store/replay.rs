@@ -7,12 +7,10 @@
 //! the position at which the floor says that it ended. Damage above the floor was never
 //! acknowledged and ends the log there; damage at or below it is reported. Pure.
 
-use std::collections::BTreeMap;
-
-use raft::{Entry, Index, Position, Recovered, Term};
+use raft::{Entry, Index, Position, Term};
 
 use crate::store::StoreError;
-use crate::store::floor::ManifestId;
+use crate::store::floor::{FloorState, ManifestId};
 use crate::store::record::{Key, Kind, Root};
 
 /// What the floor says about the log.
@@ -28,26 +26,49 @@ pub(super) struct Claims {
     pub(super) term: Term,
 }
 
-/// A record of entries, or an entry whose fragments are all there.
+impl From<&FloorState> for Claims {
+    fn from(state: &FloorState) -> Self {
+        let FloorState { log_sequence, last, manifest, hard_state, .. } = *state;
+        Self { log_sequence, last, manifest, term: hard_state.term }
+    }
+}
+
+/// A record of entries, or an entry whose fragments are all there: all but the entries themselves.
 #[derive(Clone, Debug)]
 pub(super) struct Appended {
     pub(super) sequence: u64,
     /// The term of the entry before the first.
-    pub(super) previous: Term,
-    /// Contiguous, at least one.
-    pub(super) entries: Vec<Entry>,
+    previous: Term,
+    first: Index,
+    last: Index,
+    /// Where each term begins, ascending; the first at `first`.
+    terms: Vec<Position>,
     /// How many keys it takes.
-    pub(super) keys: u32,
+    keys: u32,
 }
 
 impl Appended {
-    fn first(&self) -> Index {
-        self.entries.first().map_or(Index(0), |entry| entry.index)
+    /// None: there are no entries.
+    pub(super) fn new(sequence: u64, previous: Term, entries: &[Entry], keys: u32) -> Option<Self> {
+        let (first, last) = (entries.first()?.index, entries.last()?.index);
+        let mut terms: Vec<Position> = Vec::new();
+        for entry in entries {
+            if terms.last().is_none_or(|begun| begun.term != entry.term) {
+                terms.push(entry.position());
+            }
+        }
+        Some(Self { sequence, previous, first, last, terms, keys })
     }
 
-    fn keys(&self) -> impl Iterator<Item = Key> {
-        let (first, sequence) = (self.first(), self.sequence);
+    fn keys(&self) -> impl Iterator<Item = Key> + use<> {
+        let (first, sequence) = (self.first, self.sequence);
         (0..self.keys).map(move |fragment| Key { kind: Kind::Entries, first, sequence, fragment })
+    }
+
+    /// The term of an entry that it holds.
+    fn term_at(&self, index: Index) -> Term {
+        let begun = self.terms.partition_point(|begin| begin.index <= index);
+        begun.checked_sub(1).map_or(self.previous, |at| self.terms[at].term)
     }
 }
 
@@ -63,8 +84,10 @@ pub(super) struct Scanned {
 /// What a log amounts to.
 #[derive(Debug)]
 pub(super) struct Replayed {
-    /// All but the hard state.
-    pub(super) recovered: Recovered,
+    /// The position just before the log.
+    pub(super) base: Position,
+    /// The log, piece by piece.
+    pub(super) pieces: Vec<Piece>,
     /// The root of the last snapshot.
     pub(super) root: Option<Root>,
     /// The highest write that counts.
@@ -77,7 +100,7 @@ pub(super) struct Replayed {
 
 /// Replays what was found and checks it against the floor.
 pub(super) fn replay(mut scanned: Scanned, claims: &Claims) -> Result<Replayed, StoreError> {
-    scanned.appended.sort_by_key(|appended| (appended.sequence, appended.first()));
+    scanned.appended.sort_by_key(|appended| (appended.sequence, appended.first));
     scanned.roots.sort_by_key(|root| root.sequence);
     let highest = highest(&scanned, u64::MAX)
         .max(scanned.bad.iter().map(|key| key.sequence).max().unwrap_or(0));
@@ -93,14 +116,15 @@ pub(super) fn replay(mut scanned: Scanned, claims: &Claims) -> Result<Replayed, 
             result => break result?,
         }
     };
-    let (recovered, root) = replayed;
+    let (base, pieces, root) = replayed;
+    let pieces = pieces.iter().map(Held::piece).collect();
     let late = scanned.appended.iter().filter(|appended| appended.sequence > limit);
     let late_roots = scanned.roots.iter().filter(|root| root.sequence > limit);
     let mut garbage: Vec<Key> = late.flat_map(Appended::keys).collect();
     garbage.extend(late_roots.map(|root| root_key(root.sequence)));
     garbage.extend(&scanned.bad);
     let log_sequence = self::highest(&scanned, limit);
-    Ok(Replayed { recovered, root, log_sequence, highest, garbage })
+    Ok(Replayed { base, pieces, root: root.cloned(), log_sequence, highest, garbage })
 }
 
 /// The key of a root.
@@ -114,54 +138,79 @@ fn highest(scanned: &Scanned, limit: u64) -> u64 {
     appended.chain(roots).filter(|&sequence| sequence <= limit).max().unwrap_or(0)
 }
 
-/// An entry of the log that is being put together.
-struct Held<'a> {
-    entry: &'a Entry,
-    sequence: u64,
-    /// The first entry of a record knows the term before it.
-    previous: Option<Term>,
+/// A part of the log: some entries of one record.
+#[derive(Debug)]
+pub(super) struct Piece {
+    /// Where they lie.
+    pub(super) keys: Vec<Key>,
+    /// The first of them that counts.
+    pub(super) first: Index,
+    /// The last of them that counts.
+    pub(super) last: Index,
 }
 
-type Entries<'a> = BTreeMap<Index, Held<'a>>;
+/// A part of the log that is being put together.
+#[derive(Clone, Copy)]
+struct Held<'a> {
+    record: &'a Appended,
+    first: Index,
+    last: Index,
+}
 
-fn replay_to(
-    scanned: &Scanned,
+impl Held<'_> {
+    /// The term of the entry before the first, as the record knows it.
+    fn previous(&self) -> Term {
+        if self.first == self.record.first {
+            self.record.previous
+        } else {
+            self.record.term_at(self.first.previous())
+        }
+    }
+
+    fn end(&self) -> Position {
+        Position { term: self.record.term_at(self.last), index: self.last }
+    }
+
+    fn piece(&self) -> Piece {
+        Piece { keys: self.record.keys().collect(), first: self.first, last: self.last }
+    }
+}
+
+/// A log that is being put together, in the order of its indexes.
+type Log<'a> = Vec<Held<'a>>;
+
+fn replay_to<'a>(
+    scanned: &'a Scanned,
     limit: u64,
     claims: &Claims,
-) -> Result<(Recovered, Option<Root>), StoreError> {
+) -> Result<(Position, Log<'a>, Option<&'a Root>), StoreError> {
     let root = scanned.roots.iter().rfind(|root| root.sequence <= limit);
     check_reach(highest(scanned, limit), root, claims)?;
     let mut log = play(scanned, limit);
     let first = root.map_or(Index(1), |root| root.first);
-    let before = log.remove(&first.previous());
-    log = log.split_off(&first);
-    let base = match (log.get(&first), root) {
-        (Some(held), _) => {
-            let term = held.previous.or(before.map(|held| held.entry.term));
-            let Some(term) = term else { return Err(missing(first.previous(), first.previous())) };
-            Position { term, index: first.previous() }
-        }
+    log.retain(|held| held.last >= first);
+    if let Some(held) = log.first_mut() {
+        held.first = held.first.max(first);
+    }
+    let base = match (log.first().filter(|held| held.first == first), root) {
+        (Some(held), _) => Position { term: held.previous(), index: first.previous() },
         (None, Some(root)) if first == root.root.position.index.next() => root.root.position,
         (None, Some(root)) => return Err(missing(first, root.root.position.index)),
         (None, None) => Position::default(),
     };
     check_whole(&log, base)?;
-    let end = log.last_key_value().map_or(base.index, |(&index, _)| index);
-    if let Some(covered) = root.map(|root| root.root.position.index).filter(|&at| at > end) {
-        return Err(missing(end.next(), covered));
+    let end = log.last().map_or(base, Held::end);
+    if let Some(covered) = root.map(|root| root.root.position.index).filter(|&at| at > end.index) {
+        return Err(missing(end.index.next(), covered));
     }
     check_last(scanned, &log, base, limit, claims)?;
-    let entries: Vec<Entry> = log.into_values().map(|held| held.entry.clone()).collect();
-    if let Some(last) = entries.last()
-        && last.term > claims.term
-    {
+    if !log.is_empty() && end.term > claims.term {
         return Err(StoreError::Damaged(format!(
             "the term is lost: the log ends in term {}, but the file floor knows only term {}",
-            last.term, claims.term
+            end.term, claims.term
         )));
     }
-    let snapshot = root.map(|root| root.root.clone());
-    Ok((Recovered { snapshot, entries, base, ..Recovered::default() }, root.cloned()))
+    Ok((base, log, root))
 }
 
 fn check_reach(highest: u64, root: Option<&Root>, claims: &Claims) -> Result<(), StoreError> {
@@ -188,18 +237,15 @@ fn check_reach(highest: u64, root: Option<&Root>, claims: &Claims) -> Result<(),
     Ok(())
 }
 
-fn play(scanned: &Scanned, limit: u64) -> Entries<'_> {
-    let mut log = Entries::new();
+fn play(scanned: &Scanned, limit: u64) -> Log<'_> {
+    let mut log = Log::new();
     let mut roots = scanned.roots.iter().peekable();
-    for appended in scanned.appended.iter().filter(|appended| appended.sequence <= limit) {
-        while let Some(root) = roots.next_if(|root| root.sequence <= appended.sequence) {
+    for record in scanned.appended.iter().filter(|appended| appended.sequence <= limit) {
+        while let Some(root) = roots.next_if(|root| root.sequence <= record.sequence) {
             install(&mut log, root);
         }
-        log.split_off(&appended.first());
-        for (at, entry) in appended.entries.iter().enumerate() {
-            let previous = (at == 0).then_some(appended.previous);
-            log.insert(entry.index, Held { entry, sequence: appended.sequence, previous });
-        }
+        cut(&mut log, record.first);
+        log.push(Held { record, first: record.first, last: record.last });
     }
     for root in roots.filter(|root| root.sequence <= limit) {
         install(&mut log, root);
@@ -207,31 +253,40 @@ fn play(scanned: &Scanned, limit: u64) -> Entries<'_> {
     log
 }
 
-fn install(log: &mut Entries<'_>, root: &Root) {
+/// The log ends just before `from`.
+fn cut(log: &mut Log<'_>, from: Index) {
+    while log.pop_if(|held| held.first >= from).is_some() {}
+    if let Some(held) = log.last_mut() {
+        held.last = held.last.min(from.previous());
+    }
+}
+
+fn install(log: &mut Log<'_>, root: &Root) {
     match root.reset {
         Some(_) => log.clear(),
         // Leftovers of entries that were cut off before.
-        None => drop(log.split_off(&root.log_end.next())),
+        None => cut(log, root.log_end.next()),
     }
 }
 
 /// Every index behind `base` is there, and every entry follows the one that it was written behind.
-fn check_whole(log: &Entries<'_>, base: Position) -> Result<(), StoreError> {
+fn check_whole(log: &Log<'_>, base: Position) -> Result<(), StoreError> {
     let mut last = base;
-    for (&index, held) in log {
-        if index != last.index.next() {
-            return Err(missing(last.index.next(), index.previous()));
+    for held in log {
+        if held.first != last.index.next() {
+            return Err(missing(last.index.next(), held.first.previous()));
         }
-        if held.previous.is_some_and(|previous| previous != last.term) {
+        if held.previous() != last.term {
             return Err(StoreError::Damaged(format!(
-                "a write before {} is missing: entry {index} was written behind one of term {}, \
+                "a write before {} is missing: entry {} was written behind one of term {}, \
                  but that before it is of term {}",
-                held.sequence,
-                held.previous.unwrap_or_default(),
+                held.record.sequence,
+                held.first,
+                held.previous(),
                 last.term
             )));
         }
-        last = held.entry.position();
+        last = held.end();
     }
     Ok(())
 }
@@ -239,7 +294,7 @@ fn check_whole(log: &Entries<'_>, base: Position) -> Result<(), StoreError> {
 /// The log holds the position at which it ended at the floor, or a later write says why not.
 fn check_last(
     scanned: &Scanned,
-    log: &Entries<'_>,
+    log: &Log<'_>,
     base: Position,
     limit: u64,
     claims: &Claims,
@@ -249,7 +304,7 @@ fn check_last(
     let cut = scanned
         .appended
         .iter()
-        .any(|appended| above(appended.sequence) && appended.first() <= last.index);
+        .any(|appended| above(appended.sequence) && appended.first <= last.index);
     let removed =
         scanned.roots.iter().filter(|root| above(root.sequence)).any(|root| {
             root.reset.is_some() || root.first > last.index || root.log_end < last.index
@@ -260,7 +315,10 @@ fn check_last(
     let found = if base.index == last.index {
         Some(base.term)
     } else {
-        log.get(&last.index).map(|held| held.entry.term)
+        let at = log.partition_point(|held| held.last < last.index);
+        log.get(at)
+            .filter(|held| held.first <= last.index)
+            .map(|held| held.record.term_at(last.index))
     };
     match found {
         Some(term) if term == last.term => Ok(()),
@@ -269,12 +327,12 @@ fn check_last(
             last
         ))),
         None => {
-            let end = log.last_key_value().map_or(base.index, |(&index, _)| index);
-            Err(missing(end.next(), last.index))
+            let end = log.last().map_or(base, Held::end);
+            Err(missing(end.index.next(), last.index))
         }
     }
 }
 
-fn missing(from: Index, to: Index) -> StoreError {
+pub(super) fn missing(from: Index, to: Index) -> StoreError {
     StoreError::Damaged(format!("the entries {from} to {to} are missing from the log"))
 }

@@ -55,7 +55,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// A sled database and a descriptor to sync it with.
 #[derive(Debug)]
-pub(super) struct SledRecords {
+pub(crate) struct SledRecords {
     database: sled::Db,
     /// Holds one key, whose changes drive the cleaning of segments.
     cleaner: sled::Tree,

@@ -11,13 +11,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use raft::{NodeId, Write};
+use raft::{Entry, Fetch, NodeId, Write};
 use tokio::sync::oneshot;
 
+use crate::failpoint::{self, Failpoint};
+use crate::identity::Group;
 use crate::store::StoreError;
 use crate::store::engine::{Engine, Written};
 use crate::store::file_slots::FileSlots;
-use crate::store::floor::{Group, HeardPeer};
+use crate::store::floor::HeardPeer;
 use crate::store::gathered::Gathered;
 use crate::store::pace::{Fatal, Pace};
 use crate::store::sled_records::SledRecords;
@@ -37,18 +39,26 @@ const SPACE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the database is asked whether one of its threads has failed.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Takes entries that were read, and who needs them: a follower, or this member's state machine.
+pub(super) type OnRead = Box<dyn Fn(Option<NodeId>, Vec<Entry>) + Send>;
+
 /// What waits for the writing thread. Bounded: writes are merged, peers are few.
 #[derive(Default)]
 pub(super) struct Inbox {
     gathered: Gathered,
     heard: BTreeMap<NodeId, HeardPeer>,
+    /// At most one of each follower and one of the state machine.
+    fetches: Vec<Fetch>,
     births: Vec<(Group, oneshot::Sender<Result<(), StoreError>>)>,
     stop: bool,
 }
 
 impl Inbox {
     fn is_empty(&self) -> bool {
-        self.gathered.is_empty() && self.heard.is_empty() && self.births.is_empty()
+        self.gathered.is_empty()
+            && self.heard.is_empty()
+            && self.fetches.is_empty()
+            && self.births.is_empty()
     }
 }
 
@@ -80,6 +90,11 @@ impl Shared {
 
     pub(super) fn submit(&self, write: Write) {
         self.inbox().gathered.add(write);
+        self.arrived.notify_one();
+    }
+
+    pub(super) fn fetch(&self, fetch: Fetch) {
+        self.inbox().fetches.push(fetch);
         self.arrived.notify_one();
     }
 
@@ -150,6 +165,7 @@ pub(super) struct Writer {
     pub(super) reserve: Reserve,
     pub(super) pace: Arc<Pace>,
     pub(super) on_written: Box<dyn Fn(Written) + Send>,
+    pub(super) on_read: OnRead,
     /// Keeps other processes out of the directory.
     pub(super) _lock: File,
 }
@@ -210,23 +226,39 @@ impl Writer {
         for peer in inbox.heard.into_values() {
             self.engine.hear(peer)?;
         }
-        if inbox.gathered.is_empty() {
-            return Ok(());
+        if !inbox.gathered.is_empty() {
+            self.write(inbox.gathered, times)?;
         }
+        // Here, between two writes, nothing moves under the reader.
+        for fetch in inbox.fetches {
+            (self.on_read)(fetch.reader, self.engine.read(fetch)?);
+        }
+        self.sync_floor_when_due(times)?;
+        Ok(())
+    }
+
+    /// Whether it was due.
+    fn sync_floor_when_due(&mut self, times: &mut Times) -> Result<bool, StoreError> {
+        let due = times.dirty_since.is_some_and(|since| since.elapsed() >= FLOOR_SYNC_AFTER);
+        if due {
+            self.engine.sync_floor()?;
+            times.dirty_since = None;
+        }
+        Ok(due)
+    }
+
+    fn write(&mut self, gathered: Gathered, times: &mut Times) -> Result<(), StoreError> {
         times.wrote = Instant::now();
-        let written = self.engine.write(&inbox.gathered)?;
+        let written = self.engine.write(&gathered)?;
+        failpoint::reach(Failpoint::AnswerBefore);
         (self.on_written)(written);
         self.pace.wrote(times.wrote);
-        if let Some(snapshot) = inbox.gathered.snapshot {
-            self.snapshots.installed(snapshot.root.manifest);
+        if let Some(snapshot) = gathered.snapshot {
+            self.snapshots.installed(&snapshot.root);
         }
         self.engine.sweep()?;
         if self.engine.floor_is_dirty() {
-            let since = *times.dirty_since.get_or_insert(times.wrote);
-            if since.elapsed() >= FLOOR_SYNC_AFTER {
-                self.engine.sync_floor()?;
-                times.dirty_since = None;
-            }
+            times.dirty_since.get_or_insert(times.wrote);
         } else {
             times.dirty_since = None;
         }
@@ -234,10 +266,9 @@ impl Writer {
     }
 
     fn use_idle_time(&mut self, times: &mut Times) -> Result<(), StoreError> {
-        if times.dirty_since.is_some_and(|since| since.elapsed() >= FLOOR_SYNC_AFTER) {
-            self.engine.sync_floor()?;
-            times.dirty_since = None;
-        } else if times.tidy_due(&self.engine).is_some_and(|due| due <= Instant::now()) {
+        if !self.sync_floor_when_due(times)?
+            && times.tidy_due(&self.engine).is_some_and(|due| due <= Instant::now())
+        {
             self.engine.tidy()?;
         }
         Ok(())

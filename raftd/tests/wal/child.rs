@@ -4,11 +4,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
 use raftd::store::StoreError;
 
 use crate::member::Member;
+
+/// Held while a child is started, and shared while a directory is opened here. Until a child runs its
+/// program it has copies of this process's descriptors: a lock that was given back here is still
+/// held there.
+pub(crate) static STARTING: RwLock<()> = RwLock::new(());
 
 const DIRECTORY: &str = "FLOTILLA_WAL_DIRECTORY";
 
@@ -80,7 +86,13 @@ pub(crate) fn command(test: &str, path: &Path) -> Command {
 
 /// Starts a child.
 pub(crate) fn start(test: &str, path: &Path) -> Child {
-    command(&format!("child::{test}"), path).spawn().unwrap()
+    spawn(&mut command(&format!("child::{test}"), path))
+}
+
+fn spawn(command: &mut Command) -> Child {
+    // It returns when the child runs its program.
+    let _starting = STARTING.write().unwrap();
+    command.spawn().unwrap()
 }
 
 /// How an attempt to open a directory ended.
@@ -123,7 +135,7 @@ pub(crate) fn open_all(paths: impl Iterator<Item = impl AsRef<Path>>) -> Vec<Ope
 
 /// Runs a child to its end, and gives its exit code and what it said.
 pub(crate) fn run(command: &mut Command, context: &str) -> (Option<i32>, String) {
-    let mut child = command.spawn().unwrap();
+    let mut child = spawn(command);
     let deadline = Instant::now() + Duration::from_secs(60);
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > deadline {

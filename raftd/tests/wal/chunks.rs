@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use raft::{Digest, GroupTime, HardState, Index, Position, SnapshotRoot, Term, Write};
+use raft::{Digest, GroupTime, HardState, Index, NodeId, Position, SnapshotRoot, Term, Write};
 use raftd::store::{Manifest, ReceiveError};
 
 use crate::member::Member;
@@ -95,22 +95,22 @@ fn only_what_was_offered_is_received() {
         .unwrap();
     let encoded = source.start.snapshots.manifest(offered.manifest).unwrap().unwrap();
     let snapshots = &target.start.snapshots;
-    let malformed = |root: &SnapshotRoot, encoded: &[u8], chunks: Vec<Bytes>| {
-        let received = snapshots.receive(root, encoded, chunks.into_iter());
-        assert!(matches!(received, Err(ReceiveError::Malformed(_))), "{received:?}");
+    let malformed = |root: &SnapshotRoot, encoded: &[u8]| {
+        let begun = snapshots.begin([4; 32], NodeId(2), root, encoded);
+        assert!(matches!(begun, Err(ReceiveError::Malformed(_))), "{begun:?}");
     };
-    malformed(&offered, &encoded[..encoded.len() - 1], chunks(1, 20));
-    malformed(
-        &SnapshotRoot { manifest: Digest([0; 32]), ..offered.clone() },
-        &encoded,
-        chunks(1, 20),
-    );
-    malformed(&SnapshotRoot { bytes: 1, ..offered.clone() }, &encoded, chunks(1, 20));
-    malformed(&offered, &encoded, chunks(2, 20));
-    malformed(&offered, &encoded, chunks(1, 19));
-    // What broke off is not a snapshot.
-    assert!(snapshots.manifest(offered.manifest).unwrap().is_none());
-    let received = snapshots.receive(&offered, &encoded, chunks(1, 20).into_iter()).unwrap();
-    assert_eq!(received, chunks(1, 20));
+    malformed(&offered, &encoded[..encoded.len() - 1]);
+    malformed(&SnapshotRoot { manifest: Digest([0; 32]), ..offered.clone() }, &encoded);
+    malformed(&SnapshotRoot { bytes: 1, ..offered.clone() }, &encoded);
+    assert_eq!(snapshots.transfer(), None);
+    let mut receiving = snapshots.begin([4; 32], NodeId(2), &offered, &encoded).unwrap();
+    for (at, chunk) in chunks(1, 20).iter().enumerate() {
+        let wrong = receiving.put(&chunks(2, 20)[at]);
+        assert!(matches!(wrong, Err(ReceiveError::Malformed(_))), "{wrong:?}");
+        assert_eq!(receiving.wanted().first(), Some(&(at..20)));
+        receiving.put(chunk).unwrap();
+    }
+    assert!(matches!(receiving.put(&chunks(1, 1)[0]), Err(ReceiveError::Malformed(_))));
+    assert_eq!(receiving.finish().unwrap(), offered);
     assert_eq!(snapshots.load(offered.manifest).unwrap(), chunks(1, 20));
 }

@@ -1,10 +1,10 @@
 //! Crashes between any two operations of the disk, and damage of what it holds.
 
-use raft::{NodeId, Recovered};
-use raftd::Founder;
+use raft::{Fetch, Index, NodeId, Recovered};
 use raftd::store::gathered::Gathered;
 use raftd::store::slots::{BLOCK_BYTES, Slot};
-use raftd::store::{Engine, Floor, Group, StoreError};
+use raftd::store::{Engine, Floor, StoreError};
+use raftd::{Founder, Group};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -19,7 +19,7 @@ fn group() -> Group {
         peer_address: "127.0.0.1:7350".to_owned(),
         client_address: "127.0.0.1:7300".to_owned(),
     };
-    Group { id: [9; 32], founders: vec![founder] }
+    Group { id: [9; 32], founders: vec![founder], former: Vec::new() }
 }
 
 /// A disk whose group is born.
@@ -32,7 +32,7 @@ fn born() -> Disk {
 }
 
 fn open(disk: &Disk) -> Result<(Engine<Disk, Disk>, Recovered), StoreError> {
-    Engine::open(disk.clone(), Floor::open(disk.clone())?)
+    Engine::open(disk.clone(), Floor::open(disk.clone())?, u64::MAX)
 }
 
 /// Opens a disk on which nothing that was promised may be missing.
@@ -90,8 +90,8 @@ impl Run {
             may_be.iter().any(|model| model.is(found)),
             "{context}: found {:?} base {} last {:?}, promised {:?} base {} last {}",
             found.hard_state,
-            found.base,
-            found.entries.last().map(raft::Entry::position),
+            found.log.base(),
+            found.log.last(),
             self.promised.hard_state,
             self.promised.base,
             self.promised.last()
@@ -122,6 +122,55 @@ fn crash_at_every_op() {
         }
     }
     assert!(crashes > 500, "only {crashes} crashes");
+}
+
+/// Whatever lies on the disk beside them, the entries that count are read, as many as were asked for.
+#[test]
+fn entries_are_read_back() {
+    for seed in 0..40 {
+        let disk = born();
+        let (mut engine, _) = open(&disk).unwrap();
+        let mut run = Run::new(seed, Model::default());
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut ended = 1;
+        for _ in 0..60 {
+            run.go(&mut engine, 1).unwrap();
+            let (base, last) = (run.promised.base.index.0, run.promised.last().index.0);
+            let from = rng.random_range(base.saturating_sub(2).max(1)..=last + 1);
+            let to = rng.random_range(from..=last.max(from) + 2);
+            // Half of the reads go on where the last one ended.
+            let from = if rng.random_bool(0.5) { ended.clamp(1, last + 1) } else { from };
+            let bytes_max = [1, 500, 20_000, u64::MAX][rng.random_range(0..4)];
+            let (from, to) = (Index(from), Index(to.max(from)));
+            let read = engine.read(Fetch { reader: None, from, to, bytes_max }).unwrap();
+            ended = read.last().map_or(from.0, |entry| entry.index.0 + 1);
+            let mut bytes = 0;
+            let entries = run.promised.entries.iter();
+            let wanted = entries.filter(|it| from.0 > base && (from..=to).contains(&it.index));
+            let wanted = wanted.take_while(|entry| {
+                bytes += entry.size();
+                bytes == entry.size() || bytes <= bytes_max
+            });
+            assert!(read.iter().eq(wanted), "seed {seed}: {from}..{to} of {base}..{last}");
+        }
+    }
+}
+
+/// Opened with a small window, a log is the same as with all of it in memory: the terms, the size,
+/// the end, and the changes of members.
+#[test]
+fn a_window_holds_the_end_of_the_log() {
+    for seed in 0..20 {
+        let (disk, promised) = with_history(seed);
+        let (_, found) =
+            Engine::open(disk.clone(), Floor::open(disk.clone()).unwrap(), 1_000).unwrap();
+        assert_eq!(found.log.base(), promised.base, "seed {seed}");
+        assert_eq!(found.log.last(), promised.last(), "seed {seed}");
+        let held = found.log.entries().len();
+        let tail = &promised.entries[promised.entries.len() - held..];
+        assert!(found.log.entries().eq(tail), "seed {seed}");
+        assert!(held == promised.entries.len() || held > 0, "seed {seed}: the last one is held");
+    }
 }
 
 /// One life that ends at the operation `at`, and the lives after it. False: it ended before.
@@ -159,8 +208,8 @@ fn floors_are_made_whole_or_not_at_all() {
         for crash in [Crash::Kill, Crash::PowerCut(1), Crash::PowerCut(2)] {
             let disk = born();
             disk.crash_after(at, true);
-            let floor =
-                Floor::open(disk.clone()).and_then(|floor| Engine::open(disk.clone(), floor));
+            let floor = Floor::open(disk.clone())
+                .and_then(|floor| Engine::open(disk.clone(), floor, u64::MAX));
             drop(floor);
             disk.restart(crash);
             open_whole(&disk, &format!("operation {at}, {crash:?}"));
@@ -380,7 +429,8 @@ fn what_was_cut_off_stays_cut_off_when_what_cut_it_is_removed() {
             damaged.flip(slot, 40);
         }
         let (_, found) = open_whole(&damaged, &format!("without {slot:?}"));
-        assert!(found.entries.is_empty(), "without {slot:?}: {} entries", found.entries.len());
+        let count = found.log.entries().len();
+        assert!(count == 0, "without {slot:?}: {count} entries");
     }
 }
 

@@ -49,6 +49,8 @@ fn another_identity_is_refused_and_nothing_changed() {
     let refused = |expected: ExpectedIdentity| {
         let options = raftd::store::StoreOptions {
             free_bytes_min: 0,
+            log_window_bytes: 0,
+            on_read: Box::new(|_, _| {}),
             on_written: Box::new(|_| {}),
             on_failed: Box::new(|_| {}),
         };

@@ -100,7 +100,7 @@ fn check(path: &Path, term: u64, last: u64, context: &str) {
     let found = &member.start.recovered;
     assert!(found.hard_state.term >= Term(term), "{context}: the term is older");
     assert!(member.model.last().index.0 >= last, "{context}: {last} is lost");
-    for entry in &found.entries {
+    for entry in found.log.entries() {
         assert_eq!(entry.payload, Payload::Command(command(entry.index.0)), "{context}");
     }
     if let Some(root) = &found.snapshot {

@@ -15,4 +15,6 @@ mod member;
 mod memory;
 mod model;
 mod power;
+mod recover;
 mod space;
+mod transfers;

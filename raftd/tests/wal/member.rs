@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use raft::{Entry, GroupTime, Index, Membership, NodeId, Payload, SnapshotWrite, Write, WriteId};
-use raftd::Founder;
 use raftd::store::{ExpectedIdentity, Start, Store, StoreError, StoreOptions, Written};
+use raftd::{Founder, Group};
 
+use crate::child::STARTING;
 use crate::model::Model;
 
 /// A deadline that only a hang reaches.
@@ -40,13 +41,17 @@ impl Member {
         let (written_out, written) = channel();
         let options = StoreOptions {
             free_bytes_min,
+            log_window_bytes: u64::MAX,
+            on_read: Box::new(|_, _| {}),
             on_written: Box::new(move |written| {
                 // The test may have ended.
                 let _ = written_out.send(written);
             }),
             on_failed: Box::new(|error| panic!("the store has failed: {error}")),
         };
+        let starting = STARTING.read().unwrap();
         let (store, start) = Store::open(path, options, &expected())?;
+        drop(starting);
         let model = Model::from_recovered(&start.recovered, 0);
         Ok(Self { store, start, model, written })
     }
@@ -65,8 +70,9 @@ impl Member {
             peer_address: "127.0.0.1:7350".to_owned(),
             client_address: "127.0.0.1:7300".to_owned(),
         };
+        let group = Group { id: [4; 32], founders: vec![founder], former: Vec::new() };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(self.store.bear([4; 32], vec![founder])).unwrap();
+        runtime.block_on(self.store.bear(group)).unwrap();
     }
 
     /// Submits a write and waits until it is durable.

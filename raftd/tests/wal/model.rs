@@ -25,8 +25,8 @@ impl Model {
         Self {
             hard_state: recovered.hard_state,
             snapshot: recovered.snapshot.clone(),
-            base: recovered.base,
-            entries: recovered.entries.clone(),
+            base: recovered.log.base(),
+            entries: recovered.log.entries().cloned().collect(),
             writes,
         }
     }

@@ -13,14 +13,11 @@ pub(super) fn check(step: Step<'_>) -> Result<(), Violation> {
     if !led_throughout || installed || after.commit == before.commit {
         return Ok(());
     }
-    let entry = step.member().replica().and_then(|it| it.node().log(after.commit).next());
-    match entry {
-        Some(entry) if entry.term != after.term => {
+    match step.member().replica().and_then(|it| it.node().term_at(after.commit)) {
+        Some(term) if term != after.term => {
             let what = format!(
-                "n{} leads t{} and commits up to {}",
-                step.node,
-                after.term,
-                entry.position()
+                "n{} leads t{} and commits up to {}@{term}",
+                step.node, after.term, after.commit
             );
             Err(Violation::new("R7", what))
         }

@@ -18,14 +18,12 @@ pub(super) struct ConfigSafety {
 
 impl ConfigSafety {
     pub(super) fn check(&mut self, step: Step<'_>) -> Result<(), Violation> {
-        let Some(replica) = step.member().replica() else { return Ok(()) };
         let mut ruled = Some((step.before.membership_index, &step.before.membership));
         for event in &step.output.events {
             let &Event::Reconfigured { index, ref membership } = event else { continue };
             let before = ruled.replace((index, membership));
             // It may have been undone in the same step, or be undone by this event.
-            let entry = replica.node().log(index).next().filter(|entry| entry.index == index);
-            let Some(entry) = entry else { continue };
+            let Some(entry) = step.member().entry(index) else { continue };
             if !matches!(&entry.payload, Payload::Membership(stored) if stored == membership) {
                 continue;
             }
@@ -65,10 +63,9 @@ fn follows(
     if let Some(id) = new.find(|id| **id <= before.last_id()) {
         return Err(violation(step, &format!("uses the id {id} again")));
     }
-    let log = step.member().replica().map(|replica| replica.node().log(commit));
-    let at_commit = log.and_then(|mut log| log.next()).filter(|entry| entry.index == commit);
+    let at_commit = step.member().replica().and_then(|replica| replica.node().term_at(commit));
     // What was committed may be compacted away by now; then it can't be told.
-    if at_commit.is_some_and(|entry| entry.term != step.after().term) {
+    if at_commit.is_some_and(|term| term != step.after().term) {
         return Err(violation(step, "changes the members before it committed in its own term"));
     }
     Ok(())

@@ -14,7 +14,9 @@ pub(super) fn check(step: Step<'_>) -> Result<(), Violation> {
             MessageKind::AppendRequest { .. }
             | MessageKind::AppendReply { .. }
             | MessageKind::SnapshotOffer(_)
-            | MessageKind::TimeoutNow => false,
+            | MessageKind::TimeoutNow
+            | MessageKind::ReadRequest { .. }
+            | MessageKind::ReadReply { .. } => false,
         };
         let term = envelope.message.term;
         if term > durable && !dry_run {

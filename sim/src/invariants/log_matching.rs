@@ -4,7 +4,7 @@
 //! Each entry that appears in a member's memory is hashed together with everything before it, once,
 //! and compared with what anybody ever had at that index and term.
 
-use raft::{Entry, Index, Position};
+use raft::{Entry, Index};
 
 use super::{Ghost, Step, Violation, ghost::MemoryLog};
 use crate::{machine::History, member::Member};
@@ -63,9 +63,8 @@ fn follow(ghost: &mut Ghost, log: &mut MemoryLog, member: &Member) -> Result<(),
     while log.last_index() > standing.last.index {
         log.entries.pop_back();
     }
-    let in_memory = |index: Index| replica.node().log(index).next().map(Entry::position);
     while let Some(&(term, _)) = log.entries.back()
-        && in_memory(log.last_index()) != Some(Position { term, index: log.last_index() })
+        && replica.node().term_at(log.last_index()) != Some(term)
     {
         log.entries.pop_back();
     }
@@ -126,9 +125,8 @@ fn recheck_stretch(ghost: &Ghost, log: &mut MemoryLog, member: &Member) -> Resul
     let behind = log.last_index();
     let from = if (log.base..behind).contains(&log.rechecked) { log.rechecked } else { log.base };
     log.rechecked = Index(from.0 + RECHECKED_MAX as u64);
-    if let (Some(replica), Some(history)) = (member.replica(), log.history_at(from)) {
-        let entries = replica.node().log(from.next()).take(RECHECKED_MAX);
-        compare(ghost, member, history, entries)?;
+    if let Some(history) = log.history_at(from).filter(|_| member.is_up()) {
+        compare(ghost, member, history, member.log(from.next()).take(RECHECKED_MAX))?;
     }
     let image = member.disk().image();
     if let Some(history) = image.history_at(from) {
@@ -139,11 +137,9 @@ fn recheck_stretch(ghost: &Ghost, log: &mut MemoryLog, member: &Member) -> Resul
 
 /// Hashes a member's whole log anew, in memory and on its disk.
 pub(super) fn recheck(ghost: &Ghost, member: &Member) -> Result<(), Violation> {
-    if let Some(replica) = member.replica() {
-        let base = member.standing().first.previous();
-        if let Some(history) = ghost.history_at(base) {
-            compare(ghost, member, history, replica.node().log(base.next()))?;
-        }
+    let base = member.standing().first.previous();
+    if let Some(history) = ghost.history_at(base).filter(|_| member.is_up()) {
+        compare(ghost, member, history, member.log(base.next()))?;
     }
     let (_, history) = member.disk().image().base();
     compare(ghost, member, history, member.disk().image().entries())

@@ -84,12 +84,15 @@ impl Heard {
                 }
                 MessageKind::VoteRequest { .. }
                 | MessageKind::VoteReply { .. }
-                | MessageKind::TimeoutNow => {}
+                | MessageKind::TimeoutNow
+                | MessageKind::ReadRequest { .. }
+                | MessageKind::ReadReply { .. } => {}
             },
             Input::Tick => self.ticks += 1,
             Input::Written(_)
             | Input::Captured(_)
             | Input::Fetched(..)
+            | Input::Read(..)
             | Input::Transfer(_)
             | Input::Ask { .. } => {}
         }

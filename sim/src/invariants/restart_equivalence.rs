@@ -8,7 +8,8 @@ use crate::member::Member;
 
 pub(super) fn started(member: &Member) -> Result<(), Violation> {
     let Some(replica) = member.replica() else { return Ok(()) };
-    let (image, again) = (member.disk().image(), member.disk().recovered());
+    let image = member.disk().image();
+    let again = member.disk().recovered(member.config.log_window_bytes);
     let Status { term, vote, first, last, durable, commit, snapshot, .. } = replica.status();
     let covered = image.snapshot.as_ref().map_or(Index(0), |root| root.position.index);
     let checks = [
@@ -17,8 +18,12 @@ pub(super) fn started(member: &Member) -> Result<(), Violation> {
         (snapshot == image.snapshot && again.snapshot == snapshot, "the snapshot"),
         (first.previous() == image.base().0.index, "the beginning of the log"),
         (last == image.last() && durable == last.index, "the end of the log"),
-        (replica.node().log(first).eq(image.entries()), "the log"),
-        (again.entries.iter().eq(image.entries()), "the log, read again"),
+        (member.log(first).eq(image.entries()), "the log"),
+        (
+            image.entries().all(|entry| replica.node().term_at(entry.index) == Some(entry.term)),
+            "terms",
+        ),
+        (again.log.entries().eq(replica.node().log(first)), "the log, read again"),
         (commit == covered && replica.applied().index == covered, "where it goes on"),
     ];
     match checks.into_iter().find(|(holds, _)| !holds) {

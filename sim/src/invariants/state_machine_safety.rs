@@ -26,10 +26,8 @@ pub(super) fn check(ghost: &mut Ghost, step: Step<'_>) -> Result<(), Violation> 
 
 fn settle(ghost: &mut Ghost, step: Step<'_>) -> Result<(), Violation> {
     let (member, after) = (step.member(), step.after());
-    let Some(replica) = member.replica() else { return Ok(()) };
     if after.commit > ghost.committed() {
-        let news: Vec<Entry> = replica
-            .node()
+        let news: Vec<Entry> = member
             .log(ghost.committed().next())
             .take_while(|entry| entry.index <= after.commit)
             .cloned()

@@ -21,6 +21,7 @@ pub(super) fn check(ghost: &Ghost, step: Step<'_>) -> Result<(), Violation> {
             | Event::Removed { .. }
             | Event::Reconfigured { .. }
             | Event::Transferring { .. }
+            | Event::SlowDisk { .. }
             | Event::TransferFailed { .. }
             | Event::Voted { .. }
             | Event::Committed { .. }

@@ -28,7 +28,9 @@ impl Votes {
                 | MessageKind::AppendRequest { .. }
                 | MessageKind::AppendReply { .. }
                 | MessageKind::SnapshotOffer(_)
-                | MessageKind::TimeoutNow => continue,
+                | MessageKind::TimeoutNow
+                | MessageKind::ReadRequest { .. }
+                | MessageKind::ReadReply { .. } => continue,
             };
             let term = envelope.message.term;
             let durable = step.member().disk().image().hard_state;

@@ -293,8 +293,8 @@ fn finds_what_was_told() {
             "found {:?}, snapshot {:?}, log from {} to {}; promised {:?}, {:?}, {} to {}",
             found.hard_state,
             found.snapshot.as_ref().map(|root| root.position),
-            found.base,
-            found.entries.last().map_or(found.base, raft::Entry::position),
+            found.log.base(),
+            found.log.last(),
             promised.hard_state,
             promised.snapshot.as_ref().map(|root| root.position),
             promised.base,
@@ -325,6 +325,6 @@ fn finds_what_was_told() {
     drop(member);
     let member = open(&path).unwrap_or_else(|error| child::end(&error));
     assert!(model.is(&member.start.recovered), "what came afterwards is lost");
-    let last = member.start.recovered.entries.last().map(|entry| &entry.payload);
+    let last = member.start.recovered.log.entries().last().map(|entry| &entry.payload);
     assert_eq!(last, Some(&Payload::Command(vec![2; 10].into())));
 }
