@@ -48,6 +48,7 @@ impl NonDisruption {
                 | Event::Removed { .. }
                 | Event::Reconfigured { .. }
                 | Event::Transferring { .. }
+                | Event::SlowDisk { .. }
                 | Event::TransferFailed { .. }
                 | Event::Voted { .. }
                 | Event::Truncated { .. }
@@ -108,8 +109,9 @@ impl NonDisruption {
     /// A member begins an election.
     fn judge(&mut self, step: Step<'_>, term: Term) -> Result<(), Violation> {
         let asked = self.asked.get(&(step.node, term)).cloned().unwrap_or_default();
-        // Earlier questions of this member are answered by now.
-        self.asked.retain(|&(node, about), _| node != step.node || about > term);
+        // Questions about earlier terms are answered by now. That about this one is not: a crash
+        // may take the campaign back, and then a late answer begins it once more.
+        self.asked.retain(|&(node, about), _| node != step.node || about >= term);
         let leaderless = |voter: NodeId| voter == step.node || asked.contains(&voter);
         let quorum = step.before.membership.has_quorum(leaderless);
         if self.heirs.remove(&(step.node, term)) || quorum {
