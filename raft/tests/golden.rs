@@ -35,6 +35,7 @@ scripts! {
         bad_changes_are_refused,
         change_that_breaks_the_quorum_is_refused,
         commit_needs_both_majorities,
+        datadriven,
         election_needs_both_majorities,
         grown_from_one,
         learner_is_not_counted,
