@@ -80,8 +80,8 @@ async fn end_of(cluster: &mut Cluster) -> (Option<i32>, String) {
 }
 
 #[tokio::test]
-async fn a_disk_that_refuses_ends_the_process_and_loses_nothing() {
-    const NAME: &str = "a_disk_that_refuses_ends_the_process_and_loses_nothing";
+async fn fsync_error_is_fatal() {
+    const NAME: &str = "fsync_error_is_fatal";
     if !can_trace(NAME) {
         return;
     }
@@ -252,8 +252,8 @@ impl Drop for Disk {
 }
 
 #[tokio::test]
-async fn a_full_disk_refuses_growth_and_then_ends_the_process() {
-    const NAME: &str = "a_full_disk_refuses_growth_and_then_ends_the_process";
+async fn enospc_is_fatal_and_recovers() {
+    const NAME: &str = "enospc_is_fatal_and_recovers";
     let _watchdog = Watchdog::new(4 * READY_TIMEOUT);
     let mut disk = None;
     let mount = |plan: &mut Plan| disk = Disk::mount(&plan.dir.join("kvd-1"), 512 << 20);

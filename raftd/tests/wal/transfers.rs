@@ -86,7 +86,7 @@ fn wait_until_left(snapshots: &Snapshots, manifest: &Manifest, left: usize) {
 }
 
 #[test]
-fn a_transfer_that_is_cut_at_every_kth_chunk_sends_each_once() {
+fn chunked_transfer_resumes() {
     // Two chunks stand in the manifest twice.
     let offered = offer(9, [chunks(1, 0..20), chunks(1, 4..6), chunks(1, 20..30)].concat());
     for cut in [1, 3, 7, 29, 30] {
