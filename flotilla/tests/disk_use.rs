@@ -19,8 +19,8 @@ const CLIENTS: u64 = 16;
 const MIB: u64 = 1 << 20;
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What a member may take: eight segments of 8 MiB for each of its two databases.
-const MEMBER_BYTES_MAX: u64 = 128 * MIB;
+/// What a member may take: ten segments of 8 MiB for each of its two databases.
+const MEMBER_BYTES_MAX: u64 = 160 * MIB;
 
 /// A cluster that takes a snapshot for every MiB of log, as small as its state is.
 async fn start() -> TestCluster {
