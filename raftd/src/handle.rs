@@ -6,7 +6,7 @@ use bytes::Bytes;
 use raft::{
     Change, ChangeRefused, GroupTime, Index, NodeId, SnapshotRoot, Standing, StateMachine, Term,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
@@ -14,9 +14,6 @@ use crate::identity::GroupId;
 use crate::membership::Contact;
 use crate::peer::{self, Directory, Peers};
 use crate::settings::Member;
-
-/// How many requests may wait for the host task.
-pub const REQUESTS_MAX: usize = 16_384;
 
 /// The largest command: a request of 2 MiB and its envelope.
 pub const COMMAND_BYTES_MAX: usize = (2 << 20) + (64 << 10);
@@ -225,6 +222,8 @@ pub(crate) enum Request<S: StateMachine> {
         command: Bytes,
         deadline: Instant,
         answer: oneshot::Sender<Outcome<S::Response>>,
+        /// Its part of what may wait; given back when the host takes it.
+        _room: OwnedSemaphorePermit,
     },
     Tick {
         deadline: Instant,
@@ -255,6 +254,8 @@ pub(crate) type Transferred = Result<NodeId, TransferRefused>;
 /// A handle to a replica. Clones speak to the same one.
 pub struct Handle<S: StateMachine> {
     requests: mpsc::Sender<Request<S>>,
+    /// How many bytes of commands may still wait for the host task.
+    room: Arc<Semaphore>,
     status: watch::Receiver<Status>,
     applied: watch::Receiver<Index>,
     directory: Arc<Directory>,
@@ -266,6 +267,7 @@ impl<S: StateMachine> Clone for Handle<S> {
     fn clone(&self) -> Self {
         Self {
             requests: self.requests.clone(),
+            room: self.room.clone(),
             status: self.status.clone(),
             applied: self.applied.clone(),
             directory: self.directory.clone(),
@@ -278,13 +280,14 @@ impl<S: StateMachine> Clone for Handle<S> {
 impl<S: StateMachine> Handle<S> {
     pub(crate) fn new(
         requests: mpsc::Sender<Request<S>>,
+        room: Arc<Semaphore>,
         status: watch::Receiver<Status>,
         applied: watch::Receiver<Index>,
         directory: Arc<Directory>,
         peers: Arc<Peers>,
         node: NodeId,
     ) -> Self {
-        Self { requests, status, applied, directory, peers, node }
+        Self { requests, room, status, applied, directory, peers, node }
     }
 
     /// Replicates a command and executes it. Only the leader does so. Ends by the deadline.
@@ -293,7 +296,11 @@ impl<S: StateMachine> Handle<S> {
             let (bytes, limit) = (command.len(), COMMAND_BYTES_MAX);
             return Outcome::Rejected(Refused::TooLarge { bytes, limit });
         }
-        self.ask_outcome(|answer| Request::Propose { command, deadline, answer }).await
+        let Ok(_room) = self.room.clone().try_acquire_many_owned(command.len() as u32) else {
+            let limit = "requests_bytes_max";
+            return Outcome::Rejected(Refused::Overloaded { limit });
+        };
+        self.ask_outcome(|answer| Request::Propose { command, deadline, answer, _room }).await
     }
 
     /// Appends an entry that only carries the time, and ends when it is applied. Only the leader
@@ -455,5 +462,55 @@ impl<S: StateMachine> Handle<S> {
             mpsc::error::TrySendError::Full(_) => Refused::Overloaded { limit: "requests_max" },
             mpsc::error::TrySendError::Closed(_) => Refused::Shutdown,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::identity::{Acquaintances, Founder};
+    use crate::log::machine::LogMachine;
+
+    /// A handle to a host that looks at nothing.
+    fn unheard(requests_max: usize, bytes_max: usize) -> (Handle<LogMachine>, impl Sized) {
+        let (requests, requests_in) = mpsc::channel(requests_max);
+        let settings = crate::Settings::default();
+        let (status, status_in) = watch::channel(crate::start::unborn(&settings, &[]));
+        let (applied, applied_in) = watch::channel(Index(0));
+        let (news, news_in) = mpsc::unbounded_channel();
+        let node = NodeId(1);
+        let me = Founder {
+            node,
+            incarnation: [0; 16],
+            peer_address: String::new(),
+            client_address: String::new(),
+        };
+        let known = Acquaintances::unborn("harbour", std::iter::empty());
+        let peers = Arc::new(Peers::new("harbour".to_owned(), me, 1, 1, 0, known, news));
+        let directory = Arc::new(Directory::new(std::iter::empty()).unwrap());
+        let room = Arc::new(Semaphore::new(bytes_max));
+        let handle = Handle::new(requests, room, status_in, applied_in, directory, peers, node);
+        (handle, (requests_in, status, applied, news_in))
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_the_host_is_bounded_in_number_and_in_bytes() {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        for (requests_max, bytes_max, limit) in
+            [(2, 1_000, "requests_max"), (100, 250, "requests_bytes_max")]
+        {
+            let (handle, _host) = unheard(requests_max, bytes_max);
+            let propose = || {
+                let handle = handle.clone();
+                async move { handle.propose(Bytes::from(vec![7; 100]), deadline).await }
+            };
+            let waiting = [tokio::spawn(propose()), tokio::spawn(propose())];
+            tokio::task::yield_now().await;
+            let refused = Outcome::Rejected(Refused::Overloaded { limit });
+            assert_eq!(propose().await, refused);
+            assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
+        }
     }
 }

@@ -215,7 +215,7 @@ impl<S: StateMachine> Driver<S> {
 
     fn take(&mut self, request: Request<S>) {
         match request {
-            Request::Propose { command, deadline, answer } => {
+            Request::Propose { command, deadline, answer, _room } => {
                 match self.propose(Payload::Command(command), deadline) {
                     Ok(ticket) => drop(self.waiting.proposals.insert(ticket, answer)),
                     Err(refused) => reply(answer, Outcome::Rejected(refused)),

@@ -61,8 +61,8 @@ pub mod store;
 mod wire;
 
 pub use handle::{
-    COMMAND_BYTES_MAX, ChangeRejected, Changed, Handle, MemberStatus, Outcome, REQUESTS_MAX,
-    Refused, Role, Status, TransferRefused, Transferring, Wanted,
+    COMMAND_BYTES_MAX, ChangeRejected, Changed, Handle, MemberStatus, Outcome, Refused, Role,
+    Status, TransferRefused, Transferring, Wanted,
 };
 pub use identity::{Founder, Group, GroupId, Incarnation};
 pub use network::{Network, PeerFlags};

@@ -10,6 +10,8 @@ use daemon::settings::check_range;
 use raft::NodeId;
 use serde::{Deserialize, Serialize};
 
+use crate::handle::COMMAND_BYTES_MAX;
+
 /// How many members a group may have.
 pub const MEMBERS_MAX: usize = 7;
 
@@ -24,6 +26,10 @@ const PEER_PORT_OFFSET: u16 = 50;
 
 /// The longest tick: who waits longer than that for a sign of life has no use for a group.
 const TICK_MS_MAX: u64 = 60_000;
+
+/// The most requests and bytes that may wait: what a queue can count.
+const REQUESTS_LIMIT: u64 = 1 << 20;
+const BYTES_LIMIT: u64 = 1 << 40;
 
 /// The most ticks of a timeout.
 const TICKS_MAX: u64 = 100_000;
@@ -61,6 +67,15 @@ pub struct Settings {
     pub retained_bytes_max: u64,
     /// How much of the log stays in memory, beside what is not committed.
     pub log_window_bytes: u64,
+    /// How much a leader appends beyond what is committed, and beyond what its own disk has
+    /// answered for, before it refuses proposals.
+    pub uncommitted_bytes_max: u64,
+    /// How much may be on its way to a follower.
+    pub inflight_bytes_max: u64,
+    /// How many requests may wait for a member to look at them.
+    pub requests_max: u64,
+    /// How many bytes of commands may wait so.
+    pub requests_bytes_max: u64,
     /// Writes that grow the store are refused while less than this is free on its disk.
     pub free_bytes_min: u64,
 }
@@ -82,6 +97,10 @@ impl Default for Settings {
             retained_bytes: core.retained_bytes,
             retained_bytes_max: core.retained_bytes_max,
             log_window_bytes: core.log_window_bytes,
+            uncommitted_bytes_max: core.uncommitted_bytes_max,
+            inflight_bytes_max: core.inflight_bytes_max,
+            requests_max: 16_384,
+            requests_bytes_max: 64 << 20,
             free_bytes_min: 256 << 20,
         }
     }
@@ -211,6 +230,10 @@ impl Settings {
         ] {
             check_range(setting, ticks.into(), 1..=TICKS_MAX)?;
         }
+        // More would not fit any memory, and less would refuse the largest command for ever.
+        let one = COMMAND_BYTES_MAX as u64;
+        check_range("group.requests_max", self.requests_max, 1..=REQUESTS_LIMIT)?;
+        check_range("group.requests_bytes_max", self.requests_bytes_max, one..=BYTES_LIMIT)?;
         let config = raft::Config {
             tick_us: self.tick_ms.saturating_mul(1_000),
             heartbeat_ticks: self.heartbeat_ticks,
@@ -220,6 +243,8 @@ impl Settings {
             retained_bytes: self.retained_bytes,
             retained_bytes_max: self.retained_bytes_max,
             log_window_bytes: self.log_window_bytes,
+            uncommitted_bytes_max: self.uncommitted_bytes_max,
+            inflight_bytes_max: self.inflight_bytes_max,
             ..raft::Config::default()
         };
         config
@@ -308,6 +333,10 @@ mod tests {
             (Settings { election_ticks_min: 1 << 31, ..usual() }, "group.election_ticks_min is"),
             (Settings { tick_ms: u64::MAX, ..usual() }, "group.tick_ms is"),
             (Settings { tick_ms: 0, ..usual() }, "group.tick_ms is 0"),
+            (Settings { requests_max: 0, ..usual() }, "group.requests_max is 0"),
+            (Settings { requests_bytes_max: 1, ..usual() }, "group.requests_bytes_max is 1"),
+            (Settings { inflight_bytes_max: 0, ..usual() }, "the window to a follower"),
+            (Settings { uncommitted_bytes_max: 0, ..usual() }, "must be allowed to take"),
         ] {
             let failure = settings.core().unwrap_err();
             assert!(failure.to_string().contains(expected), "{failure}");

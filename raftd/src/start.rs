@@ -8,7 +8,7 @@ use std::time::Duration;
 use daemon::{Failure, Shutdown};
 use raft::{GroupTime, Index, NodeId, Replica, Standing, StateMachine, Term};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
 use tonic::transport::Channel;
@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::birth::Birth;
 use crate::clock;
-use crate::handle::{Handle, MemberStatus, Outcome, REQUESTS_MAX, Refused, Request, Role, Status};
+use crate::handle::{Handle, MemberStatus, Outcome, Refused, Request, Role, Status};
 use crate::host::{Driver, Inputs, Waiting, lost, store_failure};
 use crate::identity::{Acquaintances, Founder, Group, group_id};
 use crate::membership;
@@ -79,7 +79,8 @@ impl Host {
         let (opened, signals, machine) = open(settings, machine).await?;
         let (peers, news) = acquaint(settings, advertised, &members, &opened);
 
-        let (requests, requests_in) = mpsc::channel(REQUESTS_MAX);
+        let (requests, requests_in) = mpsc::channel(settings.requests_max as usize);
+        let room = Arc::new(Semaphore::new(settings.requests_bytes_max as usize));
         let (inbox, inbox_in) = mpsc::channel(INBOX_MAX);
         let (jobs, jobs_in) = mpsc::channel(JOBS_MAX);
         let (lost, lost_in) = watch::channel(None);
@@ -87,7 +88,7 @@ impl Host {
         let (applied, applied_in) = watch::channel(Index(0));
         let node = NodeId(settings.node);
         let (found, known) = (directory.clone(), peers.clone());
-        let handle = Handle::new(requests, status_in, applied_in, found, known, node);
+        let handle = Handle::new(requests, room, status_in, applied_in, found, known, node);
         // They outlive the replica, which hands over when it is to stop.
         let connections = Shutdown::new();
         let (snapshots, closing) = (opened.snapshots.clone(), connections.clone());
@@ -402,7 +403,7 @@ fn acquaint(
 }
 
 /// How a member stands before its group is born.
-fn unborn(settings: &Settings, members: &[Member]) -> Status {
+pub(crate) fn unborn(settings: &Settings, members: &[Member]) -> Status {
     let members = members.iter().map(|member| MemberStatus {
         member: member.clone(),
         standing: Standing::Voter,

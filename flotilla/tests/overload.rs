@@ -1,0 +1,54 @@
+//! A leader whose followers are silent takes on what it may and refuses the rest at once, with the
+//! limit that was reached; when they are back, nothing of what was taken on is lost.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
+
+mod support;
+
+use std::time::Duration;
+
+use flotilla::local::Instance;
+use support::{READY_TIMEOUT, TestCluster, Watchdog};
+use tokio::task::JoinSet;
+
+const CLIENTS: usize = 300;
+
+#[tokio::test]
+async fn overload_is_an_exact_error() {
+    let _watchdog = Watchdog::new(4 * READY_TIMEOUT);
+    let mut test = TestCluster::start(3, 0, |plan| {
+        let settings = plan.dir.join("kvd.toml");
+        std::fs::write(&settings, "[group]\nuncommitted_bytes_max = 100000\n").unwrap();
+        plan.further.kvd = vec![format!("--config={}", settings.display())];
+    })
+    .await;
+    let endpoint = test.cluster.description().kv_endpoints().remove(0);
+    let leader = client::admin::status(&endpoint, READY_TIMEOUT).await.unwrap().leader;
+    let others: Vec<_> =
+        (1..=3).filter(|node| u64::from(*node) != leader).map(Instance::Kvd).collect();
+    for other in &others {
+        test.cluster.pause(*other).unwrap();
+    }
+    // Before the leader notices that it is alone.
+    let client = test.kv(Duration::from_millis(400));
+    let mut puts = JoinSet::new();
+    for number in 0..CLIENTS {
+        let client = client.clone();
+        puts.spawn(async move { client.put(format!("key-{number}"), vec![7; 1_000]).await });
+    }
+    let ended = puts.join_all().await;
+    let refusals: Vec<_> = ended.iter().flat_map(|put| put.as_ref().err()).collect();
+    assert_eq!(refusals.len(), CLIENTS, "nothing can be committed");
+    let over = refusals.iter().filter(|it| it.to_string().contains("uncommitted_bytes_max"));
+    let over = over.count();
+    println!("{over} of {CLIENTS} puts were over the limit");
+    // Some 90 of a kilobyte each fit.
+    assert!((150..CLIENTS).contains(&over), "{over} of {CLIENTS} were over the limit");
+    for other in others {
+        test.cluster.resume(other).unwrap();
+    }
+    let client = test.kv(READY_TIMEOUT);
+    for number in 0..CLIENTS {
+        client.put(format!("key-{number}"), "small").await.unwrap();
+    }
+}
