@@ -7,6 +7,7 @@ mod support;
 
 use std::time::Duration;
 
+use client::{KvClient, Options};
 use flotilla::local::Instance;
 use support::{READY_TIMEOUT, TestCluster, Watchdog};
 use tokio::task::JoinSet;
@@ -26,11 +27,15 @@ async fn overload_is_an_exact_error() {
     let leader = client::admin::status(&endpoint, READY_TIMEOUT).await.unwrap().leader;
     let others: Vec<_> =
         (1..=3).filter(|node| u64::from(*node) != leader).map(Instance::Kvd).collect();
+    let at = test.cluster.description().place.kvd(u16::try_from(leader).unwrap()).to_string();
+    // Over before the leader notices that it is alone.
+    let options = Options::with_deadline(Duration::from_millis(400));
+    let client = KvClient::connect(vec![at], options).unwrap();
+    // The client learns the time.
+    client.put("key", "value").await.unwrap();
     for other in &others {
         test.cluster.pause(*other).unwrap();
     }
-    // Before the leader notices that it is alone.
-    let client = test.kv(Duration::from_millis(400));
     let mut puts = JoinSet::new();
     for number in 0..CLIENTS {
         let client = client.clone();
