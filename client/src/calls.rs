@@ -100,7 +100,7 @@ where
             redirects = 0;
             members.failed(at, &member);
         }
-        past.last = Some(status);
+        past.add(status);
     }
 }
 
@@ -112,6 +112,14 @@ struct Past {
 }
 
 impl Past {
+    fn add(&mut self, status: Status) {
+        let limit = |last: &Status| last.code() == Code::ResourceExhausted;
+        // That the rest of the time was too short says less than what it was used up by.
+        if status.code() != Code::DeadlineExceeded || !self.last.as_ref().is_some_and(limit) {
+            self.last = Some(status);
+        }
+    }
+
     fn end<R>(&self, status: &Status) -> Outcome<R> {
         if self.never {
             Outcome::Rejected(Rejected::from_status(status))
