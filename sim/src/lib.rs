@@ -56,6 +56,7 @@ mod agenda;
 pub mod client;
 pub mod disk;
 pub mod fault;
+mod group;
 pub mod invariants;
 pub mod machine;
 pub mod member;
@@ -66,6 +67,7 @@ mod reshape;
 mod script;
 mod settle;
 mod step;
+mod tally;
 pub mod trace;
 mod world;
 
@@ -75,9 +77,11 @@ use std::{
 };
 
 pub use fault::Mix;
+pub use group::{GroupId, MemberId};
 pub use invariants::Violation;
 pub use script::Fullness;
-pub use world::{Tally, World};
+pub use tally::Tally;
+pub use world::World;
 
 /// How long a tick is, in virtual time.
 pub const TICK_US: u64 = 10_000;
