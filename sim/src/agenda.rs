@@ -47,6 +47,8 @@ pub(crate) enum Happening {
     Ask { to: MemberId, client: u64, number: u64, request: Request },
     /// A reply arrives at a client.
     Answer { from: MemberId, client: u64, number: u64, reply: Reply },
+    /// A group of so many members is founded.
+    Found { members: u64 },
     /// The nemesis strikes, and will again.
     Strike(Rate),
     /// It strikes a member that has just begun to lead.
@@ -62,6 +64,7 @@ pub(crate) enum Mend {
     Resume(MemberId),
     Heal { partition: u64 },
     FreeDisk(MemberId),
+    StartGroup(GroupId),
 }
 
 /// Events by time; those of one time happen in the order in which they were planned.
@@ -115,11 +118,14 @@ impl Agenda {
         None
     }
 
-    /// Forgets the nemesis: no fault happens any more. Those under way still end.
+    /// Forgets the nemesis: no fault happens any more, and no group is founded. Those under way still end.
     pub(crate) fn forget_faults(&mut self) {
         for happening in &mut self.happenings {
             happening.take_if(|happening| {
-                matches!(happening, Happening::Strike(_) | Happening::Depose(_))
+                matches!(
+                    happening,
+                    Happening::Strike(_) | Happening::Depose(_) | Happening::Found { .. }
+                )
             });
         }
     }
@@ -138,6 +144,7 @@ impl Fault {
             Self::FullDisk => "full disk",
             Self::Transfer => "transfer",
             Self::Reshape => "change of members",
+            Self::StopGroup => "stop of a group",
         }
     }
 }

@@ -68,6 +68,8 @@ pub(crate) struct Group {
     pub(crate) members: BTreeMap<NodeId, Member>,
     pub(crate) clients: BTreeMap<u64, Client>,
     pub(crate) invariants: Invariants,
+    /// Nobody starts its members until it is started.
+    pub(crate) stopped: bool,
     /// The leader that the nemesis cut off last.
     pub(crate) last_deposed: Option<NodeId>,
     /// What became of the requests that scripts made.
@@ -92,8 +94,9 @@ impl Group {
         Self {
             members: ids.into_iter().map(member).collect(),
             clients: (1..=mix.clients).map(|id| (id, Client::new(NodeId(1)))).collect(),
-            invariants: Invariants::new(only, founders.clone()),
+            invariants: Invariants::new(id, only, founders.clone()),
             founders,
+            stopped: false,
             last_deposed: None,
             replies: BTreeMap::new(),
             operator_number: 0,
@@ -118,6 +121,11 @@ pub(crate) struct Groups(BTreeMap<GroupId, Group>);
 impl Groups {
     pub(crate) fn insert(&mut self, id: GroupId, group: Group) {
         self.0.insert(id, group);
+    }
+
+    /// The name of the group that is founded next.
+    pub(crate) fn next_id(&self) -> GroupId {
+        self.0.last_key_value().map_or(GroupId::FIRST, |(last, _)| GroupId(last.0 + 1))
     }
 
     pub(crate) fn ids(&self) -> impl Iterator<Item = GroupId> {

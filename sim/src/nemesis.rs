@@ -85,6 +85,10 @@ impl World {
                 }
             }
             Fault::Reshape => self.reshape(victim.group)?,
+            Fault::StopGroup => {
+                self.stop_group(victim.group)?;
+                self.agenda.after(lasts_us, Happening::Mend(Mend::StartGroup(victim.group)));
+            }
         }
         Ok(())
     }
@@ -136,6 +140,7 @@ impl World {
                 self.groups.member_mut(id).disk.full = false;
                 Ok(())
             }
+            Mend::StartGroup(group) => self.start_group(group),
             Mend::Heal { partition } => {
                 if partition == self.partitions {
                     self.trace.line(self.agenda.now_us(), format_args!("healed"));
@@ -163,13 +168,36 @@ impl World {
         invariants.disk_changed(id.node, members)
     }
 
-    /// A member starts, unless it is up.
+    /// All members of a group go down, and stay so.
+    pub(crate) fn stop_group(&mut self, group: GroupId) -> Result<(), Violation> {
+        self.tally.groups_stopped += 1;
+        self.groups.get_mut(group).stopped = true;
+        self.groups.members_of(group).into_iter().try_for_each(|id| self.crash(id))
+    }
+
+    /// All members of a group start that are not up.
+    pub(crate) fn start_group(&mut self, group: GroupId) -> Result<(), Violation> {
+        self.groups.get_mut(group).stopped = false;
+        self.groups.members_of(group).into_iter().try_for_each(|id| self.start(id))
+    }
+
+    /// A message may come to a member of another group that has the same name there.
+    pub(crate) fn misdirect(&mut self, to: MemberId) -> MemberId {
+        if !self.mix.chance(&mut self.rng, self.mix.misdirected_per_mille) {
+            return to;
+        }
+        let group = self.draw_group();
+        let is_there = self.groups.get(group).members.contains_key(&to.node);
+        if is_there { group.member(to.node) } else { to }
+    }
+
+    /// A member starts, unless it is up or its group is stopped.
     pub(crate) fn start(&mut self, id: MemberId) -> Result<(), Violation> {
         let now_us = self.now_us();
         let config = self.mix.config;
-        let Group { founders, members, invariants, .. } = self.groups.get_mut(id.group);
+        let Group { founders, members, invariants, stopped, .. } = self.groups.get_mut(id.group);
         let member = members.get_mut(&id.node).expect("every id is a member's");
-        if member.is_up() {
+        if member.is_up() || *stopped {
             return Ok(());
         }
         let seed = self.rng.random();
@@ -222,8 +250,17 @@ impl World {
         }
     }
 
+    /// Any group. The dice are rolled only where there are several.
+    fn draw_group(&mut self) -> GroupId {
+        let groups: Vec<GroupId> = self.groups.ids().collect();
+        match groups.as_slice() {
+            [only] => *only,
+            several => several[self.rng.random_range(0..several.len())],
+        }
+    }
+
     fn draw_victim(&mut self) -> MemberId {
-        let group = GroupId::FIRST;
+        let group = self.draw_group();
         let any = self.draw_member(group);
         let members = self.groups.members_of(group);
         let leader = members.into_iter().find(|&id| self.groups.leads(id));
@@ -237,8 +274,9 @@ impl World {
     /// Which links a fault of the network is about: those to or from one member, those between two halves, the
     /// same but for one member that both reach, or a single one.
     fn draw_cut(&mut self, victim: MemberId) -> Vec<Link> {
-        let all = self.groups.members_of(victim.group);
-        let others: Vec<MemberId> = all.iter().copied().filter(|&id| id != victim).collect();
+        let all = self.groups.members();
+        let is_peer = |id: &MemberId| id.group == victim.group && *id != victim;
+        let others: Vec<MemberId> = all.iter().copied().filter(is_peer).collect();
         let into = others.iter().map(|&other| (other, victim));
         let out_of = others.iter().map(|&other| (victim, other));
         match self.rng.random_range(0..6) {
@@ -250,7 +288,8 @@ impl World {
                     all.iter().map(|&id| (id, self.rng.random_range(0..2) == 0)).collect();
                 let bridge = (kind == 4).then_some(victim);
                 let apart = |a: &(MemberId, bool), b: &(MemberId, bool)| {
-                    a.1 != b.1 && Some(a.0) != bridge && Some(b.0) != bridge
+                    let linked = a.0.group == b.0.group;
+                    linked && a.1 != b.1 && Some(a.0) != bridge && Some(b.0) != bridge
                 };
                 let pairs = sides.iter().flat_map(|a| sides.iter().map(move |b| (a, b)));
                 pairs.filter(|(a, b)| apart(a, b)).map(|(a, b)| (a.0, b.0)).collect()

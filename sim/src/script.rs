@@ -8,7 +8,7 @@ use crate::{
     agenda::{Happening, Input},
     client::{OPERATOR, Reply, Request, address},
     fault::Mix,
-    group::MemberId,
+    group::{GroupId, MemberId},
     invariants::Violation,
     machine::CommandId,
     member::ClockRate,
@@ -35,6 +35,27 @@ impl World {
     /// Another network, other disks, other settings for members that start from now on.
     pub fn change_mix(&mut self, mix: Mix) {
         self.mix = mix;
+    }
+
+    /// From now on scripts speak of this group.
+    pub fn speak_of(&mut self, group: GroupId) {
+        self.spoken_of = group;
+    }
+
+    /// Stops a whole group.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn stop_all(&mut self) -> Result<(), Violation> {
+        self.stop_group(self.spoken_of)
+    }
+
+    /// Starts a group that was stopped.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn start_all(&mut self) -> Result<(), Violation> {
+        self.start_group(self.spoken_of)
     }
 
     /// A link of the group that is spoken of.

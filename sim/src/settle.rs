@@ -38,7 +38,7 @@ impl World {
     pub fn settle(&mut self) -> Result<(), Violation> {
         self.end_faults()?;
         self.run_for(FAULTS_END_WITHIN_US)?;
-        let groups: Vec<GroupId> = self.groups.ids().collect();
+        let groups = self.groups();
         for &group in &groups {
             self.must(group, LEADER_WITHIN_US, "no leader whom all follow", |world| {
                 world.followed_leader(group).is_some()
@@ -87,6 +87,9 @@ impl World {
         self.clients_rest = true;
         self.agenda.forget_faults();
         self.network.repair();
+        for group in self.groups() {
+            self.groups.get_mut(group).stopped = false;
+        }
         for id in self.groups.members() {
             let member = self.groups.member_mut(id);
             member.clock_rate = ClockRate::TRUE;

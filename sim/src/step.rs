@@ -336,7 +336,7 @@ impl World {
     fn send(&mut self, from: MemberId, envelope: Envelope) {
         let now_us = self.agenda.now_us();
         let Envelope { to, message } = self.tamper(envelope);
-        let to = from.group.member(to);
+        let to = self.misdirect(from.group.member(to));
         let kind = match message.kind {
             MessageKind::VoteReply { .. }
             | MessageKind::AppendReply { .. }

@@ -51,6 +51,10 @@ pub struct Tally {
     pub disk_errors: u64,
     /// Crashes that left a part of a write.
     pub torn: u64,
+    /// Groups founded.
+    pub groups: u64,
+    /// Times that a whole group was stopped.
+    pub groups_stopped: u64,
     /// Messages that members sent to each other.
     pub sent: u64,
     /// Of those, the ones that ask for an answer: what the labs count as calls.
@@ -59,6 +63,8 @@ pub struct Tally {
     pub bytes: u64,
     /// Messages between members that arrived.
     pub messages: u64,
+    /// Messages that came to a member of another group, which refused them.
+    pub strangers: u64,
     /// Writes acknowledged.
     pub done: u64,
     /// Writes rejected.
@@ -102,10 +108,13 @@ impl Tally {
         self.deposed += other.deposed;
         self.disk_errors += other.disk_errors;
         self.torn += other.torn;
+        self.groups += other.groups;
+        self.groups_stopped += other.groups_stopped;
         self.sent += other.sent;
         self.requests += other.requests;
         self.bytes += other.bytes;
         self.messages += other.messages;
+        self.strangers += other.strangers;
         self.done += other.done;
         self.rejected += other.rejected;
         self.unknown += other.unknown;

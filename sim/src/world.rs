@@ -1,6 +1,6 @@
 //! The world: members, clients and network, moved from event to event.
 
-use raft::NodeId;
+use raft::{Message, NodeId};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     client::address,
     fault::Mix,
     group::{Group, GroupId, Groups, MemberId},
-    invariants::{Ghost, Violation},
+    invariants::{self, Ghost, Violation},
     member::{ClockRate, Member},
     network::{Network, Quality},
     trace::{Listener, Shown, Trace},
@@ -51,29 +51,49 @@ impl World {
             partitions: 0,
             mix,
         };
-        world.found(options.members);
+        let (at_once, later) = match world.mix.further_groups.clone().split_last() {
+            Some((&last, others)) => (others.to_vec(), Some(last)),
+            None => (Vec::new(), None),
+        };
+        for members in std::iter::once(options.members).chain(at_once) {
+            world.found(members).expect("members start from empty disks");
+        }
+        if let Some(members) = later {
+            world.agenda.after(world.mix.last_founded_us, Happening::Found { members });
+        }
         for rate in world.mix.rates.clone() {
             world.plan_strike(rate);
         }
         world
     }
 
-    /// A group is founded: its members start for the first time.
-    fn found(&mut self, members: u64) {
-        let id = GroupId::FIRST;
+    /// A group is founded: its members start for the first time. Its name.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn found(&mut self, members: u64) -> Result<GroupId, Violation> {
+        let (id, now_us) = (self.groups.next_id(), self.now_us());
         let config = self.mix.config;
-        self.trace.line(0, format_args!("{members} members with {config:?}"));
+        match id {
+            GroupId::FIRST => {
+                self.trace.line(now_us, format_args!("{members} members with {config:?}"));
+            }
+            GroupId(id) => {
+                self.trace.line(now_us, format_args!("g{id} is founded by {members} members"));
+            }
+        }
         self.groups.insert(id, Group::new(id, members, &self.mix, self.plant, self.only));
         for member in self.groups.members_of(id) {
             let clock_rate = self.draw_clock_rate();
             self.groups.member_mut(member).clock_rate = clock_rate;
-            self.start(member).expect("a member starts from an empty disk");
+            self.start(member)?;
         }
         self.draw_links(id);
         for client in 1..=self.mix.clients {
             let delay_us = self.rng.random_range(0..=self.mix.think_us_max);
             self.agenda.after(delay_us, Happening::Think { group: id, client });
         }
+        Ok(id)
     }
 
     pub(crate) fn draw_clock_rate(&mut self) -> ClockRate {
@@ -104,7 +124,7 @@ impl World {
     pub fn live(&mut self, chaos_us: u64) -> Result<(), Violation> {
         self.run_for(chaos_us)?;
         let settled = self.settle();
-        self.groups.get(GroupId::FIRST).invariants.keep(settled)
+        invariants::wanted(self.only, settled)
     }
 
     /// Lets time pass.
@@ -145,7 +165,12 @@ impl World {
     /// What happened so far, how often.
     pub fn tally(&self) -> Tally {
         let commits = self.groups.iter().map(|(_, group)| group.ghost().committed().0).sum();
-        Tally { commits, ..self.tally }
+        Tally { commits, groups: self.groups().len() as u64, ..self.tally }
+    }
+
+    /// The groups that were founded so far.
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.groups.ids().collect()
     }
 
     /// What the run has shown so far.
@@ -177,15 +202,7 @@ impl World {
 
     fn happen(&mut self, happening: Happening) -> Result<(), Violation> {
         match happening {
-            Happening::Deliver { from, to, message } => {
-                if self.network.is_open((from, to)) {
-                    self.tally.messages += 1;
-                    self.give(to, Input::Message { from: from.node, message });
-                } else {
-                    let shown = Shown(&message);
-                    self.trace.line(self.agenda.now_us(), format_args!("{to} x {from} {shown}"));
-                }
-            }
+            Happening::Deliver { from, to, message } => self.deliver(from, to, message),
             Happening::Tick(life) => {
                 if self.is_alive(life) {
                     self.plan_tick(life);
@@ -232,6 +249,7 @@ impl World {
                     self.lose_answer(client, number);
                 }
             }
+            Happening::Found { members } => drop(self.found(members)?),
             Happening::Strike(rate) => self.strike(rate)?,
             Happening::Depose(life) => {
                 if self.is_alive(life) {
@@ -241,6 +259,22 @@ impl World {
             Happening::Mend(mend) => self.mend(mend)?,
         }
         Ok(())
+    }
+
+    /// A message arrives. What comes from another group is refused, whoever it says it is, as
+    /// raftd's check of identities does.
+    fn deliver(&mut self, from: MemberId, to: MemberId, message: Message) {
+        let open = self.network.is_open((from, to));
+        let known = from.group == to.group || self.plant == Plant::HearOtherGroups;
+        if open && known {
+            self.tally.messages += 1;
+            self.give(to, Input::Message { from: from.node, message });
+            return;
+        }
+        self.tally.strangers += u64::from(open);
+        let how = if open { "refuses" } else { "x" };
+        let shown = Shown(&message);
+        self.trace.line(self.agenda.now_us(), format_args!("{to} {how} {from} {shown}"));
     }
 
     /// Puts an input into a member's inbox and makes sure that it will be read.

@@ -124,6 +124,12 @@ fn campaigning_without_having_asked() {
 }
 
 #[test]
+fn listening_to_other_groups() {
+    caught(Plant::HearOtherGroups, "R5");
+    caught(Plant::HearOtherGroups, "R10");
+}
+
+#[test]
 fn ignoring_limits() {
     caught(Plant::IgnoreLimits, "R22");
 }
