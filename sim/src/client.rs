@@ -8,11 +8,12 @@ use raft::{Change, Index, NodeId};
 use rand::RngExt;
 
 use crate::{
-    World,
+    Plant, World,
     agenda::{Happening, Input},
     group::{GroupId, MemberId},
+    history::Wish,
     invariants::Violation,
-    machine::{CommandId, REGISTERS},
+    machine::{Answer, CommandId, REGISTERS},
     network::{Kind, Link, MESSAGE_BYTES, Parcel},
 };
 
@@ -23,6 +24,8 @@ pub const CHANGER: u64 = u64::MAX;
 
 /// How long a client waits for a reply.
 pub(crate) const PATIENCE_US: u64 = 1_500_000;
+/// By how much later a planted bug asks again.
+const ASKED_AGAIN_US_MAX: u64 = 500_000;
 /// How long a ticket waits to be applied.
 pub(crate) const TICKET_US: u64 = 1_000_000;
 
@@ -48,8 +51,8 @@ pub enum Reply {
         /// Who may know better.
         leader: Option<NodeId>,
     },
-    /// A read, of a state that had seen this index.
-    Read(Index),
+    /// A read, with what it saw.
+    Read(Answer),
 }
 
 /// A client.
@@ -103,24 +106,37 @@ impl World {
         let client = self.groups.client_mut(group, id);
         client.number += 1;
         let (number, mut to) = (client.number, group.member(client.target));
+        let name = CommandId { client: id, number };
         let register = self.rng.random_range(0..REGISTERS);
         let request = if self.mix.chance(&mut self.rng, self.mix.read_per_mille) {
             if self.mix.chance(&mut self.rng, self.mix.read_anywhere_per_mille) {
                 to = self.draw_member(group);
             }
+            self.record(group, name, register, Wish::Read);
             Request::Read { register }
         } else {
+            self.record(group, name, register, Wish::Write);
             let padding_bytes = self.rng.random_range(0..=self.mix.padding_bytes_max);
-            let name = CommandId { client: id, number };
             Request::Write { command: name.write_to(register, padding_bytes) }
         };
         self.agenda.after(PATIENCE_US, Happening::LoseHope { group, client: id, number });
         if let Some(time_us) = self.client_arrival((address(group, id), to), Kind::Request) {
+            if self.plant == Plant::AskTwice {
+                let again_us = time_us + self.rng.random_range(1..=ASKED_AGAIN_US_MAX);
+                let request = request.clone();
+                self.agenda.at(again_us, Happening::Ask { to, client: id, number, request });
+            }
             self.agenda.at(time_us, Happening::Ask { to, client: id, number, request });
         }
         if self.mix.clients_do_not_wait {
             self.plan_thought(group, id);
         }
+    }
+
+    /// A client makes a request, as its history tells.
+    pub(crate) fn record(&mut self, group: GroupId, name: CommandId, register: u8, wish: Wish) {
+        let now_us = self.agenda.now_us();
+        self.groups.get_mut(group).history.ask(now_us, name, register, wish);
     }
 
     /// Requests and replies get lost and are late, but come once: a command is sent only once.
@@ -143,8 +159,9 @@ impl World {
         let now_us = self.agenda.now_us();
         self.trace.line(now_us, format_args!("{from} answers c{client}.{number} {reply:?}"));
         if client == OPERATOR || client == CHANGER {
-            let replies = &mut self.groups.get_mut(from.group).replies;
-            replies.insert(CommandId { client, number }, reply);
+            let group = self.groups.get_mut(from.group);
+            group.replies.insert(CommandId { client, number }, reply);
+            group.history.hear(now_us, CommandId { client, number }, reply);
         } else {
             let link = (from, address(from.group, client));
             if let Some(time_us) = self.client_arrival(link, Kind::Reply) {
@@ -165,6 +182,8 @@ impl World {
 
     pub(crate) fn hear(&mut self, group: GroupId, id: u64, number: u64, reply: Reply) {
         let other = self.draw_member(group).node;
+        let name = CommandId { client: id, number };
+        self.groups.get_mut(group).history.hear(self.agenda.now_us(), name, reply);
         let client = self.groups.client_mut(group, id);
         if client.answered >= number {
             return;

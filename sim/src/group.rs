@@ -14,6 +14,7 @@ use crate::{
     Plant,
     client::{Client, Reply},
     fault::Mix,
+    history::History,
     invariants::{Ghost, Invariants},
     machine::CommandId,
     member::Member,
@@ -61,13 +62,14 @@ impl fmt::Debug for MemberId {
 }
 
 /// A group.
-#[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) founders: Arc<Membership>,
     /// Everybody, from 1 on, whether it belongs to the group or not.
     pub(crate) members: BTreeMap<NodeId, Member>,
     pub(crate) clients: BTreeMap<u64, Client>,
     pub(crate) invariants: Invariants,
+    /// What the clients saw.
+    pub(crate) history: History,
     /// Nobody starts its members until it is started.
     pub(crate) stopped: bool,
     /// The leader that the nemesis cut off last.
@@ -95,6 +97,7 @@ impl Group {
             members: ids.into_iter().map(member).collect(),
             clients: (1..=mix.clients).map(|id| (id, Client::new(NodeId(1)))).collect(),
             invariants: Invariants::new(id, only, founders.clone()),
+            history: History::new(only),
             founders,
             stopped: false,
             last_deposed: None,
@@ -115,7 +118,7 @@ impl Group {
 }
 
 /// The groups of a world.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Groups(BTreeMap<GroupId, Group>);
 
 impl Groups {

@@ -57,7 +57,9 @@ pub mod client;
 pub mod disk;
 pub mod fault;
 mod group;
+mod history;
 pub mod invariants;
+pub mod linearizability;
 pub mod machine;
 pub mod member;
 mod nemesis;
@@ -78,6 +80,7 @@ use std::{
 
 pub use fault::Mix;
 pub use group::{GroupId, MemberId};
+pub use history::HISTORY;
 pub use invariants::Violation;
 pub use script::Fullness;
 pub use tally::Tally;
@@ -134,6 +137,10 @@ pub enum Plant {
     IgnoreLimits,
     /// Members listen to those of other groups.
     HearOtherGroups,
+    /// The network gives a client's request to a member a second time, later.
+    AskTwice,
+    /// The host gives two clients that are answered together each other's answers.
+    SwapAnswers,
 }
 
 /// Which faults happen in a run.

@@ -298,7 +298,7 @@ impl Member {
             Request::Read { register }
                 if self.plant == Plant::StaleReads && self.standing.role == RoleKind::Leader =>
             {
-                return Err(Reply::Read(replica.query_stale(register).index));
+                return Err(Reply::Read(replica.query_stale(register)));
             }
             Request::Change { changes } => {
                 let ticket = TicketId(self.asked);
@@ -326,6 +326,11 @@ impl Member {
             let unknown = |outcome: &&mut raft::Outcome<_>| **outcome == raft::Outcome::Unknown;
             let outcomes = output.outcomes.iter_mut().map(|(_, outcome)| outcome);
             outcomes.filter(unknown).for_each(|outcome| *outcome = raft::Outcome::Rejected);
+        }
+        if self.plant == Plant::SwapAnswers
+            && let [first, second, ..] = output.outcomes.as_mut_slice()
+        {
+            std::mem::swap(&mut first.1, &mut second.1);
         }
         let standing = self.stand();
         (output, std::mem::replace(&mut self.standing, standing))

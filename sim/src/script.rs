@@ -9,6 +9,7 @@ use crate::{
     client::{OPERATOR, Reply, Request, address},
     fault::Mix,
     group::{GroupId, MemberId},
+    history::Wish,
     invariants::Violation,
     machine::CommandId,
     member::ClockRate,
@@ -178,6 +179,7 @@ impl World {
     pub(crate) fn propose_to(&mut self, to: MemberId, padding_bytes: usize) -> CommandId {
         let number = self.groups.get_mut(to.group).next_operation();
         let id = CommandId { client: OPERATOR, number };
+        self.record(to.group, id, 0, Wish::Write);
         let request = Request::Write { command: id.write_to(0, padding_bytes) };
         self.give(to, Input::Ask { client: OPERATOR, number, request });
         id
@@ -187,9 +189,11 @@ impl World {
     pub fn query(&mut self, to: NodeId) -> CommandId {
         let to = self.spoken_of.member(to);
         let number = self.groups.get_mut(to.group).next_operation();
+        let name = CommandId { client: OPERATOR, number };
+        self.record(to.group, name, 0, Wish::Read);
         let request = Request::Read { register: 0 };
         self.give(to, Input::Ask { client: OPERATOR, number, request });
-        CommandId { client: OPERATOR, number }
+        name
     }
 
     /// What became of a request; none if that is open.

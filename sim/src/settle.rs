@@ -10,7 +10,7 @@ use raft::{Entry, NodeId, Replica, RoleKind};
 use crate::{
     World,
     group::{Group, GroupId},
-    invariants::Violation,
+    invariants::{self, Violation},
     member::{ClockRate, Member},
 };
 
@@ -31,11 +31,21 @@ const ENTRY_WITHIN_US: u64 = 12_000;
 const COMPACT_WITHIN_US: u64 = 1_000_000;
 
 impl World {
-    /// Ends all faults and waits for every group to come to rest.
+    /// Ends all faults, waits for every group to come to rest, and judges all that clients saw.
     ///
     /// # Errors
     /// A violation; `R23` if one does not come to rest.
     pub fn settle(&mut self) -> Result<(), Violation> {
+        let rest = self.come_to_rest();
+        invariants::wanted(self.only, rest)?;
+        for group in self.groups() {
+            let judged = self.groups.get_mut(group).history.judge(u64::MAX);
+            judged.map_err(|violation| violation.of(group))?;
+        }
+        Ok(())
+    }
+
+    fn come_to_rest(&mut self) -> Result<(), Violation> {
         self.end_faults()?;
         self.run_for(FAULTS_END_WITHIN_US)?;
         let groups = self.groups();

@@ -181,8 +181,7 @@ impl World {
             replies.extend(member.close_ticket(ticket).map(|asked| (asked, reply)));
         }
         for (read, answer) in answers {
-            let reply =
-                answer.map_or(Reply::Refused { leader: None }, |answer| Reply::Read(answer.index));
+            let reply = answer.map_or(Reply::Refused { leader: None }, Reply::Read);
             replies.extend(member.close_read(read).map(|asked| (asked, reply)));
         }
         for (asked, reply) in replies {

@@ -75,6 +75,8 @@ pub struct Tally {
     pub reads: u64,
     /// Of those, the ones that were answered at once: by a lease, or by who votes alone.
     pub reads_at_once: u64,
+    /// Operations with an answer that were judged as a part of what clients saw.
+    pub judged: u64,
     /// Requests refused.
     pub refused: u64,
     /// Answers that got lost on their way to a client.
@@ -120,6 +122,7 @@ impl Tally {
         self.unknown += other.unknown;
         self.reads += other.reads;
         self.reads_at_once += other.reads_at_once;
+        self.judged += other.judged;
         self.refused += other.refused;
         self.answers_lost += other.answers_lost;
     }

@@ -9,7 +9,7 @@ use crate::{
     client::address,
     fault::Mix,
     group::{Group, GroupId, Groups, MemberId},
-    invariants::{self, Ghost, Violation},
+    invariants::{Ghost, Violation},
     member::{ClockRate, Member},
     network::{Network, Quality},
     trace::{Listener, Shown, Trace},
@@ -21,7 +21,7 @@ use crate::{
 pub struct World {
     pub(crate) mix: Mix,
     pub(crate) plant: Plant,
-    only: Option<&'static str>,
+    pub(crate) only: Option<&'static str>,
     pub(crate) rng: StdRng,
     pub(crate) agenda: Agenda,
     pub(crate) network: Network,
@@ -123,8 +123,14 @@ impl World {
     /// The first violation.
     pub fn live(&mut self, chaos_us: u64) -> Result<(), Violation> {
         self.run_for(chaos_us)?;
-        let settled = self.settle();
-        invariants::wanted(self.only, settled)
+        self.settle()
+    }
+
+    /// What the clients of a group saw is looked at, so far as it can't change any more.
+    fn judge(&mut self, group: GroupId) -> Result<(), Violation> {
+        let now_us = self.now_us();
+        let judged = self.groups.get_mut(group).history.judge(now_us);
+        judged.map_err(|violation| violation.of(group))
     }
 
     /// Lets time pass.
@@ -164,8 +170,13 @@ impl World {
 
     /// What happened so far, how often.
     pub fn tally(&self) -> Tally {
-        let commits = self.groups.iter().map(|(_, group)| group.ghost().committed().0).sum();
-        Tally { commits, groups: self.groups().len() as u64, ..self.tally }
+        let groups = || self.groups.iter().map(|(_, group)| group);
+        Tally {
+            commits: groups().map(|group| group.ghost().committed().0).sum(),
+            judged: groups().map(|group| group.history.judged).sum(),
+            groups: groups().count() as u64,
+            ..self.tally
+        }
     }
 
     /// The groups that were founded so far.
@@ -235,7 +246,10 @@ impl World {
                     self.give(life.id, Input::Read(fetch.reader, entries));
                 }
             }
-            Happening::Think { group, client } => self.think(group, client),
+            Happening::Think { group, client } => {
+                self.judge(group)?;
+                self.think(group, client);
+            }
             Happening::LoseHope { group, client, number } => self.lose_hope(group, client, number),
             Happening::Ask { to, client, number, request } => {
                 if self.network.is_open((address(to.group, client), to)) {

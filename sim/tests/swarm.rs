@@ -71,6 +71,7 @@ fn groups_of_three() {
     happened("messages from another group", total.strangers, 100);
     happened("acknowledged writes", total.done, 1_000);
     happened("reads", total.reads, 1_000);
+    happened("operations judged", total.judged, 2_000);
     happened("rejected writes", total.rejected, 1);
     happened("unknown writes", total.unknown, 5);
 }

@@ -56,6 +56,14 @@ impl Violation {
     pub(crate) fn new(invariant: &'static str, what: impl Into<String>) -> Self {
         Self { invariant, what: what.into() }
     }
+
+    /// Says of which group it is, if that is not the first.
+    pub(crate) fn of(self, group: GroupId) -> Self {
+        match group {
+            GroupId::FIRST => self,
+            GroupId(group) => Self { what: format!("group {group}: {}", self.what), ..self },
+        }
+    }
 }
 
 /// Leaves out a violation of an invariant that nobody looks at.
@@ -169,12 +177,7 @@ impl Invariants {
 
     /// Leaves out what nobody looks at, and says of which group it is.
     fn keep(&self, found: Result<(), Violation>) -> Result<(), Violation> {
-        wanted(self.only, found).map_err(|violation| match self.group {
-            GroupId::FIRST => violation,
-            GroupId(group) => {
-                Violation::new(violation.invariant, format!("group {group}: {}", violation.what))
-            }
-        })
+        wanted(self.only, found).map_err(|violation| violation.of(self.group))
     }
 
     /// What the run has shown so far.
@@ -268,9 +271,9 @@ impl Invariants {
     ) -> Result<(), Violation> {
         match reply {
             Reply::Refused { .. } => self.acknowledged.refused(client, number),
-            Reply::Read(index) => {
+            Reply::Read(answer) => {
                 let asked = Asked { client, number, floor };
-                return self.keep(fresh_reads::check_answer(node, asked, index));
+                return self.keep(fresh_reads::check_answer(node, asked, answer.index));
             }
             Reply::Done(_) | Reply::Rejected | Reply::Unknown => {}
         }
