@@ -12,12 +12,13 @@ use crate::{
     client::{Reply, Request},
     disk::Stored,
     fault::{Fault, Rate},
+    group::{GroupId, MemberId},
 };
 
 /// One life of a member, from its start to its crash: what was meant for an earlier one is void.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Life {
-    pub(crate) node: NodeId,
+    pub(crate) id: MemberId,
     pub(crate) incarnation: u64,
 }
 
@@ -25,7 +26,7 @@ pub(crate) struct Life {
 #[derive(Debug)]
 pub(crate) enum Happening {
     /// A message arrives.
-    Deliver { from: NodeId, to: NodeId, message: Message },
+    Deliver { from: MemberId, to: MemberId, message: Message },
     /// A member's clock ticks.
     Tick(Life),
     /// A member takes in what has gathered in its inbox.
@@ -39,13 +40,15 @@ pub(crate) enum Happening {
     /// Entries of its log have been read.
     Read(Life, Fetch),
     /// A client asks its next question.
-    Think { client: u64 },
+    Think { group: GroupId, client: u64 },
     /// A client gives up on a request.
-    LoseHope { client: u64, number: u64 },
+    LoseHope { group: GroupId, client: u64, number: u64 },
     /// A request arrives at a member.
-    Ask { to: NodeId, client: u64, number: u64, request: Request },
+    Ask { to: MemberId, client: u64, number: u64, request: Request },
     /// A reply arrives at a client.
-    Answer { from: NodeId, client: u64, number: u64, reply: Reply },
+    Answer { from: MemberId, client: u64, number: u64, reply: Reply },
+    /// A group of so many members is founded.
+    Found { members: u64 },
     /// The nemesis strikes, and will again.
     Strike(Rate),
     /// It strikes a member that has just begun to lead.
@@ -57,10 +60,11 @@ pub(crate) enum Happening {
 /// The end of a fault.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Mend {
-    Start(NodeId),
-    Resume(NodeId),
+    Start(MemberId),
+    Resume(MemberId),
     Heal { partition: u64 },
-    FreeDisk(NodeId),
+    FreeDisk(MemberId),
+    StartGroup(GroupId),
 }
 
 /// Events by time; those of one time happen in the order in which they were planned.
@@ -114,11 +118,14 @@ impl Agenda {
         None
     }
 
-    /// Forgets the nemesis: no fault happens any more. Those under way still end.
+    /// Forgets the nemesis: no fault happens any more, and no group is founded. Those under way still end.
     pub(crate) fn forget_faults(&mut self) {
         for happening in &mut self.happenings {
             happening.take_if(|happening| {
-                matches!(happening, Happening::Strike(_) | Happening::Depose(_))
+                matches!(
+                    happening,
+                    Happening::Strike(_) | Happening::Depose(_) | Happening::Found { .. }
+                )
             });
         }
     }
@@ -137,6 +144,7 @@ impl Fault {
             Self::FullDisk => "full disk",
             Self::Transfer => "transfer",
             Self::Reshape => "change of members",
+            Self::StopGroup => "stop of a group",
         }
     }
 }

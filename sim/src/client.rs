@@ -5,6 +5,17 @@
 
 use bytes::Bytes;
 use raft::{Change, Index, NodeId};
+use rand::RngExt;
+
+use crate::{
+    Plant, World,
+    agenda::{Happening, Input},
+    group::{GroupId, MemberId},
+    history::Wish,
+    invariants::Violation,
+    machine::{Answer, CommandId, REGISTERS},
+    network::{Kind, Link, MESSAGE_BYTES, Parcel},
+};
 
 /// The client whose requests come from scripts and from the end of a run, not from the dice.
 pub const OPERATOR: u64 = 0;
@@ -13,6 +24,8 @@ pub const CHANGER: u64 = u64::MAX;
 
 /// How long a client waits for a reply.
 pub(crate) const PATIENCE_US: u64 = 1_500_000;
+/// By how much later a planted bug asks again.
+const ASKED_AGAIN_US_MAX: u64 = 500_000;
 /// How long a ticket waits to be applied.
 pub(crate) const TICKET_US: u64 = 1_000_000;
 
@@ -38,8 +51,8 @@ pub enum Reply {
         /// Who may know better.
         leader: Option<NodeId>,
     },
-    /// A read, of a state that had seen this index.
-    Read(Index),
+    /// A read, with what it saw.
+    Read(Answer),
 }
 
 /// A client.
@@ -55,5 +68,150 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(target: NodeId) -> Self {
         Self { number: 0, answered: 0, target }
+    }
+}
+
+/// Clients sit at addresses that no member has.
+const CLIENT_ADDRESSES: u64 = 1_000_000;
+
+/// Where a client of a group sits on the network.
+pub(crate) fn address(group: GroupId, client: u64) -> MemberId {
+    group.member(NodeId(CLIENT_ADDRESSES + client))
+}
+
+impl World {
+    /// A request arrives. The machine of a member that is down may say so.
+    pub(crate) fn ask(
+        &mut self,
+        to: MemberId,
+        client: u64,
+        number: u64,
+        request: Request,
+    ) -> Result<(), Violation> {
+        if !self.refuses(to) {
+            self.give(to, Input::Ask { client, number, request });
+            return Ok(());
+        }
+        let group = self.groups.get_mut(to.group);
+        let (reply, floor) = (Reply::Refused { leader: None }, group.ghost().committed());
+        group.invariants.answered_at_once(to.node, client, number, reply, floor)?;
+        self.reply(to, client, number, reply);
+        Ok(())
+    }
+
+    pub(crate) fn think(&mut self, group: GroupId, id: u64) {
+        if self.clients_rest {
+            return;
+        }
+        let client = self.groups.client_mut(group, id);
+        client.number += 1;
+        let (number, mut to) = (client.number, group.member(client.target));
+        let name = CommandId { client: id, number };
+        let register = self.rng.random_range(0..REGISTERS);
+        let request = if self.mix.chance(&mut self.rng, self.mix.read_per_mille) {
+            if self.mix.chance(&mut self.rng, self.mix.read_anywhere_per_mille) {
+                to = self.draw_member(group);
+            }
+            self.record(group, name, register, Wish::Read);
+            Request::Read { register }
+        } else {
+            self.record(group, name, register, Wish::Write);
+            let padding_bytes = self.rng.random_range(0..=self.mix.padding_bytes_max);
+            Request::Write { command: name.write_to(register, padding_bytes) }
+        };
+        self.agenda.after(PATIENCE_US, Happening::LoseHope { group, client: id, number });
+        if let Some(time_us) = self.client_arrival((address(group, id), to), Kind::Request) {
+            if self.plant == Plant::AskTwice {
+                let again_us = time_us + self.rng.random_range(1..=ASKED_AGAIN_US_MAX);
+                let request = request.clone();
+                self.agenda.at(again_us, Happening::Ask { to, client: id, number, request });
+            }
+            self.agenda.at(time_us, Happening::Ask { to, client: id, number, request });
+        }
+        if self.mix.clients_do_not_wait {
+            self.plan_thought(group, id);
+        }
+    }
+
+    /// A client makes a request, as its history tells.
+    pub(crate) fn record(&mut self, group: GroupId, name: CommandId, register: u8, wish: Wish) {
+        let now_us = self.agenda.now_us();
+        self.groups.get_mut(group).history.ask(now_us, name, register, wish);
+    }
+
+    /// Requests and replies get lost and are late, but come once: a command is sent only once.
+    fn client_arrival(&mut self, link: Link, kind: Kind) -> Option<u64> {
+        let now_us = self.agenda.now_us();
+        let parcel = Parcel { link, kind, bytes: MESSAGE_BYTES };
+        self.network.arrivals(now_us, parcel, &mut self.rng, &self.mix).first().copied()
+    }
+
+    /// A member answers.
+    pub(crate) fn reply(&mut self, from: MemberId, client: u64, number: u64, reply: Reply) {
+        match reply {
+            Reply::Done(_) if client == CHANGER => self.tally.changes += 1,
+            Reply::Done(_) => self.tally.done += 1,
+            Reply::Rejected => self.tally.rejected += 1,
+            Reply::Unknown => self.tally.unknown += 1,
+            Reply::Refused { .. } => self.tally.refused += 1,
+            Reply::Read(_) => self.tally.reads += 1,
+        }
+        let now_us = self.agenda.now_us();
+        self.trace.line(now_us, format_args!("{from} answers c{client}.{number} {reply:?}"));
+        if client == OPERATOR || client == CHANGER {
+            let group = self.groups.get_mut(from.group);
+            group.replies.insert(CommandId { client, number }, reply);
+            group.history.hear(now_us, CommandId { client, number }, reply);
+        } else {
+            let link = (from, address(from.group, client));
+            if let Some(time_us) = self.client_arrival(link, Kind::Reply) {
+                self.agenda.at(time_us, Happening::Answer { from, client, number, reply });
+            } else {
+                self.lose_answer(client, number);
+            }
+        }
+    }
+
+    /// What was asked for is done, or was refused, and the client is in the dark. Whoever reads the
+    /// trace is not.
+    pub(crate) fn lose_answer(&mut self, client: u64, number: u64) {
+        self.tally.answers_lost += 1;
+        let now_us = self.agenda.now_us();
+        self.trace.line(now_us, format_args!("c{client}.{number} never hears the answer"));
+    }
+
+    pub(crate) fn hear(&mut self, group: GroupId, id: u64, number: u64, reply: Reply) {
+        let other = self.draw_member(group).node;
+        let name = CommandId { client: id, number };
+        self.groups.get_mut(group).history.hear(self.agenda.now_us(), name, reply);
+        let client = self.groups.client_mut(group, id);
+        if client.answered >= number {
+            return;
+        }
+        client.answered = number;
+        if let Reply::Refused { leader } = reply {
+            client.target = leader.unwrap_or(other);
+        }
+        if !self.mix.clients_do_not_wait {
+            self.plan_thought(group, id);
+        }
+    }
+
+    pub(crate) fn lose_hope(&mut self, group: GroupId, id: u64, number: u64) {
+        let other = self.draw_member(group).node;
+        let client = self.groups.client_mut(group, id);
+        if client.answered >= number {
+            return;
+        }
+        client.answered = number;
+        client.target = other;
+        if !self.mix.clients_do_not_wait {
+            self.plan_thought(group, id);
+        }
+    }
+
+    fn plan_thought(&mut self, group: GroupId, client: u64) {
+        let delay_us = 1_000 + self.rng.random_range(0..=self.mix.think_us_max);
+        self.agenda.after(delay_us, Happening::Think { group, client });
     }
 }

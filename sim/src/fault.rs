@@ -30,6 +30,8 @@ pub enum Fault {
     Transfer,
     /// The leader is asked to change the members.
     Reshape,
+    /// All members of a group are stopped, and are started again together.
+    StopGroup,
 }
 
 /// A fault that happens every so often and lasts for so long; both are means or maxima of a draw.
@@ -123,11 +125,18 @@ pub struct Mix {
     pub leader_per_mille: u32,
     /// How many of 1,000 new leaders die or are cut off at once, alone or with one other.
     pub depose_per_mille: u32,
+    /// How many members each further group has, beside the first.
+    pub further_groups: Vec<u64>,
+    /// When the last of them is founded; the others are there from the beginning.
+    pub last_founded_us: u64,
+    /// How many of 1,000 messages come to a member of another group, as they do when an address
+    /// has changed hands.
+    pub misdirected_per_mille: u32,
     /// The faults that happen.
     pub rates: Vec<Rate>,
 }
 
-/// All of them.
+/// Those that any run may have.
 const FAULTS: [Fault; 9] = [
     Fault::Crash,
     Fault::CrashMany,
@@ -142,6 +151,11 @@ const FAULTS: [Fault; 9] = [
 
 /// Makes the seed of the mix another one than that of the run.
 const MIX_STREAM: u64 = 0x5eed_0fa1_7a11;
+
+/// In one run of so many there are several groups.
+const SEVERAL_GROUPS_ONE_IN: u32 = 8;
+/// When the last group is founded at the latest.
+const LAST_FOUNDED_US_MAX: u64 = 8_000_000;
 
 /// Until a member is up again that died in a step, or by its disk.
 pub(crate) const DOWN_US_MAX: u64 = 1_000_000;
@@ -193,6 +207,9 @@ impl Mix {
             crash_in_step_per_million: 0,
             leader_per_mille: 0,
             depose_per_mille: 0,
+            further_groups: Vec::new(),
+            last_founded_us: 0,
+            misdirected_per_mille: 0,
             rates: Vec::new(),
         }
     }
@@ -264,7 +281,22 @@ impl Mix {
                 mix.rates.push(Rate { fault, every_us, lasts_us_max });
             }
         }
+        mix.draw_groups(rng);
         mix
+    }
+
+    /// A world mostly has one group. Where it has more, one is founded while others are at work,
+    /// and whole groups stop.
+    fn draw_groups(&mut self, rng: &mut StdRng) {
+        if rng.random_range(0..SEVERAL_GROUPS_ONE_IN) > 0 {
+            return;
+        }
+        let further = rng.random_range(1..=2);
+        self.further_groups = (0..further).map(|_| pick(rng, &[1, 3, 3, 5])).collect();
+        self.last_founded_us = rng.random_range(1..=LAST_FOUNDED_US_MAX);
+        self.misdirected_per_mille = pick(rng, &[0, 10, 200]);
+        let (fault, every_us) = (Fault::StopGroup, pick(rng, &[2_000_000, 10_000_000]));
+        self.rates.push(Rate { fault, every_us, lasts_us_max: 3_000_000 });
     }
 
     fn draw_network(&mut self, rng: &mut StdRng, rare: Rarity) {

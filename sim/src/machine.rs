@@ -98,12 +98,21 @@ pub struct Response {
 }
 
 /// What a read answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Answer {
     /// The last entry that the state had seen.
     pub index: Index,
     /// The last write to the register.
     pub value: Option<CommandId>,
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.value {
+            Some(name) => write!(f, "{:?}: {name}", self.index),
+            None => write!(f, "{:?}: nothing", self.index),
+        }
+    }
 }
 
 /// The state.

@@ -16,6 +16,7 @@ use crate::{
     client::{Reply, Request, TICKET_US},
     disk::{Disk, Stored, Survival},
     fault::Mix,
+    group::{GroupId, MemberId},
     machine::{CommandId, Machine, manifest},
 };
 
@@ -26,6 +27,8 @@ const INBOX_MAX: usize = 2_000;
 /// A member.
 #[derive(Debug)]
 pub struct Member {
+    /// Its group.
+    pub group: GroupId,
     /// Its name.
     pub id: NodeId,
     incarnation: u64,
@@ -96,9 +99,10 @@ pub struct Asked {
 }
 
 impl Member {
-    pub(crate) fn new(id: NodeId, plant: Plant) -> Self {
+    pub(crate) fn new(id: MemberId, plant: Plant) -> Self {
         Self {
-            id,
+            group: id.group,
+            id: id.node,
             incarnation: 0,
             config: Config::default(),
             replica: None,
@@ -112,13 +116,13 @@ impl Member {
             standing: Standing::default(),
             clock_rate: ClockRate::TRUE,
             // Each member's clock began at another time.
-            clock_us: (id.0 * 1_000_003, 0),
+            clock_us: (id.node.0 * 1_000_003, 0),
             plant,
         }
     }
 
     pub(crate) fn life(&self) -> Life {
-        Life { node: self.id, incarnation: self.incarnation }
+        Life { id: self.group.member(self.id), incarnation: self.incarnation }
     }
 
     /// Its replica, if it is up.
@@ -294,7 +298,7 @@ impl Member {
             Request::Read { register }
                 if self.plant == Plant::StaleReads && self.standing.role == RoleKind::Leader =>
             {
-                return Err(Reply::Read(replica.query_stale(register).index));
+                return Err(Reply::Read(replica.query_stale(register)));
             }
             Request::Change { changes } => {
                 let ticket = TicketId(self.asked);
@@ -322,6 +326,11 @@ impl Member {
             let unknown = |outcome: &&mut raft::Outcome<_>| **outcome == raft::Outcome::Unknown;
             let outcomes = output.outcomes.iter_mut().map(|(_, outcome)| outcome);
             outcomes.filter(unknown).for_each(|outcome| *outcome = raft::Outcome::Rejected);
+        }
+        if self.plant == Plant::SwapAnswers
+            && let [first, second, ..] = output.outcomes.as_mut_slice()
+        {
+            std::mem::swap(&mut first.1, &mut second.1);
         }
         let standing = self.stand();
         (output, std::mem::replace(&mut self.standing, standing))

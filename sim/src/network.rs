@@ -7,13 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use raft::{Entry, Message, MessageKind, NodeId};
+use raft::{Entry, Message, MessageKind};
 use rand::{RngExt, rngs::StdRng};
 
-use crate::fault::Mix;
+use crate::{fault::Mix, group::MemberId};
 
 /// A directed link.
-pub type Link = (NodeId, NodeId);
+pub type Link = (MemberId, MemberId);
 
 /// What a message is, to a network that treats them differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ struct Degraded {
 pub(crate) struct Network {
     cut: BTreeSet<Link>,
     /// Members that scripts have taken off the network altogether.
-    unplugged: BTreeSet<NodeId>,
+    unplugged: BTreeSet<MemberId>,
     /// When the last message on a link arrives, so that later ones do not overtake it; while a link
     /// is clogged, also until when it is.
     busy_until: BTreeMap<Link, u64>,
@@ -156,16 +156,16 @@ impl Network {
         released.map(|(_, message)| message).collect()
     }
 
-    pub(crate) fn unplug(&mut self, node: NodeId) {
-        self.unplugged.insert(node);
+    pub(crate) fn unplug(&mut self, id: MemberId) {
+        self.unplugged.insert(id);
     }
 
-    pub(crate) fn plug_in(&mut self, node: NodeId) {
-        self.unplugged.remove(&node);
+    pub(crate) fn plug_in(&mut self, id: MemberId) {
+        self.unplugged.remove(&id);
     }
 
-    pub(crate) fn is_plugged_in(&self, node: NodeId) -> bool {
-        !self.unplugged.contains(&node)
+    pub(crate) fn is_plugged_in(&self, id: MemberId) -> bool {
+        !self.unplugged.contains(&id)
     }
 
     pub(crate) fn is_open(&self, link: Link) -> bool {

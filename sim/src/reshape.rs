@@ -5,13 +5,14 @@
 //! says still arrives. A real host would refuse it (raftd's `identity.rs`).
 
 use bytes::Bytes;
-use raft::{Change, Membership, NodeId, RoleKind, Standing};
+use raft::{Change, Membership, NodeId, Standing};
 use rand::RngExt;
 
 use crate::{
     World,
     agenda::Input,
     client::{CHANGER, Request},
+    group::{GroupId, MemberId},
     invariants::Violation,
     member::Member,
 };
@@ -22,27 +23,30 @@ const MEMBERS_MAX: u64 = 9;
 impl World {
     /// Every member that takes itself for a leader is asked for the same changes, drawn for its
     /// membership.
-    pub(crate) fn reshape(&mut self) -> Result<(), Violation> {
-        for id in self.ids.clone() {
-            let member = &self.members[&id];
-            if !member.is_up() || member.standing().role != RoleKind::Leader {
+    pub(crate) fn reshape(&mut self, group: GroupId) -> Result<(), Violation> {
+        for id in self.groups.members_of(group) {
+            if !self.groups.leads(id) {
                 continue;
             }
-            let membership = member.standing().membership.clone();
-            let changes = self.draw_changes(&membership)?;
-            self.change(id, changes);
+            let membership = self.groups.member(id).standing().membership.clone();
+            let changes = self.draw_changes(group, &membership)?;
+            self.ask_for(id, changes);
         }
         Ok(())
     }
 
     /// Asks a member to change the members. Nothing happens if it does not lead.
-    pub fn change(&mut self, id: NodeId, changes: Vec<Change>) {
-        self.operator_number += 1;
+    pub(crate) fn ask_for(&mut self, id: MemberId, changes: Vec<Change>) {
+        let number = self.groups.get_mut(id.group).next_operation();
         let request = Request::Change { changes };
-        self.give(id, Input::Ask { client: CHANGER, number: self.operator_number, request });
+        self.give(id, Input::Ask { client: CHANGER, number, request });
     }
 
-    fn draw_changes(&mut self, membership: &Membership) -> Result<Vec<Change>, Violation> {
+    fn draw_changes(
+        &mut self,
+        group: GroupId,
+        membership: &Membership,
+    ) -> Result<Vec<Change>, Violation> {
         let mut changes = Vec::new();
         for (&id, member) in membership.members() {
             let drawn = self.rng.random_range(0..100);
@@ -64,7 +68,7 @@ impl World {
             let id = NodeId(self.rng.random_range(1..=membership.last_id().0));
             changes.push(Change::AddLearner { id, contact: Bytes::new() });
         } else if self.rng.random_range(0..2) == 0
-            && let Some(id) = self.newcomer(membership)?
+            && let Some(id) = self.newcomer(group, membership)?
         {
             changes.push(Change::AddLearner { id, contact: Bytes::new() });
         }
@@ -72,24 +76,28 @@ impl World {
     }
 
     /// A member that waits to be added, or a new one.
-    fn newcomer(&mut self, membership: &Membership) -> Result<Option<NodeId>, Violation> {
-        if let Some(&waiting) = self.ids.iter().find(|id| **id > membership.last_id()) {
+    fn newcomer(
+        &mut self,
+        group: GroupId,
+        membership: &Membership,
+    ) -> Result<Option<NodeId>, Violation> {
+        let members = &self.groups.get(group).members;
+        if let Some(&waiting) = members.keys().find(|id| **id > membership.last_id()) {
             return Ok(Some(waiting));
         }
-        let id = NodeId(self.ids.len() as u64 + 1);
+        let id = NodeId(members.len() as u64 + 1);
         if id.0 > MEMBERS_MAX {
             return Ok(None);
         }
-        self.join(id)?;
+        self.add_member(group.member(id))?;
         Ok(Some(id))
     }
 
     /// A member starts that nobody has heard of yet.
-    pub fn join(&mut self, id: NodeId) -> Result<(), Violation> {
+    pub(crate) fn add_member(&mut self, id: MemberId) -> Result<(), Violation> {
         let mut member = Member::new(id, self.plant);
         member.clock_rate = self.draw_clock_rate();
-        self.ids.insert(id);
-        self.members.insert(id, member);
+        self.groups.get_mut(id.group).members.insert(id.node, member);
         self.start(id)
     }
 }

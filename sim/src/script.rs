@@ -1,18 +1,19 @@
 //! What scripted scenarios do to a world: take members off the network, kill them, propose, and
 //! wait for agreement, in the words of the labs.
 
-use raft::{Index, NodeId};
+use raft::{Change, Index, NodeId};
 
 use crate::{
     World,
     agenda::{Happening, Input},
-    client::{OPERATOR, Reply, Request},
+    client::{OPERATOR, Reply, Request, address},
     fault::Mix,
+    group::{GroupId, MemberId},
+    history::Wish,
     invariants::Violation,
     machine::CommandId,
     member::ClockRate,
-    network::Pick,
-    world::address,
+    network::{Link, Pick},
 };
 
 /// How long `one` waits for a single proposal.
@@ -37,28 +38,60 @@ impl World {
         self.mix = mix;
     }
 
+    /// From now on scripts speak of this group.
+    pub fn speak_of(&mut self, group: GroupId) {
+        self.spoken_of = group;
+    }
+
+    /// Stops a whole group.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn stop_all(&mut self) -> Result<(), Violation> {
+        self.stop_group(self.spoken_of)
+    }
+
+    /// Starts a group that was stopped.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn start_all(&mut self) -> Result<(), Violation> {
+        self.start_group(self.spoken_of)
+    }
+
+    /// A link of the group that is spoken of.
+    fn link(&self, from: NodeId, to: NodeId) -> Link {
+        (self.spoken_of.member(from), self.spoken_of.member(to))
+    }
+
     /// Takes a member off the network.
     pub fn disconnect(&mut self, id: NodeId) {
-        self.trace.line(self.agenda.now_us(), format_args!("n{id} is disconnected"));
-        self.network.unplug(id);
+        self.trace.line(
+            self.agenda.now_us(),
+            format_args!("{} is disconnected", self.spoken_of.member(id)),
+        );
+        self.network.unplug(self.spoken_of.member(id));
     }
 
     /// Puts it back.
     pub fn connect(&mut self, id: NodeId) {
-        self.trace.line(self.agenda.now_us(), format_args!("n{id} is connected"));
-        self.network.plug_in(id);
+        self.trace
+            .line(self.agenda.now_us(), format_args!("{} is connected", self.spoken_of.member(id)));
+        self.network.plug_in(self.spoken_of.member(id));
     }
 
     /// Cuts the link from one member to another, in this direction alone.
     pub fn cut(&mut self, from: NodeId, to: NodeId) {
-        self.trace.line(self.agenda.now_us(), format_args!("cut: n{from} > n{to}"));
+        let (from, to) = self.link(from, to);
+        self.trace.line(self.agenda.now_us(), format_args!("cut: {from} > {to}"));
         self.network.cut([(from, to)]);
     }
 
     /// Cuts what a member says to a client; the member still hears it.
     pub fn cut_answers(&mut self, from: NodeId, client: u64) {
-        self.trace.line(self.agenda.now_us(), format_args!("cut: n{from} > c{client}"));
-        self.network.cut([(from, address(client))]);
+        let from = self.spoken_of.member(from);
+        self.trace.line(self.agenda.now_us(), format_args!("cut: {from} > c{client}"));
+        self.network.cut([(from, address(from.group, client))]);
     }
 
     /// Gives back all links that were cut.
@@ -69,30 +102,31 @@ impl World {
 
     /// Lets the clock of a member go so many times faster, or slower, than it should.
     pub fn set_clock(&mut self, id: NodeId, faster: u64, slower: u64) {
-        let clock_rate = ClockRate { faster, slower };
-        self.trace.line(self.agenda.now_us(), format_args!("n{id}: {clock_rate:?}"));
-        self.members.get_mut(&id).expect("every id is a member's").clock_rate = clock_rate;
+        let (id, clock_rate) = (self.spoken_of.member(id), ClockRate { faster, slower });
+        self.trace.line(self.agenda.now_us(), format_args!("{id}: {clock_rate:?}"));
+        self.groups.member_mut(id).clock_rate = clock_rate;
     }
 
     /// Leaves no room on a member's disk for anything that grows, or makes room again.
     pub fn fill_disk(&mut self, id: NodeId, full: Fullness) {
-        self.trace.line(self.agenda.now_us(), format_args!("the disk of n{id}: {full:?}"));
-        let member = self.members.get_mut(&id).expect("every id is a member's");
-        member.disk.full = full == Fullness::Full;
+        let id = self.spoken_of.member(id);
+        self.trace.line(self.agenda.now_us(), format_args!("the disk of {id}: {full:?}"));
+        self.groups.member_mut(id).disk.full = full == Fullness::Full;
     }
 
     /// Withholds the next message from one member to another that `pick` picks.
     pub fn withhold(&mut self, from: NodeId, to: NodeId, pick: Pick) {
-        self.network.withhold((from, to), pick);
+        self.network.withhold(self.link(from, to), pick);
     }
 
     /// How many messages are withheld from one member to another.
     pub fn withheld(&self, from: NodeId, to: NodeId) -> usize {
-        self.network.withheld((from, to))
+        self.network.withheld(self.link(from, to))
     }
 
     /// Delivers at once what was withheld.
     pub fn release(&mut self, from: NodeId, to: NodeId) {
+        let (from, to) = self.link(from, to);
         for message in self.network.release((from, to)) {
             self.agenda.after(0, Happening::Deliver { from, to, message });
         }
@@ -100,12 +134,12 @@ impl World {
 
     /// Stops a member, as SIGSTOP does.
     pub fn stop(&mut self, id: NodeId) {
-        self.pause(id);
+        self.pause(self.spoken_of.member(id));
     }
 
     /// Lets it go on.
     pub fn go_on(&mut self, id: NodeId) {
-        self.resume(id);
+        self.resume(self.spoken_of.member(id));
     }
 
     /// The power of a member fails.
@@ -113,7 +147,7 @@ impl World {
     /// # Errors
     /// A violation.
     pub fn kill(&mut self, id: NodeId) -> Result<(), Violation> {
-        self.crash(id)
+        self.crash(self.spoken_of.member(id))
     }
 
     /// A member that is down starts.
@@ -121,14 +155,31 @@ impl World {
     /// # Errors
     /// A violation.
     pub fn restart(&mut self, id: NodeId) -> Result<(), Violation> {
-        self.start(id)
+        self.start(self.spoken_of.member(id))
+    }
+
+    /// Asks a member to change the members. Nothing happens if it does not lead.
+    pub fn change(&mut self, id: NodeId, changes: Vec<Change>) {
+        self.ask_for(self.spoken_of.member(id), changes);
+    }
+
+    /// A member starts that nobody has heard of yet.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn join(&mut self, id: NodeId) -> Result<(), Violation> {
+        self.add_member(self.spoken_of.member(id))
     }
 
     /// Proposes a command to a member; [`World::reply_to`] tells what became of it.
     pub fn propose(&mut self, to: NodeId, padding_bytes: usize) -> CommandId {
-        self.operator_number += 1;
-        let number = self.operator_number;
+        self.propose_to(self.spoken_of.member(to), padding_bytes)
+    }
+
+    pub(crate) fn propose_to(&mut self, to: MemberId, padding_bytes: usize) -> CommandId {
+        let number = self.groups.get_mut(to.group).next_operation();
         let id = CommandId { client: OPERATOR, number };
+        self.record(to.group, id, 0, Wish::Write);
         let request = Request::Write { command: id.write_to(0, padding_bytes) };
         self.give(to, Input::Ask { client: OPERATOR, number, request });
         id
@@ -136,23 +187,25 @@ impl World {
 
     /// Asks a member for a linearizable read.
     pub fn query(&mut self, to: NodeId) -> CommandId {
-        self.operator_number += 1;
-        let number = self.operator_number;
+        let to = self.spoken_of.member(to);
+        let number = self.groups.get_mut(to.group).next_operation();
+        let name = CommandId { client: OPERATOR, number };
+        self.record(to.group, name, 0, Wish::Read);
         let request = Request::Read { register: 0 };
         self.give(to, Input::Ask { client: OPERATOR, number, request });
-        CommandId { client: OPERATOR, number }
+        name
     }
 
     /// What became of a request; none if that is open.
     pub fn reply_to(&self, request: CommandId) -> Option<Reply> {
-        self.replies.get(&request).copied()
+        self.groups.get(self.spoken_of).replies.get(&request).copied()
     }
 
     /// How many members have applied what stands at `index`.
     pub fn applied(&self, index: Index) -> usize {
         let has =
             |member: &&crate::member::Member| member.is_up() && member.standing().applied >= index;
-        self.members.values().filter(has).count()
+        self.groups.get(self.spoken_of).members.values().filter(has).count()
     }
 
     /// Waits until there is a leader, of those that are on the network.

@@ -9,7 +9,8 @@ use raft::{Entry, NodeId, Replica, RoleKind};
 
 use crate::{
     World,
-    invariants::Violation,
+    group::{Group, GroupId},
+    invariants::{self, Violation},
     member::{ClockRate, Member},
 };
 
@@ -30,37 +31,64 @@ const ENTRY_WITHIN_US: u64 = 12_000;
 const COMPACT_WITHIN_US: u64 = 1_000_000;
 
 impl World {
-    /// Ends all faults and waits for the group to come to rest.
+    /// Ends all faults, waits for every group to come to rest, and judges all that clients saw.
     ///
     /// # Errors
-    /// A violation; `R23` if it does not come to rest.
+    /// A violation; `R23` if one does not come to rest.
     pub fn settle(&mut self) -> Result<(), Violation> {
+        let rest = self.come_to_rest();
+        invariants::wanted(self.only, rest)?;
+        for group in self.groups() {
+            let judged = self.groups.get_mut(group).history.judge(u64::MAX);
+            judged.map_err(|violation| violation.of(group))?;
+        }
+        Ok(())
+    }
+
+    fn come_to_rest(&mut self) -> Result<(), Violation> {
         self.end_faults()?;
         self.run_for(FAULTS_END_WITHIN_US)?;
-        self.must(LEADER_WITHIN_US, "no leader whom all follow", |world| {
-            world.followed_leader().is_some()
-        })?;
-        let (elections, removed) = (self.tally.elections, self.tally.leaders_removed);
-        let backlog_us = ENTRY_WITHIN_US * self.backlog();
-        let commits = self.commit_within(COMMIT_WITHIN_US + backlog_us)?;
-        if !commits {
-            return Err(self.restless("nothing gets committed"));
+        let groups = self.groups();
+        for &group in &groups {
+            self.must(group, LEADER_WITHIN_US, "no leader whom all follow", |world| {
+                world.followed_leader(group).is_some()
+            })?;
         }
-        self.must(EQUAL_WITHIN_US + backlog_us, "the members differ", Self::is_at_rest)?;
+        let (elections, removed) = (self.tally.elections, self.tally.leaders_removed);
+        for &group in &groups {
+            let backlog_us = ENTRY_WITHIN_US * self.backlog(group);
+            if !self.commit_within(group, COMMIT_WITHIN_US + backlog_us)? {
+                return Err(self.restless(group, "nothing gets committed"));
+            }
+            let limit_us = EQUAL_WITHIN_US + backlog_us;
+            self.must(group, limit_us, "the members differ", |world| world.is_at_rest(group))?;
+        }
         // A change of the members that was under way may remove the leader in the end.
         let excused = self.tally.leaders_removed - removed;
         if self.tally.elections > elections + excused {
-            return Err(self.restless("a leader whom all followed was replaced"));
+            let what = "a leader whom all followed was replaced";
+            let standings: Vec<String> =
+                groups.iter().map(|&group| self.standings(group, what)).collect();
+            return Err(Violation::new("R23", standings.join("\n")));
         }
-        // After a snapshot that failed the log grows until the next one is due.
-        let compact = self.tally.snapshots_failed > 0
-            || self.run_until(COMPACT_WITHIN_US, Self::is_compact)?;
-        if !compact {
-            return Err(Violation::new("R22", self.standings("the log is not compacted")));
+        for &group in &groups {
+            self.finish(group)?;
         }
-        self.invariants.finish(&self.members)?;
         self.trace.line(self.agenda.now_us(), format_args!("all at rest"));
         Ok(())
+    }
+
+    /// What can only be said when all is over.
+    fn finish(&mut self, group: GroupId) -> Result<(), Violation> {
+        // After a snapshot that failed the log grows until the next one is due.
+        let compact = self.tally.snapshots_failed > 0
+            || self.run_until(COMPACT_WITHIN_US, |world| world.is_compact(group))?;
+        if !compact {
+            let what = self.standings(group, "the log is not compacted");
+            return Err(Violation::new("R22", what));
+        }
+        let Group { members, invariants, .. } = self.groups.get(group);
+        invariants.finish(members)
     }
 
     fn end_faults(&mut self) -> Result<(), Violation> {
@@ -69,8 +97,11 @@ impl World {
         self.clients_rest = true;
         self.agenda.forget_faults();
         self.network.repair();
-        for id in self.ids.clone() {
-            let member = self.members.get_mut(&id).expect("every id is a member's");
+        for group in self.groups() {
+            self.groups.get_mut(group).stopped = false;
+        }
+        for id in self.groups.members() {
+            let member = self.groups.member_mut(id);
             member.clock_rate = ClockRate::TRUE;
             member.disk.full = false;
             self.start(id)?;
@@ -81,15 +112,17 @@ impl World {
 
     /// Those who belong to the group in the end: who was removed, or never added, need not come to
     /// rest.
-    fn belonging(&self) -> impl Iterator<Item = &Member> {
-        let membership = self.ghost().membership();
-        self.members.values().filter(move |member| membership.members().contains_key(&member.id))
+    fn belonging(&self, group: GroupId) -> impl Iterator<Item = &Member> {
+        let group = self.groups.get(group);
+        let membership = group.ghost().membership();
+        group.members.values().filter(move |member| membership.members().contains_key(&member.id))
     }
 
     /// The leader, if all members follow it. Who votes no more may lead, but not for long.
-    fn followed_leader(&self) -> Option<NodeId> {
-        let leader = self.leader().filter(|leader| self.ghost().membership().is_voter(*leader))?;
-        let followed = self.belonging().all(|member| {
+    fn followed_leader(&self, group: GroupId) -> Option<NodeId> {
+        let membership = self.groups.get(group).ghost().membership();
+        let leader = self.leader_of(group).filter(|leader| membership.is_voter(*leader))?;
+        let followed = self.belonging(group).all(|member| {
             let standing = member.standing();
             standing.leader == Some(leader)
                 && (member.id == leader || standing.role == RoleKind::Follower)
@@ -98,22 +131,23 @@ impl World {
     }
 
     /// How many entries the member lacks that is furthest behind.
-    fn backlog(&self) -> u64 {
-        let lasts = self.belonging().map(|member| member.standing().last.index.0);
-        let applied = self.belonging().map(|member| member.standing().applied.0);
+    fn backlog(&self, group: GroupId) -> u64 {
+        let lasts = self.belonging(group).map(|member| member.standing().last.index.0);
+        let applied = self.belonging(group).map(|member| member.standing().applied.0);
         lasts.max().unwrap_or(0).saturating_sub(applied.min().unwrap_or(0))
     }
 
-    fn commit_within(&mut self, limit_us: u64) -> Result<bool, Violation> {
+    fn commit_within(&mut self, group: GroupId, limit_us: u64) -> Result<bool, Violation> {
         let until_us = self.now_us() + limit_us;
         while self.now_us() < until_us {
-            let Some(leader) = self.leader() else {
+            let Some(leader) = self.leader_of(group) else {
                 self.run_for(10_000)?;
                 continue;
             };
-            let command = self.propose(leader, 0);
-            let committed =
-                self.run_until(500_000, |world| world.ghost().index_of(command).is_some())?;
+            let command = self.propose_to(group.member(leader), 0);
+            let committed = self.run_until(500_000, |world| {
+                world.groups.get(group).ghost().index_of(command).is_some()
+            })?;
             if committed {
                 return Ok(true);
             }
@@ -121,12 +155,13 @@ impl World {
         Ok(false)
     }
 
-    fn is_at_rest(&self) -> bool {
-        let committed = self.ghost().committed();
+    fn is_at_rest(&self, group: GroupId) -> bool {
+        let ghost = self.groups.get(group).ghost();
+        let committed = ghost.committed();
         // A change that is under way has to come to its end, too.
-        let settled = !self.ghost().membership().is_joint();
+        let settled = !ghost.membership().is_joint();
         settled
-            && self.belonging().all(|member| {
+            && self.belonging(group).all(|member| {
                 let standing = member.standing();
                 member.is_up()
                     && standing.applied == committed
@@ -137,8 +172,8 @@ impl World {
 
     /// Whether every log is bounded: by what may be behind the last snapshot, which is at most half
     /// as much again as makes one due, since members stagger theirs, and by what is kept before it.
-    fn is_compact(&self) -> bool {
-        self.belonging().all(|member| {
+    fn is_compact(&self, group: GroupId) -> bool {
+        self.belonging(group).all(|member| {
             let Some(status) = member.replica().map(Replica::status) else { return false };
             let snapshot_bytes = status.snapshot.map_or(0, |root| root.bytes);
             let due = member.config.snapshot_log_bytes_min.max(snapshot_bytes);
@@ -151,23 +186,22 @@ impl World {
 
     fn must(
         &mut self,
+        group: GroupId,
         limit_us: u64,
         otherwise: &str,
         holds: impl FnMut(&Self) -> bool,
     ) -> Result<(), Violation> {
-        if self.run_until(limit_us, holds)? { Ok(()) } else { Err(self.restless(otherwise)) }
+        if self.run_until(limit_us, holds)? { Ok(()) } else { Err(self.restless(group, otherwise)) }
     }
 
-    fn restless(&self, why: &str) -> Violation {
-        Violation::new("R23", self.standings(why))
+    fn restless(&self, group: GroupId, why: &str) -> Violation {
+        Violation::new("R23", self.standings(group, why))
     }
 
-    fn standings(&self, why: &str) -> String {
-        let standings: Vec<String> = self
-            .members
-            .values()
-            .map(|member| format!("n{} {:?}", member.id, member.standing()))
-            .collect();
+    fn standings(&self, group: GroupId, why: &str) -> String {
+        let members = self.groups.members_of(group).into_iter();
+        let standings: Vec<String> =
+            members.map(|id| format!("{id} {:?}", self.groups.member(id).standing())).collect();
         format!("{why}:\n{}", standings.join("\n"))
     }
 }

@@ -2,8 +2,8 @@
 //! only then is it done, in part if the member dies in the middle.
 
 use raft::{
-    AppendResult, Entry, Envelope, Index, Install, MessageKind, NodeId, Output, Payload, Position,
-    Term, Write,
+    AppendResult, Entry, Envelope, Index, Install, MessageKind, Output, Payload, Position, Term,
+    Write,
 };
 use rand::RngExt;
 
@@ -13,6 +13,7 @@ use crate::{
     client::Reply,
     disk::Stored,
     fault::DOWN_US_MAX,
+    group::{Group, MemberId},
     invariants::{Heard, Step, Violation},
     machine::{CommandId, Machine},
     member::{ClockRate, encode},
@@ -31,34 +32,34 @@ const SILENT_TRANSFER_US: u64 = 2_000_000;
 
 impl World {
     pub(crate) fn is_alive(&self, life: Life) -> bool {
-        let member = &self.members[&life.node];
+        let member = &self.groups.member(life.id);
         member.is_up() && member.life() == life
     }
 
     pub(crate) fn plan_tick(&mut self, life: Life) {
         // Ticks of a real host are never quite on time.
         let late_us = self.rng.random_range(0..=self.mix.config.tick_us / 20);
-        let ClockRate { faster, slower } = self.members[&life.node].clock_rate;
+        let ClockRate { faster, slower } = self.groups.member(life.id).clock_rate;
         let tick_us = self.mix.config.tick_us * slower / faster;
         self.agenda.after(tick_us + late_us, Happening::Tick(life));
     }
 
     /// A member takes in its inbox.
-    pub(crate) fn run_member(&mut self, id: NodeId) -> Result<(), Violation> {
+    pub(crate) fn run_member(&mut self, id: MemberId) -> Result<(), Violation> {
         let now_us = self.agenda.now_us();
-        let member = self.members.get_mut(&id).expect("every id is a member's");
+        let floor = self.groups.get(id.group).ghost().committed();
+        let member = self.groups.member_mut(id);
         member.run_is_due = false;
         if member.paused {
             return Ok(());
         }
-        let floor = self.invariants.ghost().committed();
         let (mut replies, mut heard) = (Vec::new(), Heard::default());
         let last_read = member.last_read();
         let (inputs, more) = member.take_inbox(self.mix.batch_inputs_max);
         if more {
             self.run_again(id);
         }
-        let member = self.members.get_mut(&id).expect("every id is a member's");
+        let member = self.groups.member_mut(id);
         for input in inputs {
             trace_input(&mut self.trace, now_us, id, &input);
             heard.hear(&input);
@@ -78,37 +79,33 @@ impl World {
         }
         let (output, before) = member.take_output();
         for event in &output.events {
-            self.trace.line(now_us, format_args!("n{id} {}", Happened(event)));
+            self.trace.line(now_us, format_args!("{id} {}", Happened(event)));
         }
         self.count(id, &output);
         let at_once =
             output.answers.iter().filter(|(read, answer)| *read > last_read && answer.is_ok());
         self.tally.reads_at_once += at_once.count() as u64;
         for ((client, number), reply) in replies {
-            self.invariants.answered_at_once(id, client, number, reply, floor)?;
+            let invariants = &mut self.groups.get_mut(id.group).invariants;
+            invariants.answered_at_once(id.node, client, number, reply, floor)?;
             self.reply(id, client, number, reply);
         }
-        let step = Step {
-            node: id,
-            heard: &heard,
-            before: &before,
-            output: &output,
-            members: &self.members,
-        };
-        self.invariants.step(step)?;
+        let Group { members, invariants, .. } = self.groups.get_mut(id.group);
+        let step = Step { node: id.node, heard: &heard, before: &before, output: &output, members };
+        invariants.step(step)?;
         self.perform(id, output)
     }
 
     /// A member has more to do.
-    fn run_again(&mut self, id: NodeId) {
-        let member = self.members.get_mut(&id).expect("every id is a member's");
+    fn run_again(&mut self, id: MemberId) {
+        let member = self.groups.member_mut(id);
         if !member.run_is_due {
             member.run_is_due = true;
             self.agenda.after(STEP_US, Happening::Run(member.life()));
         }
     }
 
-    fn count(&mut self, id: NodeId, output: &Output<Machine>) {
+    fn count(&mut self, id: MemberId, output: &Output<Machine>) {
         for event in &output.events {
             match event {
                 raft::Event::Leading { .. } => {
@@ -139,18 +136,18 @@ impl World {
     }
 
     /// The nemesis has a look at who leads: some are struck soon.
-    fn plan_deposition(&mut self, id: NodeId) {
+    fn plan_deposition(&mut self, id: MemberId) {
         if self.mix.chance(&mut self.rng, self.mix.depose_per_mille) {
             // Half of them before anything that they say has arrived.
             let at_once = self.rng.random_range(0..2) == 0;
             let delay_us_max = if at_once { 0 } else { DEPOSED_AFTER_US_MAX };
             let delay_us = self.rng.random_range(0..=delay_us_max);
-            self.agenda.after(delay_us, Happening::Depose(self.members[&id].life()));
+            self.agenda.after(delay_us, Happening::Depose(self.groups.member(id).life()));
         }
     }
 
     /// Does what a member asks for. A member that dies in the middle has done an arbitrary part.
-    fn perform(&mut self, id: NodeId, output: Output<Machine>) -> Result<(), Violation> {
+    fn perform(&mut self, id: MemberId, output: Output<Machine>) -> Result<(), Violation> {
         let Output {
             mut messages, write, fetches, again, outcomes, answers, install, capture, ..
         } = output;
@@ -170,7 +167,7 @@ impl World {
         if dies {
             return self.die(id);
         }
-        let member = self.members.get_mut(&id).expect("every id is a member's");
+        let member = self.groups.member_mut(id);
         let life = member.life();
         let mut replies = Vec::new();
         for (ticket, outcome) in outcomes {
@@ -184,8 +181,7 @@ impl World {
             replies.extend(member.close_ticket(ticket).map(|asked| (asked, reply)));
         }
         for (read, answer) in answers {
-            let reply =
-                answer.map_or(Reply::Refused { leader: None }, |answer| Reply::Read(answer.index));
+            let reply = answer.map_or(Reply::Refused { leader: None }, Reply::Read);
             replies.extend(member.close_read(read).map(|asked| (asked, reply)));
         }
         for (asked, reply) in replies {
@@ -204,7 +200,8 @@ impl World {
         }
         if let Some(install) = install {
             let install = self.begin_transfer(id, install);
-            let heard = self.is_reachable(id, install.from) || self.refuses(install.from);
+            let from = id.group.member(install.from);
+            let heard = self.is_reachable(id, from) || self.refuses(from);
             let transfer_us = self.rng.random_range(0..=self.mix.snapshot_us_max);
             let transfer_us = if heard { transfer_us } else { SILENT_TRANSFER_US };
             self.agenda.after(transfer_us, Happening::Fetched(life, install));
@@ -217,7 +214,7 @@ impl World {
     }
 
     /// A member dies of itself. Whoever looks after it starts it again.
-    fn die(&mut self, id: NodeId) -> Result<(), Violation> {
+    fn die(&mut self, id: MemberId) -> Result<(), Violation> {
         self.crash(id)?;
         let down_us = self.rng.random_range(0..=DOWN_US_MAX);
         self.agenda.after(down_us, Happening::Mend(Mend::Start(id)));
@@ -225,18 +222,18 @@ impl World {
     }
 
     /// Whether a question gets there and an answer back.
-    fn is_reachable(&self, from: NodeId, to: NodeId) -> bool {
-        let member = &self.members[&to];
+    fn is_reachable(&self, from: MemberId, to: MemberId) -> bool {
+        let member = &self.groups.member(to);
         let open = self.network.is_open((from, to)) && self.network.is_open((to, from));
         open && member.is_up() && !member.paused
     }
 
     /// Whether a member says that it is down.
-    pub(crate) fn refuses(&self, id: NodeId) -> bool {
-        self.mix.down_refuses && !self.members[&id].is_up()
+    pub(crate) fn refuses(&self, id: MemberId) -> bool {
+        self.mix.down_refuses && !self.groups.member(id).is_up()
     }
 
-    fn write(&mut self, id: NodeId, write: Write) {
+    fn write(&mut self, id: MemberId, write: Write) {
         let now_us = self.agenda.now_us();
         let Write { id: name, hard_state, entries, snapshot } = &write;
         let term = hard_state.map(|hard| (hard.term.0, hard.vote.map(|vote| vote.0)));
@@ -244,9 +241,9 @@ impl World {
         let from = entries.first().map(|entry| entry.position().to_string()).unwrap_or_default();
         self.trace.line(
             now_us,
-            format_args!("n{id} writes w{name}: {term:?} {from}+{} {covered:?}", entries.len()),
+            format_args!("{id} writes w{name}: {term:?} {from}+{} {covered:?}", entries.len()),
         );
-        let member = self.members.get_mut(&id).expect("every id is a member's");
+        let member = self.groups.member_mut(id);
         let early = member.answers_early(&write).then_some(write.id);
         member.disk.submit(write);
         if let Some(write) = early {
@@ -256,22 +253,23 @@ impl World {
     }
 
     /// Begins the next sync of a disk, if there is something to do and none is running.
-    fn sync(&mut self, id: NodeId) {
-        let member = self.members.get_mut(&id).expect("every id is a member's");
+    fn sync(&mut self, id: MemberId) {
+        let member = self.groups.member_mut(id);
         if let Some(latency_us) = member.disk.begin_sync(&mut self.rng, &self.mix) {
             self.agenda.after(latency_us, Happening::Synced(member.life()));
         }
     }
 
-    pub(crate) fn synced(&mut self, id: NodeId) -> Result<(), Violation> {
-        let member = self.members.get_mut(&id).expect("every id is a member's");
+    pub(crate) fn synced(&mut self, id: MemberId) -> Result<(), Violation> {
+        let member = self.groups.member_mut(id);
         if member.disk.sync_fails(&mut self.rng, &self.mix) {
             self.tally.disk_errors += 1;
-            self.trace.line(self.agenda.now_us(), format_args!("the disk of n{id} fails"));
+            self.trace.line(self.agenda.now_us(), format_args!("the disk of {id} fails"));
             return self.die(id);
         }
         let written = member.disk.end_sync().map_err(|why| broken_write(id, &why))?;
-        self.invariants.disk_changed(id, &self.members)?;
+        let Group { members, invariants, .. } = self.groups.get_mut(id.group);
+        invariants.disk_changed(id.node, members)?;
         if let Some(write) = written
             && self.plant != Plant::AnswerBeforeDurable
         {
@@ -281,8 +279,8 @@ impl World {
         Ok(())
     }
 
-    pub(crate) fn captured(&mut self, id: NodeId, stored: Stored) -> Result<(), Violation> {
-        let full = self.members[&id].disk.full;
+    pub(crate) fn captured(&mut self, id: MemberId, stored: Stored) -> Result<(), Violation> {
+        let full = self.groups.member(id).disk.full;
         let fails = full || self.mix.chance(&mut self.rng, self.mix.snapshot_failure_per_mille);
         let root = (!fails).then(|| stored.root.clone());
         self.tally.snapshots_failed += u64::from(fails);
@@ -293,39 +291,40 @@ impl World {
         Ok(())
     }
 
-    fn store(&mut self, id: NodeId, stored: Stored) -> Result<(), Violation> {
-        self.invariants.stored(id, &stored)?;
-        self.members.get_mut(&id).expect("every id is a member's").disk.store(stored);
+    fn store(&mut self, id: MemberId, stored: Stored) -> Result<(), Violation> {
+        self.groups.get(id.group).invariants.stored(id.node, &stored)?;
+        self.groups.member_mut(id).disk.store(stored);
         Ok(())
     }
 
     /// What a member fetches that was offered a snapshot: one that it began to fetch in an earlier
     /// life, if that leads further and is still where it was, as hosts do.
-    fn begin_transfer(&mut self, id: NodeId, offered: Install) -> Install {
-        let member = &self.members[&id];
+    fn begin_transfer(&mut self, id: MemberId, offered: Install) -> Install {
+        let member = &self.groups.member(id);
         let begun = member.disk().transfer.clone().filter(|begun| {
-            let kept = self.members[&begun.from].disk().stored(&begun.root);
+            let kept = self.groups.member(id.group.member(begun.from)).disk().stored(&begun.root);
             kept.is_some() && begun.root.position.index > member.standing().commit
         });
         let install = begun.unwrap_or(offered);
-        let member = self.members.get_mut(&id).expect("every id is a member's");
+        let member = self.groups.member_mut(id);
         member.disk.transfer = Some(install.clone());
         install
     }
 
     /// A transfer has ended: well, if both ends are there and the giver still has the snapshot.
-    pub(crate) fn fetched(&mut self, id: NodeId, install: Install) -> Result<(), Violation> {
+    pub(crate) fn fetched(&mut self, id: MemberId, install: Install) -> Result<(), Violation> {
         let Install { from, root } = install;
-        let full = self.members[&id].disk.full;
+        let from = id.group.member(from);
+        let full = self.groups.member(id).disk.full;
         let fails = full || self.mix.chance(&mut self.rng, self.mix.snapshot_failure_per_mille);
         let reachable = self.is_reachable(id, from);
-        let given = self.members[&from].disk().stored(&root);
+        let given = self.groups.member(from).disk().stored(&root);
         let stored = given.filter(|_| reachable && !fails).cloned();
         let chunks = stored.as_ref().map(|stored| stored.chunks.clone());
         match stored {
             Some(stored) => self.store(id, stored)?,
             None => {
-                let member = self.members.get_mut(&id).expect("every id is a member's");
+                let member = self.groups.member_mut(id);
                 member.disk.transfer = None;
             }
         }
@@ -333,9 +332,10 @@ impl World {
         Ok(())
     }
 
-    fn send(&mut self, from: NodeId, envelope: Envelope) {
+    fn send(&mut self, from: MemberId, envelope: Envelope) {
         let now_us = self.agenda.now_us();
         let Envelope { to, message } = self.tamper(envelope);
+        let to = self.misdirect(from.group.member(to));
         let kind = match message.kind {
             MessageKind::VoteReply { .. }
             | MessageKind::AppendReply { .. }
@@ -352,13 +352,13 @@ impl World {
         self.tally.bytes += bytes;
         let link = (from, to);
         if self.network.withholds(link, &message) {
-            self.trace.line(now_us, format_args!("n{from} > n{to} {} (held)", Shown(&message)));
+            self.trace.line(now_us, format_args!("{from} > {to} {} (held)", Shown(&message)));
             return;
         }
         let arrivals =
             self.network.arrivals(now_us, Parcel { link, kind, bytes }, &mut self.rng, &self.mix);
         let lost = if arrivals.is_empty() { " (lost)" } else { "" };
-        self.trace.line(now_us, format_args!("n{from} > n{to} {}{lost}", Shown(&message)));
+        self.trace.line(now_us, format_args!("{from} > {to} {}{lost}", Shown(&message)));
         for time_us in arrivals {
             self.agenda.at(time_us, Happening::Deliver { from, to, message: message.clone() });
         }
@@ -397,31 +397,33 @@ impl World {
 }
 
 /// What a member takes in, as the trace shows it.
-fn trace_input(trace: &mut Trace, now_us: u64, id: NodeId, input: &Input) {
+fn trace_input(trace: &mut Trace, now_us: u64, id: MemberId, input: &Input) {
     match input {
         Input::Message { from, message } => {
-            trace.line(now_us, format_args!("n{id} < n{from} {}", Shown(message)));
+            let from = id.group.member(*from);
+            trace.line(now_us, format_args!("{id} < {from} {}", Shown(message)));
         }
         Input::Tick => {}
         Input::Written(write) => {
-            trace.line(now_us, format_args!("n{id} written w{write}"));
+            trace.line(now_us, format_args!("{id} written w{write}"));
         }
         Input::Captured(root) => {
             let position = root.as_ref().map(|root| root.position);
-            trace.line(now_us, format_args!("n{id} captured {position:?}"));
+            trace.line(now_us, format_args!("{id} captured {position:?}"));
         }
         Input::Fetched(root, chunks) => {
             let outcome = if chunks.is_some() { "has fetched" } else { "can't fetch" };
             let position = root.position;
-            trace.line(now_us, format_args!("n{id} {outcome} {position}"));
+            trace.line(now_us, format_args!("{id} {outcome} {position}"));
         }
         Input::Read(reader, entries) => {
             let (first, last) = (entries.first(), entries.last());
             let range = (first.map(Entry::position), last.map(Entry::position));
-            trace.line(now_us, format_args!("n{id} has read {range:?} for {reader:?}"));
+            trace.line(now_us, format_args!("{id} has read {range:?} for {reader:?}"));
         }
         Input::Transfer(to) => {
-            trace.line(now_us, format_args!("n{id} asked to hand over to n{to}"));
+            let to = id.group.member(*to);
+            trace.line(now_us, format_args!("{id} asked to hand over to {to}"));
         }
         Input::Ask { client, number, request } => {
             let kind = match request {
@@ -429,12 +431,12 @@ fn trace_input(trace: &mut Trace, now_us: u64, id: NodeId, input: &Input) {
                 crate::client::Request::Read { .. } => "read",
                 crate::client::Request::Change { .. } => "change",
             };
-            trace.line(now_us, format_args!("n{id} asked c{client}.{number} {kind}"));
+            trace.line(now_us, format_args!("{id} asked c{client}.{number} {kind}"));
         }
     }
 }
 
 /// A member asked its disk for something that [`Write`] rules out.
-pub(crate) fn broken_write(id: NodeId, why: &str) -> Violation {
-    Violation::new("write contract", format!("n{id}: {why}"))
+pub(crate) fn broken_write(id: MemberId, why: &str) -> Violation {
+    Violation::new("write contract", format!("{id}: {why}"))
 }

@@ -1,31 +1,19 @@
 //! The world: members, clients and network, moved from event to event.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-
-use bytes::Bytes;
-use raft::{Membership, NodeId, RoleKind};
+use raft::{Message, NodeId};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
-    Options, Plant,
+    Options, Plant, Tally,
     agenda::{Agenda, Happening, Input},
-    client::{CHANGER, Client, OPERATOR, PATIENCE_US, Reply, Request},
+    client::address,
     fault::Mix,
-    invariants::{Ghost, Invariants, Violation},
-    machine::{CommandId, REGISTERS},
+    group::{Group, GroupId, Groups, MemberId},
+    invariants::{Ghost, Violation},
     member::{ClockRate, Member},
-    network::{Kind, Link, MESSAGE_BYTES, Network, Parcel, Quality},
+    network::{Network, Quality},
     trace::{Listener, Shown, Trace},
 };
-
-/// Clients sit at addresses that no member has.
-const CLIENT_ADDRESSES: u64 = 1_000_000;
-
-/// Where a client sits on the network.
-pub(crate) fn address(client: u64) -> NodeId {
-    NodeId(CLIENT_ADDRESSES + client)
-}
 
 /// A world.
 ///
@@ -33,187 +21,79 @@ pub(crate) fn address(client: u64) -> NodeId {
 pub struct World {
     pub(crate) mix: Mix,
     pub(crate) plant: Plant,
+    pub(crate) only: Option<&'static str>,
     pub(crate) rng: StdRng,
     pub(crate) agenda: Agenda,
     pub(crate) network: Network,
-    pub(crate) members: BTreeMap<NodeId, Member>,
-    /// Everybody, from 1 on, whether it belongs to the group or not.
-    pub(crate) ids: BTreeSet<NodeId>,
-    pub(crate) founders: Arc<Membership>,
-    clients: BTreeMap<u64, Client>,
+    pub(crate) groups: Groups,
+    /// The group that scripts speak of.
+    pub(crate) spoken_of: GroupId,
     pub(crate) clients_rest: bool,
-    pub(crate) invariants: Invariants,
     pub(crate) trace: Trace,
     pub(crate) tally: Tally,
     pub(crate) partitions: u64,
-    /// The leader that the nemesis cut off last.
-    pub(crate) last_deposed: Option<NodeId>,
-    /// What became of the requests that scripts made.
-    pub(crate) replies: BTreeMap<CommandId, Reply>,
-    pub(crate) operator_number: u64,
-}
-
-/// What happened how often: a run in which nothing happened proves nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Elections won.
-    pub elections: u64,
-    /// Entries committed.
-    pub commits: u64,
-    /// Times that a member removed what conflicted.
-    pub truncations: u64,
-    /// Snapshots taken and stored.
-    pub snapshots: u64,
-    /// Snapshots that could not be stored.
-    pub snapshots_failed: u64,
-    /// Times that a leader began to hand over because of its disk.
-    pub slow_disks: u64,
-    /// Times that entries were read from a disk for a state machine.
-    pub reads_to_apply: u64,
-    /// Times that entries were read from a disk for a follower.
-    pub reads_to_send: u64,
-    /// Snapshots installed from another member.
-    pub installs: u64,
-    /// Of those, the ones that kept what followed.
-    pub suffixes_kept: u64,
-    /// Leaders that stepped down for want of a quorum.
-    pub quorums_lost: u64,
-    /// Times that a leader began to hand over.
-    pub transfers: u64,
-    /// Of those, the ones that it gave up.
-    pub transfers_failed: u64,
-    /// Times that another membership came to rule a member.
-    pub reconfigured: u64,
-    /// Changes of the members that were over when they were answered.
-    pub changes: u64,
-    /// Leaders that left because they voted no more.
-    pub leaders_removed: u64,
-    /// Crashes.
-    pub crashes: u64,
-    /// Pauses.
-    pub pauses: u64,
-    /// Partitions.
-    pub partitions: u64,
-    /// Times that links were clogged.
-    pub clogs: u64,
-    /// Times that links were bad.
-    pub degraded: u64,
-    /// New leaders that were struck at once.
-    pub deposed: u64,
-    /// Syncs that failed.
-    pub disk_errors: u64,
-    /// Crashes that left a part of a write.
-    pub torn: u64,
-    /// Messages that members sent to each other.
-    pub sent: u64,
-    /// Of those, the ones that ask for an answer: what the labs count as calls.
-    pub requests: u64,
-    /// The size of all that were sent.
-    pub bytes: u64,
-    /// Messages between members that arrived.
-    pub messages: u64,
-    /// Writes acknowledged.
-    pub done: u64,
-    /// Writes rejected.
-    pub rejected: u64,
-    /// Writes of which nobody knows.
-    pub unknown: u64,
-    /// Reads answered.
-    pub reads: u64,
-    /// Of those, the ones that were answered at once: by a lease, or by who votes alone.
-    pub reads_at_once: u64,
-    /// Requests refused.
-    pub refused: u64,
-    /// Answers that got lost on their way to a client.
-    pub answers_lost: u64,
-}
-
-impl Tally {
-    /// Both together.
-    pub fn add(&mut self, other: &Self) {
-        self.elections += other.elections;
-        self.commits += other.commits;
-        self.truncations += other.truncations;
-        self.snapshots += other.snapshots;
-        self.snapshots_failed += other.snapshots_failed;
-        self.slow_disks += other.slow_disks;
-        self.reads_to_apply += other.reads_to_apply;
-        self.reads_to_send += other.reads_to_send;
-        self.installs += other.installs;
-        self.suffixes_kept += other.suffixes_kept;
-        self.quorums_lost += other.quorums_lost;
-        self.transfers += other.transfers;
-        self.transfers_failed += other.transfers_failed;
-        self.reconfigured += other.reconfigured;
-        self.changes += other.changes;
-        self.leaders_removed += other.leaders_removed;
-        self.crashes += other.crashes;
-        self.pauses += other.pauses;
-        self.partitions += other.partitions;
-        self.clogs += other.clogs;
-        self.degraded += other.degraded;
-        self.deposed += other.deposed;
-        self.disk_errors += other.disk_errors;
-        self.torn += other.torn;
-        self.sent += other.sent;
-        self.requests += other.requests;
-        self.bytes += other.bytes;
-        self.messages += other.messages;
-        self.done += other.done;
-        self.rejected += other.rejected;
-        self.unknown += other.unknown;
-        self.reads += other.reads;
-        self.reads_at_once += other.reads_at_once;
-        self.refused += other.refused;
-        self.answers_lost += other.answers_lost;
-    }
 }
 
 impl World {
     /// A world whose members have just been started for the first time.
     pub fn new(options: Options, mix: Mix, listener: Option<Listener>) -> Self {
-        let ids: BTreeSet<NodeId> = (1..=options.members).map(NodeId).collect();
-        let founders = ids.iter().map(|&id| (id, Bytes::new()));
-        let founders = Membership::founders(founders);
-        let (members, last_id) = (founders.members().clone(), founders.last_id());
-        let founders = Arc::new(Membership::from_parts(members, last_id, mix.lease_reads));
-        let members = ids.iter().map(|&id| (id, Member::new(id, options.plant))).collect();
-        let clients = (1..=mix.clients).map(|id| (id, Client::new(NodeId(1)))).collect();
         let mut world = Self {
             plant: options.plant,
+            only: options.only,
             rng: StdRng::seed_from_u64(options.seed),
             agenda: Agenda::default(),
             network: Network::default(),
-            members,
-            ids,
-            founders: founders.clone(),
-            clients,
+            groups: Groups::default(),
+            spoken_of: GroupId::FIRST,
             clients_rest: false,
-            invariants: Invariants::new(options.only, founders),
             trace: Trace::new(listener),
             tally: Tally::default(),
             partitions: 0,
-            last_deposed: None,
-            replies: BTreeMap::new(),
-            operator_number: 0,
             mix,
         };
-        let config = world.mix.config;
-        world.trace.line(0, format_args!("{} members with {config:?}", options.members));
-        for id in world.ids.clone() {
-            let clock_rate = world.draw_clock_rate();
-            world.members.get_mut(&id).expect("every id is a member's").clock_rate = clock_rate;
-            world.start(id).expect("a member starts from an empty disk");
+        let (at_once, later) = match world.mix.further_groups.clone().split_last() {
+            Some((&last, others)) => (others.to_vec(), Some(last)),
+            None => (Vec::new(), None),
+        };
+        for members in std::iter::once(options.members).chain(at_once) {
+            world.found(members).expect("members start from empty disks");
         }
-        world.draw_links();
-        for client in 1..=world.mix.clients {
-            let delay_us = world.rng.random_range(0..=world.mix.think_us_max);
-            world.agenda.after(delay_us, Happening::Think { client });
+        if let Some(members) = later {
+            world.agenda.after(world.mix.last_founded_us, Happening::Found { members });
         }
         for rate in world.mix.rates.clone() {
             world.plan_strike(rate);
         }
         world
+    }
+
+    /// A group is founded: its members start for the first time. Its name.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn found(&mut self, members: u64) -> Result<GroupId, Violation> {
+        let (id, now_us) = (self.groups.next_id(), self.now_us());
+        let config = self.mix.config;
+        match id {
+            GroupId::FIRST => {
+                self.trace.line(now_us, format_args!("{members} members with {config:?}"));
+            }
+            GroupId(id) => {
+                self.trace.line(now_us, format_args!("g{id} is founded by {members} members"));
+            }
+        }
+        self.groups.insert(id, Group::new(id, members, &self.mix, self.plant, self.only));
+        for member in self.groups.members_of(id) {
+            let clock_rate = self.draw_clock_rate();
+            self.groups.member_mut(member).clock_rate = clock_rate;
+            self.start(member)?;
+        }
+        self.draw_links(id);
+        for client in 1..=self.mix.clients {
+            let delay_us = self.rng.random_range(0..=self.mix.think_us_max);
+            self.agenda.after(delay_us, Happening::Think { group: id, client });
+        }
+        Ok(id)
     }
 
     pub(crate) fn draw_clock_rate(&mut self) -> ClockRate {
@@ -224,12 +104,13 @@ impl World {
     }
 
     /// Each link between members draws what it is like, in each direction.
-    fn draw_links(&mut self) {
+    fn draw_links(&mut self, group: GroupId) {
         let Mix { link_slower_max, link_loss_per_mille_max, .. } = self.mix;
         if link_slower_max == 1 && link_loss_per_mille_max == 0 {
             return;
         }
-        for link in self.ids.iter().flat_map(|&a| self.ids.iter().map(move |&b| (a, b))) {
+        let members = self.groups.members_of(group);
+        for link in members.iter().flat_map(|&a| members.iter().map(move |&b| (a, b))) {
             let slower = self.rng.random_range(1..=link_slower_max);
             let loss_per_mille = self.rng.random_range(0..=link_loss_per_mille_max);
             self.network.make_uneven(link, Quality { slower, loss_per_mille });
@@ -242,8 +123,14 @@ impl World {
     /// The first violation.
     pub fn live(&mut self, chaos_us: u64) -> Result<(), Violation> {
         self.run_for(chaos_us)?;
-        let settled = self.settle();
-        self.invariants.keep(settled)
+        self.settle()
+    }
+
+    /// What the clients of a group saw is looked at, so far as it can't change any more.
+    fn judge(&mut self, group: GroupId) -> Result<(), Violation> {
+        let now_us = self.now_us();
+        let judged = self.groups.get_mut(group).history.judge(now_us);
+        judged.map_err(|violation| violation.of(group))
     }
 
     /// Lets time pass.
@@ -283,98 +170,104 @@ impl World {
 
     /// What happened so far, how often.
     pub fn tally(&self) -> Tally {
-        Tally { commits: self.ghost().committed().0, ..self.tally }
+        let groups = || self.groups.iter().map(|(_, group)| group);
+        Tally {
+            commits: groups().map(|group| group.ghost().committed().0).sum(),
+            judged: groups().map(|group| group.history.judged).sum(),
+            groups: groups().count() as u64,
+            ..self.tally
+        }
+    }
+
+    /// The groups that were founded so far.
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.groups.ids().collect()
     }
 
     /// What the run has shown so far.
     pub fn ghost(&self) -> &Ghost {
-        self.invariants.ghost()
+        self.groups.get(self.spoken_of).ghost()
     }
 
     /// A member.
     pub fn member(&self, id: NodeId) -> &Member {
-        &self.members[&id]
+        self.groups.member(self.spoken_of.member(id))
     }
 
     /// All members.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
-        self.members.values()
+        self.groups.get(self.spoken_of).members.values()
     }
 
     /// The member that leads, of those that the others can reach; of several, the one in the
     /// latest term.
     pub fn leader(&self) -> Option<NodeId> {
-        self.members
-            .values()
-            .filter(|member| {
-                let leads = member.is_up() && member.standing().role == RoleKind::Leader;
-                leads && self.network.is_plugged_in(member.id)
-            })
-            .max_by_key(|member| member.standing().term)
-            .map(|member| member.id)
+        self.leader_of(self.spoken_of)
+    }
+
+    pub(crate) fn leader_of(&self, group: GroupId) -> Option<NodeId> {
+        let members = self.groups.members_of(group).into_iter();
+        let leaders = members.filter(|&id| self.groups.leads(id) && self.network.is_plugged_in(id));
+        leaders.max_by_key(|&id| self.groups.member(id).standing().term).map(|id| id.node)
     }
 
     fn happen(&mut self, happening: Happening) -> Result<(), Violation> {
         match happening {
-            Happening::Deliver { from, to, message } => {
-                if self.network.is_open((from, to)) {
-                    self.tally.messages += 1;
-                    self.give(to, Input::Message { from, message });
-                } else {
-                    let shown = Shown(&message);
-                    self.trace.line(self.agenda.now_us(), format_args!("n{to} x n{from} {shown}"));
-                }
-            }
+            Happening::Deliver { from, to, message } => self.deliver(from, to, message),
             Happening::Tick(life) => {
                 if self.is_alive(life) {
                     self.plan_tick(life);
-                    self.give(life.node, Input::Tick);
+                    self.give(life.id, Input::Tick);
                 }
             }
             Happening::Run(life) => {
                 if self.is_alive(life) {
-                    self.run_member(life.node)?;
+                    self.run_member(life.id)?;
                 }
             }
             Happening::Synced(life) => {
                 if self.is_alive(life) {
-                    self.synced(life.node)?;
+                    self.synced(life.id)?;
                 }
             }
             Happening::Captured(life, stored) => {
                 if self.is_alive(life) {
-                    self.captured(life.node, stored)?;
+                    self.captured(life.id, stored)?;
                 }
             }
             Happening::Fetched(life, install) => {
                 if self.is_alive(life) {
-                    self.fetched(life.node, install)?;
+                    self.fetched(life.id, install)?;
                 }
             }
             Happening::Read(life, fetch) => {
                 if self.is_alive(life) {
-                    let entries = self.members[&life.node].disk.read(fetch);
-                    self.give(life.node, Input::Read(fetch.reader, entries));
+                    let entries = self.groups.member(life.id).disk.read(fetch);
+                    self.give(life.id, Input::Read(fetch.reader, entries));
                 }
             }
-            Happening::Think { client } => self.think(client),
-            Happening::LoseHope { client, number } => self.lose_hope(client, number),
+            Happening::Think { group, client } => {
+                self.judge(group)?;
+                self.think(group, client);
+            }
+            Happening::LoseHope { group, client, number } => self.lose_hope(group, client, number),
             Happening::Ask { to, client, number, request } => {
-                if self.network.is_open((address(client), to)) {
+                if self.network.is_open((address(to.group, client), to)) {
                     self.ask(to, client, number, request)?;
                 }
             }
             Happening::Answer { from, client, number, reply } => {
-                if self.network.is_open((from, address(client))) {
-                    self.hear(client, number, reply);
+                if self.network.is_open((from, address(from.group, client))) {
+                    self.hear(from.group, client, number, reply);
                 } else {
                     self.lose_answer(client, number);
                 }
             }
+            Happening::Found { members } => drop(self.found(members)?),
             Happening::Strike(rate) => self.strike(rate)?,
             Happening::Depose(life) => {
                 if self.is_alive(life) {
-                    self.depose(life.node)?;
+                    self.depose(life.id)?;
                 }
             }
             Happening::Mend(mend) => self.mend(mend)?,
@@ -382,134 +275,34 @@ impl World {
         Ok(())
     }
 
-    /// A request arrives. The machine of a member that is down may say so.
-    fn ask(
-        &mut self,
-        to: NodeId,
-        client: u64,
-        number: u64,
-        request: Request,
-    ) -> Result<(), Violation> {
-        if !self.refuses(to) {
-            self.give(to, Input::Ask { client, number, request });
-            return Ok(());
+    /// A message arrives. What comes from another group is refused, whoever it says it is, as
+    /// raftd's check of identities does.
+    fn deliver(&mut self, from: MemberId, to: MemberId, message: Message) {
+        let open = self.network.is_open((from, to));
+        let known = from.group == to.group || self.plant == Plant::HearOtherGroups;
+        if open && known {
+            self.tally.messages += 1;
+            self.give(to, Input::Message { from: from.node, message });
+            return;
         }
-        let (reply, floor) = (Reply::Refused { leader: None }, self.ghost().committed());
-        self.invariants.answered_at_once(to, client, number, reply, floor)?;
-        self.reply(to, client, number, reply);
-        Ok(())
+        self.tally.strangers += u64::from(open);
+        let how = if open { "refuses" } else { "x" };
+        let shown = Shown(&message);
+        self.trace.line(self.agenda.now_us(), format_args!("{to} {how} {from} {shown}"));
     }
 
     /// Puts an input into a member's inbox and makes sure that it will be read.
-    pub(crate) fn give(&mut self, id: NodeId, input: Input) {
+    pub(crate) fn give(&mut self, id: MemberId, input: Input) {
         let batch_us = self.rng.random_range(0..=self.mix.batch_us_max);
-        let member = self.members.get_mut(&id).expect("every id is a member's");
+        let member = self.groups.member_mut(id);
         if member.give(input) && !member.run_is_due && !member.paused {
             member.run_is_due = true;
             self.agenda.after(batch_us, Happening::Run(member.life()));
         }
     }
 
-    fn think(&mut self, id: u64) {
-        if self.clients_rest {
-            return;
-        }
-        let client = self.clients.get_mut(&id).expect("only clients think");
-        client.number += 1;
-        let (number, mut to) = (client.number, client.target);
-        let register = self.rng.random_range(0..REGISTERS);
-        let request = if self.mix.chance(&mut self.rng, self.mix.read_per_mille) {
-            if self.mix.chance(&mut self.rng, self.mix.read_anywhere_per_mille) {
-                to = self.draw_member();
-            }
-            Request::Read { register }
-        } else {
-            let padding_bytes = self.rng.random_range(0..=self.mix.padding_bytes_max);
-            let name = CommandId { client: id, number };
-            Request::Write { command: name.write_to(register, padding_bytes) }
-        };
-        self.agenda.after(PATIENCE_US, Happening::LoseHope { client: id, number });
-        if let Some(time_us) = self.client_arrival((address(id), to), Kind::Request) {
-            self.agenda.at(time_us, Happening::Ask { to, client: id, number, request });
-        }
-        if self.mix.clients_do_not_wait {
-            self.plan_thought(id);
-        }
-    }
-
-    /// Requests and replies get lost and are late, but come once: a command is sent only once.
-    fn client_arrival(&mut self, link: Link, kind: Kind) -> Option<u64> {
-        let now_us = self.agenda.now_us();
-        let parcel = Parcel { link, kind, bytes: MESSAGE_BYTES };
-        self.network.arrivals(now_us, parcel, &mut self.rng, &self.mix).first().copied()
-    }
-
-    /// A member answers.
-    pub(crate) fn reply(&mut self, from: NodeId, client: u64, number: u64, reply: Reply) {
-        match reply {
-            Reply::Done(_) if client == CHANGER => self.tally.changes += 1,
-            Reply::Done(_) => self.tally.done += 1,
-            Reply::Rejected => self.tally.rejected += 1,
-            Reply::Unknown => self.tally.unknown += 1,
-            Reply::Refused { .. } => self.tally.refused += 1,
-            Reply::Read(_) => self.tally.reads += 1,
-        }
-        let now_us = self.agenda.now_us();
-        self.trace.line(now_us, format_args!("n{from} answers c{client}.{number} {reply:?}"));
-        if client == OPERATOR || client == CHANGER {
-            self.replies.insert(CommandId { client, number }, reply);
-        } else {
-            let link = (from, address(client));
-            if let Some(time_us) = self.client_arrival(link, Kind::Reply) {
-                self.agenda.at(time_us, Happening::Answer { from, client, number, reply });
-            } else {
-                self.lose_answer(client, number);
-            }
-        }
-    }
-
-    /// What was asked for is done, or was refused, and the client is in the dark. Whoever reads the
-    /// trace is not.
-    fn lose_answer(&mut self, client: u64, number: u64) {
-        self.tally.answers_lost += 1;
-        let now_us = self.agenda.now_us();
-        self.trace.line(now_us, format_args!("c{client}.{number} never hears the answer"));
-    }
-
-    fn hear(&mut self, id: u64, number: u64, reply: Reply) {
-        let other = self.draw_member();
-        let client = self.clients.get_mut(&id).expect("only clients hear");
-        if client.answered >= number {
-            return;
-        }
-        client.answered = number;
-        if let Reply::Refused { leader } = reply {
-            client.target = leader.unwrap_or(other);
-        }
-        if !self.mix.clients_do_not_wait {
-            self.plan_thought(id);
-        }
-    }
-
-    fn lose_hope(&mut self, id: u64, number: u64) {
-        let other = self.draw_member();
-        let client = self.clients.get_mut(&id).expect("only clients hope");
-        if client.answered >= number {
-            return;
-        }
-        client.answered = number;
-        client.target = other;
-        if !self.mix.clients_do_not_wait {
-            self.plan_thought(id);
-        }
-    }
-
-    fn draw_member(&mut self) -> NodeId {
-        NodeId(self.rng.random_range(1..=self.ids.len() as u64))
-    }
-
-    fn plan_thought(&mut self, client: u64) {
-        let delay_us = 1_000 + self.rng.random_range(0..=self.mix.think_us_max);
-        self.agenda.after(delay_us, Happening::Think { client });
+    pub(crate) fn draw_member(&mut self, group: GroupId) -> MemberId {
+        let members = self.groups.get(group).members.len() as u64;
+        group.member(NodeId(self.rng.random_range(1..=members)))
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! With `--nocapture` each test tells which seed was the first to catch its bug.
 
-use flotilla_sim::{Options, Plant, run};
+use flotilla_sim::{HISTORY, Options, Plant, run};
 
 /// A bug that has not been caught after so many seeds never will be.
 const SEEDS_MAX: u64 = 400;
@@ -17,7 +17,7 @@ fn caught(plant: Plant, invariant: &'static str) {
         if let Some(failure) = failure
             && failure.violation.invariant == invariant
         {
-            println!("{plant:?} is caught by {invariant} in seed {seed}");
+            println!("{plant:?} is caught by {invariant} in seed {seed}: {}", failure.violation);
             return;
         }
     }
@@ -121,6 +121,33 @@ fn leading_without_a_quorum() {
 #[test]
 fn campaigning_without_having_asked() {
     caught(Plant::ForgePreVotes, "R21");
+}
+
+#[test]
+fn listening_to_other_groups() {
+    caught(Plant::HearOtherGroups, "R5");
+    caught(Plant::HearOtherGroups, "R10");
+}
+
+/// Here nothing is known but what clients saw.
+#[test]
+fn clients_see_what_is_stale() {
+    caught(Plant::StaleReads, HISTORY);
+}
+
+#[test]
+fn clients_see_what_was_done_twice() {
+    caught(Plant::AskTwice, HISTORY);
+}
+
+#[test]
+fn clients_see_the_answers_of_others() {
+    caught(Plant::SwapAnswers, HISTORY);
+}
+
+#[test]
+fn clients_see_what_was_rejected() {
+    caught(Plant::RejectUnknown, HISTORY);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod depth;
 
 use depth::{expect, scenario};
-use flotilla_sim::{Mix, Violation, World, client::Reply};
+use flotilla_sim::{Mix, Violation, World, client::Reply, machine::Answer};
 use raft::{AppendResult, Index, MessageKind, NodeId};
 
 const SECOND_US: u64 = 1_000_000;
@@ -114,7 +114,7 @@ fn read_index_safe() {
         let fresh = world.query(new);
         let answered = world.run_until(SECOND_US, |world| world.reply_to(fresh).is_some())?;
         expect(answered, "the new leader answers")?;
-        let Some(Reply::Read(index)) = world.reply_to(fresh) else {
+        let Some(Reply::Read(Answer { index, .. })) = world.reply_to(fresh) else {
             return expect(false, format!("a read: {:?}", world.reply_to(fresh)));
         };
         expect(index >= written, format!("{index} is not before {written}"))?;
@@ -199,8 +199,7 @@ fn reads_of_a_follower_share_one_question() {
         let answered = |world: &World| reads.iter().all(|&read| world.reply_to(read).is_some());
         world.run_until(SECOND_US, answered)?;
         for &read in &reads {
-            let fresh =
-                matches!(world.reply_to(read), Some(Reply::Read(index)) if index >= written);
+            let fresh = matches!(world.reply_to(read), Some(Reply::Read(answer)) if answer.index >= written);
             expect(fresh, format!("a fresh read: {:?}", world.reply_to(read)))?;
         }
         let sent = world.tally().sent - sent;
@@ -226,7 +225,7 @@ fn new_leader_waits_for_own_term() {
         let ended = world.run_until(2 * SECOND_US, |world| world.reply_to(read).is_some())?;
         expect(ended, "the read ends")?;
         let own = match world.reply_to(read) {
-            Some(Reply::Read(index)) => index > written,
+            Some(Reply::Read(answer)) => answer.index > written,
             // Its followers had elected another before it came back.
             Some(Reply::Refused { .. }) => true,
             other => return expect(false, format!("a read or a refusal: {other:?}")),

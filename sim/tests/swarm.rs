@@ -5,15 +5,19 @@ mod depth;
 use depth::{Depth, depth};
 use flotilla_sim::{Options, Tally, run};
 
-/// Runs a third of the seeds of this depth.
-fn swarm(members: u64) -> Tally {
-    let count = match depth() {
+/// How many seeds each of the three tests runs at this depth.
+fn seeds() -> u64 {
+    match depth() {
         Depth::Quick => 67,
         Depth::Ci => 200,
         Depth::Deep => 3_334,
-    };
+    }
+}
+
+/// Runs the seeds of this depth.
+fn swarm(members: u64) -> Tally {
     let mut total = Tally::default();
-    for seed in 0..count {
+    for seed in 0..seeds() {
         let report = run(Options::new(seed, members), None);
         if let Some(failure) = report.failure {
             panic!("{failure}");
@@ -62,8 +66,12 @@ fn groups_of_three() {
     happened("transfers", total.transfers, 8);
     happened("transfers given up", total.transfers_failed, 3);
     happened("changes of members", total.changes, 8);
+    happened("groups beside the first", total.groups - seeds(), 5);
+    happened("groups stopped", total.groups_stopped, 10);
+    happened("messages from another group", total.strangers, 100);
     happened("acknowledged writes", total.done, 1_000);
     happened("reads", total.reads, 1_000);
+    happened("operations judged", total.judged, 2_000);
     happened("rejected writes", total.rejected, 1);
     happened("unknown writes", total.unknown, 5);
 }

@@ -36,6 +36,7 @@ use crate::{
     agenda::Input,
     client::Reply,
     disk::Stored,
+    group::GroupId,
     machine::Machine,
     member::{Asked, Member, Standing},
 };
@@ -54,6 +55,25 @@ pub struct Violation {
 impl Violation {
     pub(crate) fn new(invariant: &'static str, what: impl Into<String>) -> Self {
         Self { invariant, what: what.into() }
+    }
+
+    /// Says of which group it is, if that is not the first.
+    pub(crate) fn of(self, group: GroupId) -> Self {
+        match group {
+            GroupId::FIRST => self,
+            GroupId(group) => Self { what: format!("group {group}: {}", self.what), ..self },
+        }
+    }
+}
+
+/// Leaves out a violation of an invariant that nobody looks at.
+pub(crate) fn wanted(
+    only: Option<&'static str>,
+    found: Result<(), Violation>,
+) -> Result<(), Violation> {
+    match (found, only) {
+        (Err(violation), Some(only)) if violation.invariant != only => Ok(()),
+        (found, _) => found,
     }
 }
 
@@ -120,8 +140,9 @@ impl<'a> Step<'a> {
 }
 
 /// All checkers and what they remember.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Invariants {
+    group: GroupId,
     only: Option<&'static str>,
     ghost: Ghost,
     monotonic: monotonic::Monotonic,
@@ -135,16 +156,28 @@ pub struct Invariants {
 
 impl Invariants {
     /// All of them, or only the one that is named.
-    pub(crate) fn new(only: Option<&'static str>, founders: Arc<Membership>) -> Self {
-        Self { only, ghost: Ghost::of(founders), ..Self::default() }
+    pub(crate) fn new(
+        group: GroupId,
+        only: Option<&'static str>,
+        founders: Arc<Membership>,
+    ) -> Self {
+        Self {
+            group,
+            only,
+            ghost: Ghost::of(founders),
+            monotonic: monotonic::Monotonic::default(),
+            votes: vote_once::Votes::default(),
+            acknowledged: acknowledged::Acknowledged::default(),
+            candidates: up_to_date_voter::Candidates::default(),
+            stale_leader: stale_leader::StaleLeader::default(),
+            non_disruption: non_disruption::NonDisruption::default(),
+            config_safety: config_safety::ConfigSafety::default(),
+        }
     }
 
-    /// Leaves out violations of invariants that nobody looks at.
-    pub(crate) fn keep(&self, found: Result<(), Violation>) -> Result<(), Violation> {
-        match (found, self.only) {
-            (Err(violation), Some(only)) if violation.invariant != only => Ok(()),
-            (found, _) => found,
-        }
+    /// Leaves out what nobody looks at, and says of which group it is.
+    fn keep(&self, found: Result<(), Violation>) -> Result<(), Violation> {
+        wanted(self.only, found).map_err(|violation| violation.of(self.group))
     }
 
     /// What the run has shown so far.
@@ -238,9 +271,9 @@ impl Invariants {
     ) -> Result<(), Violation> {
         match reply {
             Reply::Refused { .. } => self.acknowledged.refused(client, number),
-            Reply::Read(index) => {
+            Reply::Read(answer) => {
                 let asked = Asked { client, number, floor };
-                return self.keep(fresh_reads::check_answer(node, asked, index));
+                return self.keep(fresh_reads::check_answer(node, asked, answer.index));
             }
             Reply::Done(_) | Reply::Rejected | Reply::Unknown => {}
         }

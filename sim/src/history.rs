@@ -1,0 +1,348 @@
+//! What the clients of a group saw: when they asked, when they were answered, and what. From that
+//! alone, without any knowledge of what members did, it is judged whether the registers behaved as
+//! registers do ([`crate::linearizability`]).
+//!
+//! A client that has waited for so long as it has patience never hears the answer, and one whose
+//! request got lost can't tell that from a lost answer: what became of a write is unknown then. A
+//! write that was refused or rejected is none.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+};
+
+use raft::Index;
+
+use crate::{
+    client::{PATIENCE_US, Reply},
+    invariants::Violation,
+    linearizability::{Checker, Finding, Model, OperationId},
+    machine::{Answer, CommandId, REGISTERS},
+};
+
+/// What a history breaks whose clients saw what can't be.
+pub const HISTORY: &str = "history";
+
+/// What a client wants of a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    Write,
+    Read,
+}
+
+/// What is known of a request.
+#[derive(Debug)]
+struct Asked {
+    id: OperationId,
+    register: u8,
+    wish: Wish,
+    at_us: u64,
+    reply: Option<(u64, Reply)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Asked(CommandId),
+    Answered(CommandId),
+}
+
+/// What clients saw that has not been judged yet, and what has come out so far.
+pub(crate) struct History {
+    /// Nobody wants to know.
+    ignored: bool,
+    asked: BTreeMap<CommandId, Asked>,
+    operations: OperationId,
+    /// When requests were made and answered, in order.
+    events: VecDeque<(u64, Event)>,
+    registers: Vec<Checker<Register>>,
+    /// How many operations with an answer were judged.
+    pub(crate) judged: u64,
+}
+
+impl History {
+    pub(crate) fn new(only: Option<&'static str>) -> Self {
+        let nothing = Content { index: Index(0), value: None };
+        Self {
+            ignored: only.is_some_and(|only| only != HISTORY),
+            asked: BTreeMap::new(),
+            operations: 0,
+            events: VecDeque::new(),
+            registers: (0..REGISTERS).map(|_| Checker::new(nothing)).collect(),
+            judged: 0,
+        }
+    }
+
+    /// A client makes a request.
+    pub(crate) fn ask(&mut self, at_us: u64, name: CommandId, register: u8, wish: Wish) {
+        if self.ignored {
+            return;
+        }
+        self.operations += 1;
+        let id = self.operations;
+        self.asked.insert(name, Asked { id, register, wish, at_us, reply: None });
+        self.events.push_back((at_us, Event::Asked(name)));
+    }
+
+    /// A client hears an answer. Only the first counts.
+    pub(crate) fn hear(&mut self, at_us: u64, name: CommandId, reply: Reply) {
+        if let Some(asked) = self.asked.get_mut(&name)
+            && asked.reply.is_none()
+            && at_us < asked.at_us + PATIENCE_US
+        {
+            asked.reply = Some((at_us, reply));
+            self.events.push_back((at_us, Event::Answered(name)));
+        }
+    }
+
+    /// Judges what happened so long ago that no answer is to come any more.
+    pub(crate) fn judge(&mut self, now_us: u64) -> Result<(), Violation> {
+        while let Some(&(at_us, event)) = self.events.front()
+            && at_us.saturating_add(PATIENCE_US) < now_us
+        {
+            self.events.pop_front();
+            match event {
+                Event::Asked(name) => self.begin(name),
+                Event::Answered(name) => self.end(name)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, name: CommandId) {
+        let Some(asked) = self.asked.get(&name) else { return };
+        let &Asked { id, register, wish, at_us: begun_us, ref reply } = asked;
+        let register = &mut self.registers[usize::from(register)];
+        let operation = |ended_us, seen| Operation { name, begun_us, ended_us, seen };
+        match (wish, *reply) {
+            (Wish::Write, Some((ended_us, Reply::Done(index)))) => {
+                register.begin(id, operation(Some(ended_us), Seen::Written(Some(index))));
+            }
+            (Wish::Read, Some((ended_us, Reply::Read(answer)))) => {
+                register.begin(id, operation(Some(ended_us), Seen::Read(answer)));
+            }
+            (Wish::Write, None | Some((_, Reply::Unknown))) => {
+                register.begin_unanswered(id, operation(None, Seen::Written(None)));
+                self.asked.remove(&name);
+            }
+            // It was never executed, or nobody knows what it would have read.
+            (Wish::Write, Some((_, Reply::Rejected | Reply::Refused { .. } | Reply::Read(_))))
+            | (Wish::Read, _) => {
+                self.asked.remove(&name);
+            }
+        }
+    }
+
+    fn end(&mut self, name: CommandId) -> Result<(), Violation> {
+        let Some(asked) = self.asked.remove(&name) else { return Ok(()) };
+        self.judged += 1;
+        let register = asked.register;
+        self.registers[usize::from(register)].end(asked.id).map_err(|finding| {
+            self.ignored = true;
+            self.events.clear();
+            let what = match finding {
+                Finding::NotLinearizable(shown) => {
+                    format!("what clients saw of register {register} can't be:\n{shown}")
+                }
+                Finding::Undecided(shown) => {
+                    format!("what clients saw of register {register} was not judged:\n{shown}")
+                }
+            };
+            Violation::new(HISTORY, what)
+        })
+    }
+}
+
+/// A register, as its clients see it: the index up to which it is known at least, and what is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Content {
+    index: Index,
+    value: Option<CommandId>,
+}
+
+/// What a client did, and what it saw.
+#[derive(Clone, Copy, Debug)]
+struct Operation {
+    name: CommandId,
+    begun_us: u64,
+    ended_us: Option<u64>,
+    seen: Seen,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Seen {
+    /// A write, and where in the log it was told to be.
+    Written(Option<Index>),
+    Read(Answer),
+}
+
+/// What a register is. The indexes that clients are told are part of it: they rise from one
+/// operation to the next, but for reads of one state.
+struct Register;
+
+impl Model for Register {
+    type State = Content;
+    type Operation = Operation;
+    type Mark = CommandId;
+
+    fn step(state: &Content, operation: &Operation) -> Option<Content> {
+        match operation.seen {
+            Seen::Written(told) => {
+                let index = told.unwrap_or(state.index);
+                let follows = told.is_none() || index > state.index;
+                follows.then_some(Content { index, value: Some(operation.name) })
+            }
+            Seen::Read(Answer { index, value }) => {
+                let fits = index >= state.index && value == state.value;
+                fits.then_some(Content { index, value })
+            }
+        }
+    }
+
+    fn is_too_late(state: &Content, operation: &Operation) -> bool {
+        match operation.seen {
+            Seen::Written(told) => told.is_some_and(|index| index <= state.index),
+            Seen::Read(answer) => answer.index < state.index,
+        }
+    }
+
+    fn only_reads(operation: &Operation) -> bool {
+        match operation.seen {
+            Seen::Written(_) => false,
+            Seen::Read(_) => true,
+        }
+    }
+
+    fn leaves(operation: &Operation) -> Option<CommandId> {
+        match operation.seen {
+            Seen::Written(_) => Some(operation.name),
+            Seen::Read(_) => None,
+        }
+    }
+
+    fn saw(operation: &Operation) -> impl Iterator<Item = CommandId> {
+        let value = match operation.seen {
+            Seen::Written(_) => None,
+            Seen::Read(answer) => answer.value,
+        };
+        value.into_iter()
+    }
+}
+
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { index, value } = self;
+        write!(f, "{} as of {index}", Written(*value))
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.name;
+        match self.ended_us {
+            Some(ended_us) => write!(f, "{} to {}", Seconds(self.begun_us), Seconds(ended_us))?,
+            None => write!(f, "from {} on", Seconds(self.begun_us))?,
+        }
+        match self.seen {
+            Seen::Written(Some(index)) => write!(f, " {name} writes, at {index}"),
+            Seen::Written(None) => write!(f, " {name} may write"),
+            Seen::Read(Answer { index, value }) => {
+                write!(f, " {name} reads {} as of {index}", Written(value))
+            }
+        }
+    }
+}
+
+/// What was written to a register last.
+struct Written(Option<CommandId>);
+
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(name) => write!(f, "{name}"),
+            None => write!(f, "nothing"),
+        }
+    }
+}
+
+/// A moment, as the trace shows it.
+struct Seconds(u64);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:06}", self.0 / 1_000_000, self.0 % 1_000_000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND_US: u64 = 1_000_000;
+
+    fn name(number: u64) -> CommandId {
+        CommandId { client: 1, number }
+    }
+
+    fn read(index: u64, number: Option<u64>) -> Reply {
+        Reply::Read(Answer { index: Index(index), value: number.map(name) })
+    }
+
+    /// Each request is the next of the client, one second after the one before, and is answered at
+    /// once or so much later, or never.
+    fn judge(requests: &[(Wish, Option<(u64, Reply)>)]) -> Result<u64, Violation> {
+        let mut history = History::new(None);
+        for (number, &(wish, answer)) in (1..).zip(requests) {
+            let at_us = number * SECOND_US;
+            history.ask(at_us, name(number), 3, wish);
+            if let Some((later_us, reply)) = answer {
+                history.hear(at_us + later_us, name(number), reply);
+            }
+        }
+        history.judge(u64::MAX).map(|()| history.judged)
+    }
+
+    #[test]
+    fn registers_are_registers() {
+        let write = (Wish::Write, Some((10, Reply::Done(Index(5)))));
+        assert_eq!(judge(&[write, (Wish::Read, Some((10, read(5, Some(1)))))]), Ok(2));
+        assert_eq!(judge(&[write, (Wish::Read, Some((10, read(9, Some(1)))))]), Ok(2));
+        let stale = judge(&[write, (Wish::Read, Some((10, read(5, None))))]);
+        let what = stale.expect_err("it read what was overwritten").what;
+        assert_eq!(
+            what,
+            "what clients saw of register 3 can't be:\n  at first nothing as of 0\n  \
+             1.000000 to 1.000010 c1.1 writes, at 5\n  \
+             2.000000 to 2.000010 c1.2 reads nothing as of 5"
+        );
+    }
+
+    /// A lost request, a lost answer and one that comes too late are the same to a client.
+    #[test]
+    fn what_is_not_heard_is_unknown() {
+        let done = Reply::Done(Index(5));
+        for answer in [None, Some((2 * SECOND_US, done)), Some((10, Reply::Unknown))] {
+            let write = (Wish::Write, answer);
+            assert_eq!(judge(&[write, (Wish::Read, Some((10, read(9, Some(1)))))]), Ok(1));
+            assert_eq!(judge(&[write, (Wish::Read, Some((10, read(9, None))))]), Ok(1));
+        }
+    }
+
+    #[test]
+    fn what_was_never_done_is_never_read() {
+        for reply in [Reply::Rejected, Reply::Refused { leader: None }] {
+            let write = (Wish::Write, Some((10, reply)));
+            assert_eq!(judge(&[write, (Wish::Read, Some((10, read(9, None))))]), Ok(1));
+            assert!(judge(&[write, (Wish::Read, Some((10, read(9, Some(1)))))]).is_err());
+        }
+    }
+
+    /// Also where the values alone would do, an index must not be that of another entry.
+    #[test]
+    fn indexes_rise() {
+        let written = |index| (Wish::Write, Some((10, Reply::Done(Index(index)))));
+        assert_eq!(judge(&[written(5), written(6)]), Ok(2));
+        assert!(judge(&[written(5), written(5)]).is_err());
+        let before = (Wish::Read, Some((10, read(4, Some(1)))));
+        assert!(judge(&[written(5), before]).is_err());
+    }
+}

@@ -1,0 +1,129 @@
+//! What happened how often in a run.
+
+/// What happened how often: a run in which nothing happened proves nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Elections won.
+    pub elections: u64,
+    /// Entries committed.
+    pub commits: u64,
+    /// Times that a member removed what conflicted.
+    pub truncations: u64,
+    /// Snapshots taken and stored.
+    pub snapshots: u64,
+    /// Snapshots that could not be stored.
+    pub snapshots_failed: u64,
+    /// Times that a leader began to hand over because of its disk.
+    pub slow_disks: u64,
+    /// Times that entries were read from a disk for a state machine.
+    pub reads_to_apply: u64,
+    /// Times that entries were read from a disk for a follower.
+    pub reads_to_send: u64,
+    /// Snapshots installed from another member.
+    pub installs: u64,
+    /// Of those, the ones that kept what followed.
+    pub suffixes_kept: u64,
+    /// Leaders that stepped down for want of a quorum.
+    pub quorums_lost: u64,
+    /// Times that a leader began to hand over.
+    pub transfers: u64,
+    /// Of those, the ones that it gave up.
+    pub transfers_failed: u64,
+    /// Times that another membership came to rule a member.
+    pub reconfigured: u64,
+    /// Changes of the members that were over when they were answered.
+    pub changes: u64,
+    /// Leaders that left because they voted no more.
+    pub leaders_removed: u64,
+    /// Crashes.
+    pub crashes: u64,
+    /// Pauses.
+    pub pauses: u64,
+    /// Partitions.
+    pub partitions: u64,
+    /// Times that links were clogged.
+    pub clogs: u64,
+    /// Times that links were bad.
+    pub degraded: u64,
+    /// New leaders that were struck at once.
+    pub deposed: u64,
+    /// Syncs that failed.
+    pub disk_errors: u64,
+    /// Crashes that left a part of a write.
+    pub torn: u64,
+    /// Groups founded.
+    pub groups: u64,
+    /// Times that a whole group was stopped.
+    pub groups_stopped: u64,
+    /// Messages that members sent to each other.
+    pub sent: u64,
+    /// Of those, the ones that ask for an answer: what the labs count as calls.
+    pub requests: u64,
+    /// The size of all that were sent.
+    pub bytes: u64,
+    /// Messages between members that arrived.
+    pub messages: u64,
+    /// Messages that came to a member of another group, which refused them.
+    pub strangers: u64,
+    /// Writes acknowledged.
+    pub done: u64,
+    /// Writes rejected.
+    pub rejected: u64,
+    /// Writes of which nobody knows.
+    pub unknown: u64,
+    /// Reads answered.
+    pub reads: u64,
+    /// Of those, the ones that were answered at once: by a lease, or by who votes alone.
+    pub reads_at_once: u64,
+    /// Operations with an answer that were judged as a part of what clients saw.
+    pub judged: u64,
+    /// Requests refused.
+    pub refused: u64,
+    /// Answers that got lost on their way to a client.
+    pub answers_lost: u64,
+}
+
+impl Tally {
+    /// Both together.
+    pub fn add(&mut self, other: &Self) {
+        self.elections += other.elections;
+        self.commits += other.commits;
+        self.truncations += other.truncations;
+        self.snapshots += other.snapshots;
+        self.snapshots_failed += other.snapshots_failed;
+        self.slow_disks += other.slow_disks;
+        self.reads_to_apply += other.reads_to_apply;
+        self.reads_to_send += other.reads_to_send;
+        self.installs += other.installs;
+        self.suffixes_kept += other.suffixes_kept;
+        self.quorums_lost += other.quorums_lost;
+        self.transfers += other.transfers;
+        self.transfers_failed += other.transfers_failed;
+        self.reconfigured += other.reconfigured;
+        self.changes += other.changes;
+        self.leaders_removed += other.leaders_removed;
+        self.crashes += other.crashes;
+        self.pauses += other.pauses;
+        self.partitions += other.partitions;
+        self.clogs += other.clogs;
+        self.degraded += other.degraded;
+        self.deposed += other.deposed;
+        self.disk_errors += other.disk_errors;
+        self.torn += other.torn;
+        self.groups += other.groups;
+        self.groups_stopped += other.groups_stopped;
+        self.sent += other.sent;
+        self.requests += other.requests;
+        self.bytes += other.bytes;
+        self.messages += other.messages;
+        self.strangers += other.strangers;
+        self.done += other.done;
+        self.rejected += other.rejected;
+        self.unknown += other.unknown;
+        self.reads += other.reads;
+        self.reads_at_once += other.reads_at_once;
+        self.judged += other.judged;
+        self.refused += other.refused;
+        self.answers_lost += other.answers_lost;
+    }
+}
