@@ -59,8 +59,12 @@ pub(crate) enum Happening {
 pub(crate) enum Mend {
     Start(NodeId),
     Resume(NodeId),
-    Heal { partition: u64 },
+    Heal {
+        partition: u64,
+    },
     FreeDisk(NodeId),
+    /// The operator has another look at who is lost.
+    ReplaceLost,
 }
 
 /// Events by time; those of one time happen in the order in which they were planned.

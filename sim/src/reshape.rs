@@ -14,10 +14,11 @@ use crate::{
     client::{CHANGER, Request},
     invariants::Violation,
     member::Member,
+    step::broken_disk,
 };
 
 /// How many members a world may have come to have, founders and removed ones too.
-const MEMBERS_MAX: u64 = 9;
+pub(crate) const MEMBERS_MAX: u64 = 9;
 
 impl World {
     /// Every member that takes itself for a leader is asked for the same changes, drawn for its
@@ -72,7 +73,10 @@ impl World {
     }
 
     /// A member that waits to be added, or a new one.
-    fn newcomer(&mut self, membership: &Membership) -> Result<Option<NodeId>, Violation> {
+    pub(crate) fn newcomer(
+        &mut self,
+        membership: &Membership,
+    ) -> Result<Option<NodeId>, Violation> {
         if let Some(&waiting) = self.ids.iter().find(|id| **id > membership.last_id()) {
             return Ok(Some(waiting));
         }
@@ -90,6 +94,7 @@ impl World {
         member.clock_rate = self.draw_clock_rate();
         self.ids.insert(id);
         self.members.insert(id, member);
+        self.make_disk(id).map_err(|why| broken_disk(id, &why))?;
         self.start(id)
     }
 }

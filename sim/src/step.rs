@@ -11,7 +11,7 @@ use crate::{
     Plant, World,
     agenda::{Happening, Input, Life, Mend},
     client::Reply,
-    disk::Stored,
+    disk::{Broken, Stored},
     fault::DOWN_US_MAX,
     invariants::{Heard, Step, Violation},
     machine::{CommandId, Machine},
@@ -270,7 +270,7 @@ impl World {
             self.trace.line(self.agenda.now_us(), format_args!("the disk of n{id} fails"));
             return self.die(id);
         }
-        let written = member.disk.end_sync().map_err(|why| broken_write(id, &why))?;
+        let written = member.disk.end_sync().map_err(|why| broken_disk(id, &why))?;
         self.invariants.disk_changed(id, &self.members)?;
         if let Some(write) = written
             && self.plant != Plant::AnswerBeforeDurable
@@ -434,7 +434,10 @@ fn trace_input(trace: &mut Trace, now_us: u64, id: NodeId, input: &Input) {
     }
 }
 
-/// A member asked its disk for something that [`Write`] rules out.
-pub(crate) fn broken_write(id: NodeId, why: &str) -> Violation {
-    Violation::new("write contract", format!("n{id}: {why}"))
+/// A member asked its disk for something that [`Write`] rules out, or its store broke a promise.
+pub(crate) fn broken_disk(id: NodeId, broken: &Broken) -> Violation {
+    match broken {
+        Broken::Contract(why) => Violation::new("write contract", format!("n{id}: {why}")),
+        Broken::Store(why) => Violation::new("store", format!("n{id}: {why}")),
+    }
 }

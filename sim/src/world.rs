@@ -16,6 +16,7 @@ use crate::{
     machine::{CommandId, REGISTERS},
     member::{ClockRate, Member},
     network::{Kind, Link, MESSAGE_BYTES, Network, Parcel, Quality},
+    step::broken_disk,
     trace::{Listener, Shown, Trace},
 };
 
@@ -104,6 +105,10 @@ pub struct Tally {
     pub disk_errors: u64,
     /// Crashes that left a part of a write.
     pub torn: u64,
+    /// Damaged disks whose store refused to open.
+    pub disks_refused: u64,
+    /// Damaged disks on which everything was found all the same.
+    pub damage_harmless: u64,
     /// Messages that members sent to each other.
     pub sent: u64,
     /// Of those, the ones that ask for an answer: what the labs count as calls.
@@ -155,6 +160,8 @@ impl Tally {
         self.deposed += other.deposed;
         self.disk_errors += other.disk_errors;
         self.torn += other.torn;
+        self.disks_refused += other.disks_refused;
+        self.damage_harmless += other.damage_harmless;
         self.sent += other.sent;
         self.requests += other.requests;
         self.bytes += other.bytes;
@@ -203,6 +210,7 @@ impl World {
         for id in world.ids.clone() {
             let clock_rate = world.draw_clock_rate();
             world.members.get_mut(&id).expect("every id is a member's").clock_rate = clock_rate;
+            world.make_disk(id).expect("a store is made on an empty disk");
             world.start(id).expect("a member starts from an empty disk");
         }
         world.draw_links();
@@ -353,8 +361,10 @@ impl World {
             }
             Happening::Read(life, fetch) => {
                 if self.is_alive(life) {
-                    let entries = self.members[&life.node].disk.read(fetch);
-                    self.give(life.node, Input::Read(fetch.reader, entries));
+                    let id = life.node;
+                    let member = self.members.get_mut(&id).expect("every id is a member's");
+                    let entries = member.disk.read(fetch).map_err(|why| broken_disk(id, &why))?;
+                    self.give(id, Input::Read(fetch.reader, entries));
                 }
             }
             Happening::Think { client } => self.think(client),
