@@ -110,10 +110,7 @@ impl Disk {
         match store.open(window_bytes, |found| image.is(found))? {
             Found::Whole(found) if image.is(&found) => Ok(Some(found)),
             Found::Whole(found) => Err(differs(image, &found)),
-            Found::Refused(why) => {
-                self.lost = Some(why);
-                Ok(None)
-            }
+            Found::Refused(_) => Ok(None),
         }
     }
 
@@ -240,7 +237,10 @@ impl Disk {
         let found = match found {
             Found::Whole(found) => found,
             // It keeps the promises that its image tells of, if only by not taking part again.
-            Found::Refused(_) => return Ok(Survival { writes: 0, torn: false, damaged }),
+            Found::Refused(why) => {
+                self.lost = Some(why);
+                return Ok(Survival { writes: 0, torn: false, damaged });
+            }
         };
         let mut images = vec![self.image.clone()];
         for group in &groups {
