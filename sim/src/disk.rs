@@ -24,12 +24,16 @@ use raft::{
 use rand::{RngExt, rngs::StdRng};
 
 pub use image::Image;
-use store::{Found, Store};
+use raftd::store::{gathered::Gathered, record};
+use store::{Found, Store, gather};
 
 use crate::{
     fault::{Damage, Mix},
     machine::History,
 };
+
+/// What fits into one batch of the database for certain: it takes a mebibyte of records.
+const BATCH_BYTES_MIN: usize = 900 << 10;
 
 /// A snapshot with its chunks.
 #[derive(Clone, Debug)]
@@ -248,7 +252,7 @@ impl Disk {
             group.iter().try_for_each(|write| image.apply(write.clone(), self.history(write)))?;
             images.push(image);
         }
-        let left = survived(images, &found, damaged);
+        let left = survived(images, &groups, &found, damaged);
         let (image, whole, torn) = left.ok_or_else(|| differs(&self.image, &found))?;
         self.image = image;
         self.forget_snapshots();
@@ -316,23 +320,43 @@ impl Disk {
 }
 
 /// Which of the images that groups of writes lead to, one after the other, was found: with it, how
-/// many groups are whole in it, and whether it has a part of the next one. A batch of the database
-/// is whole or not there at all, so that part is a term and vote. Damage behind what was
-/// acknowledged may cost all of the batches and leave the latest of those.
-fn survived(images: Vec<Image>, found: &Recovered, damaged: bool) -> Option<(Image, usize, bool)> {
+/// many groups are whole in it, and whether it has a part of the next one: its term and vote and, of
+/// a group that takes several batches, some of its entries. Damage behind what was acknowledged may
+/// cost all of the batches and leave the latest term and vote.
+fn survived(
+    images: Vec<Image>,
+    groups: &[&[Write]],
+    found: &Recovered,
+    damaged: bool,
+) -> Option<(Image, usize, bool)> {
     let hard_states: Vec<HardState> = images.iter().map(|image| image.hard_state).collect();
     for (whole, mut image) in images.into_iter().enumerate().rev() {
         let next = if damaged { hard_states.len() } else { hard_states.len().min(whole + 2) };
-        let parts = &hard_states[whole..next];
-        if parts.contains(&found.hard_state) {
-            let torn = image.hard_state != found.hard_state;
-            image.hard_state = found.hard_state;
-            if image.is(found) {
-                return Some((image, whole, torn));
-            }
+        if !hard_states[whole..next].contains(&found.hard_state) {
+            continue;
+        }
+        let mut torn = image.hard_state != found.hard_state;
+        image.hard_state = found.hard_state;
+        if let Some(part) = groups.get(whole).and_then(|group| part_of(group, found))
+            && !image.is(found)
+        {
+            // What does not follow the log counts only with its snapshot, which comes last.
+            torn = image.apply(part, None).is_ok();
+        }
+        if image.is(found) {
+            return Some((image, whole, torn));
         }
     }
     None
+}
+
+/// What is left of a group of writes of which only the first batches were found.
+fn part_of(group: &[Write], found: &Recovered) -> Option<Write> {
+    let Gathered { id, mut entries, .. } = gather(group);
+    let bytes: usize = entries.iter().map(record::encoded_len).sum();
+    entries.retain(|entry| entry.index <= found.log.last().index);
+    let part = Write { id, hard_state: None, entries, snapshot: None };
+    (bytes > BATCH_BYTES_MIN).then_some(part)
 }
 
 fn differs(image: &Image, found: &Recovered) -> Broken {

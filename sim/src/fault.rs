@@ -302,6 +302,10 @@ impl Mix {
 
     fn draw_store(&mut self, rng: &mut StdRng, rare: Rarity) {
         self.store = rng.random_range(0..2) == 0;
+        if self.store && rng.random_range(0..8) == 0 {
+            // Beyond what one record holds, and several of them beyond one batch.
+            self.padding_bytes_max = pick(rng, &[40_000, 300_000]);
+        }
         // Who changes the members at random does not care whether a majority of them is left.
         let reshaped = self.rates.iter().any(|rate| rate.fault == Fault::Reshape);
         if rare.on(rng) && !reshaped {

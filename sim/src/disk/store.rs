@@ -201,7 +201,8 @@ impl Store {
     }
 }
 
-fn gather(writes: &[Write]) -> Gathered {
+/// Writes as the store's thread merges them.
+pub(super) fn gather(writes: &[Write]) -> Gathered {
     let mut gathered = Gathered::default();
     writes.iter().for_each(|write| gathered.add(write.clone()));
     gathered
