@@ -303,8 +303,7 @@ impl Mix {
     fn draw_store(&mut self, rng: &mut StdRng, rare: Rarity) {
         self.store = rng.random_range(0..2) == 0;
         if self.store && rng.random_range(0..8) == 0 {
-            // Beyond what one record holds, and several of them beyond one batch.
-            self.padding_bytes_max = pick(rng, &[40_000, 300_000]);
+            self.draw_large_commands(rng);
         }
         // Who changes the members at random does not care whether a majority of them is left.
         let reshaped = self.rates.iter().any(|rate| rate.fault == Fault::Reshape);
@@ -312,6 +311,18 @@ impl Mix {
             let rates = DAMAGES.map(|damage| (damage, pick(rng, &[0, 5, 50, 200])));
             self.damages.extend(rates.into_iter().filter(|(_, per_mille)| *per_mille > 0));
         }
+    }
+
+    /// Commands beyond what one record of the store holds, and so many at once that they are beyond
+    /// one batch.
+    fn draw_large_commands(&mut self, rng: &mut StdRng) {
+        self.padding_bytes_max = pick(rng, &[40_000, 300_000]);
+        self.clients_do_not_wait = true;
+        self.link_bytes_per_ms = None;
+        self.config.append_bytes_max = 4 << 20;
+        self.config.inflight_bytes_max = 8 << 20;
+        self.config.uncommitted_bytes_max = 8 << 20;
+        assert_eq!(self.config.check(), Ok(()), "drawn settings fit together");
     }
 
     fn draw_network(&mut self, rng: &mut StdRng, rare: Rarity) {
