@@ -62,9 +62,13 @@ pub(crate) enum Happening {
 pub(crate) enum Mend {
     Start(MemberId),
     Resume(MemberId),
-    Heal { partition: u64 },
+    Heal {
+        partition: u64,
+    },
     FreeDisk(MemberId),
     StartGroup(GroupId),
+    /// The operator has another look at who is lost.
+    ReplaceLost(GroupId),
 }
 
 /// Events by time; those of one time happen in the order in which they were planned.

@@ -6,31 +6,34 @@
 //! batches as they take, then the snapshot that says which of them count. A sync may fail, and does
 //! when the disk is full: what is durable then is unknown, as after a crash.
 //!
-//! Records that are torn inside, lost syncs and flipped bits are the store's own affair and are
-//! tested there.
+//! All that is a model. In many runs the real store does the work beside it, record by record, and
+//! the model says what it has to find when it is opened: no less than was acknowledged, and no more
+//! than was asked for. Then a disk may also break, in ways that no store survives: it has to be
+//! refused, or to be as whole as if nothing had happened. Snapshots' chunks are always the model's.
+
+mod image;
+mod medium;
+mod store;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use raft::{
-    Digest, Entry, Fetch, HardState, Index, Install, Log, Position, Recovered, SnapshotRoot, Write,
-    WriteId,
+    Digest, Entry, Fetch, HardState, Index, Install, Log, Recovered, SnapshotRoot, Write, WriteId,
 };
 use rand::{RngExt, rngs::StdRng};
 
-use crate::{fault::Mix, machine::History};
+pub use image::Image;
+use raftd::store::{gathered::Gathered, record};
+use store::{Found, Store, gather};
 
-/// What recovery would find if the power failed now.
-#[derive(Clone, Debug, Default)]
-pub struct Image {
-    /// Term and vote.
-    pub hard_state: HardState,
-    /// The last snapshot.
-    pub snapshot: Option<SnapshotRoot>,
-    base: Position,
-    base_history: History,
-    log: BTreeMap<Index, (Entry, History)>,
-}
+use crate::{
+    fault::{Damage, Mix},
+    machine::History,
+};
+
+/// What fits into one batch of the database for certain: it takes a mebibyte of records.
+const BATCH_BYTES_MIN: usize = 900 << 10;
 
 /// A snapshot with its chunks.
 #[derive(Clone, Debug)]
@@ -55,6 +58,10 @@ pub struct Disk {
     pub(crate) transfer: Option<Install>,
     /// Nothing that grows has room.
     pub(crate) full: bool,
+    /// The real store; none if the model stands for it.
+    store: Option<Store>,
+    /// Why the store will never open again.
+    lost: Option<String>,
 }
 
 /// What of the writes on their way survived a crash.
@@ -64,96 +71,22 @@ pub(crate) struct Survival {
     pub(crate) writes: usize,
     /// Whether there is a part of the next one.
     pub(crate) torn: bool,
+    /// Whether something broke that no contract allows.
+    pub(crate) damaged: bool,
 }
 
-impl Image {
-    /// The end of the log.
-    pub fn last(&self) -> Position {
-        self.log.last_key_value().map_or(self.base, |(_, (entry, _))| entry.position())
-    }
+/// A disk that is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// The core asked for something that [`Write`] rules out.
+    Contract(String),
+    /// The store has lost something, made it up, or refuses what it must not.
+    Store(String),
+}
 
-    /// The entry just before the log.
-    pub fn base(&self) -> (Position, History) {
-        (self.base, self.base_history)
-    }
-
-    /// The entries of the log.
-    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.log.values().map(|(entry, _)| entry)
-    }
-
-    /// The term of each entry, and the log up to it.
-    pub fn hashed_entries(&self) -> impl Iterator<Item = (raft::Term, History)> {
-        self.log.values().map(|(entry, history)| (entry.term, *history))
-    }
-
-    /// The entries behind `index`.
-    pub fn entries_behind(&self, index: Index) -> impl Iterator<Item = &Entry> {
-        self.log.range(index.next()..).map(|(_, (entry, _))| entry)
-    }
-
-    /// The log up to `index`; none if it does not reach there or begins behind it.
-    pub fn history_at(&self, index: Index) -> Option<History> {
-        if index == self.base.index {
-            Some(self.base_history)
-        } else {
-            self.log.get(&index).map(|&(_, history)| history)
-        }
-    }
-
-    /// Whether `index` is covered by the snapshot or by a log that ends, up to there, in `history`.
-    pub fn covers(&self, index: Index, history: History) -> bool {
-        self.snapshot.as_ref().is_some_and(|root| root.position.index >= index)
-            || self.history_at(index) == Some(history)
-    }
-
-    /// Takes in a write. `history` is that of its snapshot.
-    ///
-    /// # Errors
-    /// The write breaks the contract of [`Write`].
-    fn apply(&mut self, write: Write, history: Option<History>) -> Result<(), String> {
-        if let Some(snapshot) = write.snapshot {
-            let covered = snapshot.root.position;
-            let history = history.ok_or("a snapshot whose chunks are not durable")?;
-            if snapshot.first > covered.index.next() {
-                return Err(format!("the log would begin at {} behind {covered}", snapshot.first));
-            }
-            if snapshot.reset || self.last().index < snapshot.first.previous() {
-                if snapshot.first != covered.index.next() {
-                    return Err(format!("a reset to {covered} that begins at {}", snapshot.first));
-                }
-                self.log.clear();
-                (self.base, self.base_history) = (covered, history);
-            }
-            self.remove_before(snapshot.first);
-            self.snapshot = Some(snapshot.root);
-        }
-        if let Some(first) = write.entries.first() {
-            if first.index <= self.base.index || first.index > self.last().index.next() {
-                let (base, last) = (self.base, self.last());
-                return Err(format!("entries from {} for a log {base}..{last}", first.position()));
-            }
-            self.log.split_off(&first.index);
-        }
-        for entry in write.entries {
-            if entry.index != self.last().index.next() {
-                return Err(format!("a gap between {} and {}", self.last(), entry.position()));
-            }
-            let before = self.log.last_key_value().map_or(self.base_history, |(_, last)| last.1);
-            let history = before.then_entry(&entry);
-            self.log.insert(entry.index, (entry, history));
-        }
-        self.hard_state = write.hard_state.unwrap_or(self.hard_state);
-        Ok(())
-    }
-
-    fn remove_before(&mut self, first: Index) {
-        while let Some((&index, (entry, history))) = self.log.first_key_value()
-            && index < first
-        {
-            (self.base, self.base_history) = (entry.position(), *history);
-            self.log.remove(&index);
-        }
+impl From<String> for Broken {
+    fn from(why: String) -> Self {
+        Self::Contract(why)
     }
 }
 
@@ -163,7 +96,29 @@ impl Disk {
         &self.image
     }
 
-    /// What a member finds when it starts, if its memory holds so much of the log.
+    /// From now on the real store does the work, on a disk that nothing was written to.
+    pub(crate) fn use_store(&mut self, seed: u64) -> Result<(), Broken> {
+        self.store = Some(Store::new(seed)?);
+        Ok(())
+    }
+
+    /// Why it will never open again, if that is so.
+    pub fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
+    }
+
+    /// A member starts. None: the store refuses.
+    pub(crate) fn open(&mut self, window_bytes: u64) -> Result<Option<Recovered>, Broken> {
+        let image = &self.image;
+        let Some(store) = &mut self.store else { return Ok(Some(self.recovered(window_bytes))) };
+        match store.open(window_bytes, |found| image.is(found))? {
+            Found::Whole(found) if image.is(&found) => Ok(Some(found)),
+            Found::Whole(found) => Err(differs(image, &found)),
+            Found::Refused(_) => Ok(None),
+        }
+    }
+
+    /// What a member should find when it starts, if its memory holds so much of the log.
     pub fn recovered(&self, window_bytes: u64) -> Recovered {
         let mut recovered = Recovered {
             hard_state: self.image.hard_state,
@@ -178,7 +133,20 @@ impl Disk {
     }
 
     /// Reads entries of the log, as many as are wanted.
-    pub(crate) fn read(&self, fetch: Fetch) -> Vec<Entry> {
+    pub(crate) fn read(&mut self, fetch: Fetch) -> Result<Vec<Entry>, Broken> {
+        let expected = self.entries(fetch);
+        let Some(store) = &mut self.store else { return Ok(expected) };
+        let read = store.read(fetch)?;
+        // What was compacted away since it was asked for is not read at all.
+        if read == expected || (read.is_empty() && fetch.from <= self.image.base.index) {
+            return Ok(read);
+        }
+        let positions = |entries: &[Entry]| entries.iter().map(Entry::position).collect::<Vec<_>>();
+        let (read, expected) = (positions(&read), positions(&expected));
+        Err(Broken::Store(format!("{fetch:?} gives {read:?} instead of {expected:?}")))
+    }
+
+    fn entries(&self, fetch: Fetch) -> Vec<Entry> {
         let mut bytes = 0;
         let log = self.image.entries_behind(fetch.from.previous());
         let wanted = log.take_while(|entry| entry.index <= fetch.to).take_while(|entry| {
@@ -221,16 +189,27 @@ impl Disk {
     ///
     /// # Errors
     /// A write breaks its contract.
-    pub(crate) fn end_sync(&mut self) -> Result<Option<WriteId>, String> {
+    pub(crate) fn end_sync(&mut self) -> Result<Option<WriteId>, Broken> {
         let count = std::mem::take(&mut self.syncing);
-        self.make_durable(count)
+        if let Some(store) = self.store.as_mut().filter(|_| count > 0) {
+            store.write(&self.pending.make_contiguous()[..count])?;
+        }
+        Ok(self.make_durable(count)?)
     }
 
-    /// The power fails: some of what was on its way survives.
+    /// The power fails: some of what was on its way survives. Perhaps something breaks for good.
     ///
     /// # Errors
-    /// A write breaks its contract.
-    pub(crate) fn crash(&mut self, rng: &mut StdRng, mix: &Mix) -> Result<Survival, String> {
+    /// A write breaks its contract, or the store its promises.
+    pub(crate) fn crash(
+        &mut self,
+        rng: &mut StdRng,
+        mix: &Mix,
+        damage: Option<Damage>,
+    ) -> Result<Survival, Broken> {
+        if self.store.is_some() {
+            return self.crash_store(rng, damage);
+        }
         let writes = rng.random_range(0..=self.with_room());
         self.make_durable(writes)?;
         let next = self.pending.pop_front().filter(|_| mix.chance(rng, mix.torn_per_mille));
@@ -240,7 +219,45 @@ impl Disk {
         }
         self.pending.clear();
         self.syncing = 0;
-        Ok(Survival { writes, torn })
+        Ok(Survival { writes, torn, damaged: false })
+    }
+
+    /// The same with the real store: what was being written is what the sync covers, and perhaps
+    /// also what came behind it.
+    fn crash_store(
+        &mut self,
+        rng: &mut StdRng,
+        damage: Option<Damage>,
+    ) -> Result<Survival, Broken> {
+        let mut pending: Vec<Write> = self.pending.drain(..).collect();
+        let later = pending.split_off(std::mem::take(&mut self.syncing));
+        let mut groups = vec![pending.as_slice()];
+        if rng.random_range(0..2) == 0 {
+            groups.push(&later);
+        }
+        groups.retain(|group| !group.is_empty());
+        let store = self.store.as_mut().expect("there is one");
+        let (found, damaged) = store.crash(&groups, self.full, damage)?;
+        let found = match found {
+            Found::Whole(found) => found,
+            // It keeps the promises that its image tells of, if only by not taking part again.
+            Found::Refused(why) => {
+                self.lost = Some(why);
+                return Ok(Survival { writes: 0, torn: false, damaged });
+            }
+        };
+        let mut images = vec![self.image.clone()];
+        for group in &groups {
+            let mut image = images.last().expect("there is one").clone();
+            group.iter().try_for_each(|write| image.apply(write.clone(), self.history(write)))?;
+            images.push(image);
+        }
+        let left = survived(images, &groups, &found, damaged);
+        let (image, whole, torn) = left.ok_or_else(|| differs(&self.image, &found))?;
+        self.image = image;
+        self.forget_snapshots();
+        let writes = groups[..whole].iter().map(|group| group.len()).sum();
+        Ok(Survival { writes, torn, damaged })
     }
 
     /// What is left of a write that was not finished.
@@ -255,16 +272,25 @@ impl Disk {
 
     fn make_durable(&mut self, count: usize) -> Result<Option<WriteId>, String> {
         let mut last = None;
-        for write in self.pending.drain(..count) {
+        for write in self.pending.drain(..count).collect::<Vec<_>>() {
             last = Some(write.id);
-            let stored =
-                write.snapshot.as_ref().and_then(|it| self.snapshots.get(&it.root.manifest));
-            let history = stored.map(|stored| stored.history);
+            let history = self.history(&write);
             self.image.apply(write, history)?;
         }
+        self.forget_snapshots();
+        Ok(last)
+    }
+
+    /// What the snapshot of a write stands for.
+    fn history(&self, write: &Write) -> Option<History> {
+        let root = &write.snapshot.as_ref()?.root;
+        self.stored(root).map(|stored| stored.history)
+    }
+
+    /// Removes those that were replaced.
+    fn forget_snapshots(&mut self) {
         let covered = self.image.snapshot.as_ref().map_or(Index(0), |root| root.position.index);
         self.snapshots.retain(|_, stored| stored.root.position.index >= covered);
-        Ok(last)
     }
 
     /// The chunks of a snapshot were made durable.
@@ -291,4 +317,58 @@ impl Disk {
             }
         }
     }
+}
+
+/// Which of the images that groups of writes lead to, one after the other, was found: with it, how
+/// many groups are whole in it, and whether it has a part of the next one: its term and vote and, of
+/// a group that takes several batches, some of its entries. Damage behind what was acknowledged may
+/// cost all of the batches and leave the latest term and vote.
+fn survived(
+    images: Vec<Image>,
+    groups: &[&[Write]],
+    found: &Recovered,
+    damaged: bool,
+) -> Option<(Image, usize, bool)> {
+    let hard_states: Vec<HardState> = images.iter().map(|image| image.hard_state).collect();
+    for (whole, mut image) in images.into_iter().enumerate().rev() {
+        let next = if damaged { hard_states.len() } else { hard_states.len().min(whole + 2) };
+        if !hard_states[whole..next].contains(&found.hard_state) {
+            continue;
+        }
+        let mut torn = image.hard_state != found.hard_state;
+        image.hard_state = found.hard_state;
+        if let Some(part) = groups.get(whole).and_then(|group| part_of(group, found))
+            && !image.is(found)
+        {
+            // What does not follow the log counts only with its snapshot, which comes last.
+            torn = image.apply(part, None).is_ok();
+        }
+        if image.is(found) {
+            return Some((image, whole, torn));
+        }
+    }
+    None
+}
+
+/// What is left of a group of writes of which only the first batches were found.
+fn part_of(group: &[Write], found: &Recovered) -> Option<Write> {
+    let Gathered { id, mut entries, .. } = gather(group);
+    let bytes: usize = entries.iter().map(record::encoded_len).sum();
+    entries.retain(|entry| entry.index <= found.log.last().index);
+    let part = Write { id, hard_state: None, entries, snapshot: None };
+    (bytes > BATCH_BYTES_MIN).then_some(part)
+}
+
+fn differs(image: &Image, found: &Recovered) -> Broken {
+    let (base, last) = (image.base, image.last());
+    Broken::Store(format!(
+        "it opens with {:?}, a snapshot at {:?} and a log {}..{} instead of {:?}, {:?} and \
+         {base}..{last}",
+        found.hard_state,
+        found.snapshot.as_ref().map(|root| root.position),
+        found.log.base(),
+        found.log.last(),
+        image.hard_state,
+        image.snapshot.as_ref().map(|root| root.position),
+    ))
 }

@@ -34,6 +34,23 @@ pub enum Fault {
     StopGroup,
 }
 
+/// What may break on a disk that no store survives for certain: it has to refuse to open, or to be
+/// whole all the same. Only the real store meets it, at a crash; all else is then as it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Damage {
+    /// The last batches of the database are gone: their syncs were lost, or it took the first of
+    /// them for a torn tail when it repaired itself.
+    TailLost,
+    /// The database has become a new one.
+    DatabaseEmpty,
+    /// A bit of a key or a value of the database.
+    RecordFlipped,
+    /// A bit of one of the floor's two slots.
+    SlotFlipped,
+    /// The last sync of the floor was lost.
+    SlotSyncLost,
+}
+
 /// A fault that happens every so often and lasts for so long; both are means or maxima of a draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
@@ -134,6 +151,10 @@ pub struct Mix {
     pub misdirected_per_mille: u32,
     /// The faults that happen.
     pub rates: Vec<Rate>,
+    /// Whether members have the real store, instead of a model of it.
+    pub store: bool,
+    /// What breaks for good in how many of 1,000 crashes of members that their group can do without.
+    pub damages: Vec<(Damage, u32)>,
 }
 
 /// Those that any run may have.
@@ -147,6 +168,15 @@ const FAULTS: [Fault; 9] = [
     Fault::FullDisk,
     Fault::Transfer,
     Fault::Reshape,
+];
+
+/// All that may break.
+const DAMAGES: [Damage; 5] = [
+    Damage::TailLost,
+    Damage::DatabaseEmpty,
+    Damage::RecordFlipped,
+    Damage::SlotFlipped,
+    Damage::SlotSyncLost,
 ];
 
 /// Makes the seed of the mix another one than that of the run.
@@ -211,6 +241,8 @@ impl Mix {
             last_founded_us: 0,
             misdirected_per_mille: 0,
             rates: Vec::new(),
+            store: false,
+            damages: Vec::new(),
         }
     }
 
@@ -282,6 +314,7 @@ impl Mix {
             }
         }
         mix.draw_groups(rng);
+        mix.draw_store(rng, rare);
         mix
     }
 
@@ -297,6 +330,31 @@ impl Mix {
         self.misdirected_per_mille = pick(rng, &[0, 10, 200]);
         let (fault, every_us) = (Fault::StopGroup, pick(rng, &[2_000_000, 10_000_000]));
         self.rates.push(Rate { fault, every_us, lasts_us_max: 3_000_000 });
+    }
+
+    fn draw_store(&mut self, rng: &mut StdRng, rare: Rarity) {
+        self.store = rng.random_range(0..2) == 0;
+        if self.store && rng.random_range(0..8) == 0 {
+            self.draw_large_commands(rng);
+        }
+        // Who changes the members at random does not care whether a majority of them is left.
+        let reshaped = self.rates.iter().any(|rate| rate.fault == Fault::Reshape);
+        if rare.on(rng) && !reshaped {
+            let rates = DAMAGES.map(|damage| (damage, pick(rng, &[0, 5, 50, 200])));
+            self.damages.extend(rates.into_iter().filter(|(_, per_mille)| *per_mille > 0));
+        }
+    }
+
+    /// Commands beyond what one record of the store holds, and so many at once that they are beyond
+    /// one batch.
+    fn draw_large_commands(&mut self, rng: &mut StdRng) {
+        self.padding_bytes_max = pick(rng, &[40_000, 300_000]);
+        self.clients_do_not_wait = true;
+        self.link_bytes_per_ms = None;
+        self.config.append_bytes_max = 4 << 20;
+        self.config.inflight_bytes_max = 8 << 20;
+        self.config.uncommitted_bytes_max = 8 << 20;
+        assert_eq!(self.config.check(), Ok(()), "drawn settings fit together");
     }
 
     fn draw_network(&mut self, rng: &mut StdRng, rare: Rarity) {
@@ -351,7 +409,7 @@ impl Mix {
 
     /// This mix without its faults, with which a run has to come to rest.
     pub(crate) fn calmed(&self) -> Self {
-        Self { config: self.config, clients: self.clients, ..Self::calm() }
+        Self { config: self.config, clients: self.clients, store: self.store, ..Self::calm() }
     }
 }
 

@@ -65,6 +65,7 @@ pub mod member;
 mod nemesis;
 pub mod network;
 pub mod patch;
+mod replace;
 mod reshape;
 mod script;
 mod settle;
@@ -168,18 +169,20 @@ pub struct Options {
     pub plant: Plant,
     /// The one invariant that is looked at; all, if none is named.
     pub only: Option<&'static str>,
+    /// Whether members have the real store, whatever the seed draws.
+    pub store: bool,
 }
 
 impl Options {
     /// A run of a seed without planted bugs.
     pub fn new(seed: u64, members: u64) -> Self {
         let (faults, plant) = (Faults::Drawn, Plant::None);
-        Self { seed, members, chaos_us: CHAOS_US, faults, plant, only: None }
+        Self { seed, members, chaos_us: CHAOS_US, faults, plant, only: None, store: false }
     }
 
     /// The command that shows this run, of which it can't tell planted bugs.
     pub fn command(&self) -> String {
-        let Self { seed, members, chaos_us, faults, .. } = self;
+        let Self { seed, members, chaos_us, faults, store, .. } = self;
         let ticks = match chaos_us {
             &CHAOS_US => String::new(),
             chaos_us => format!(" --ticks {}", chaos_us / TICK_US),
@@ -188,7 +191,8 @@ impl Options {
             Faults::Drawn => "",
             Faults::Labs => " --labs",
         };
-        let world = format!("--seed {seed} --members {members}{ticks}{faults}");
+        let store = if *store { " --store" } else { "" };
+        let world = format!("--seed {seed} --members {members}{ticks}{faults}{store}");
         format!("cargo run -p flotilla-sim -- {world} --trace")
     }
 }
@@ -234,10 +238,12 @@ impl fmt::Display for Failure {
 
 /// Runs a seed. `listener` hears every line of the trace.
 pub fn run(options: Options, listener: Option<trace::Listener>) -> Report {
-    let mix = match options.faults {
+    let mut mix = match options.faults {
         Faults::Drawn => Mix::draw(options.seed),
         Faults::Labs => Mix::labs(),
     };
+    // What a planted bug does to the model of a disk, the store knows nothing of.
+    mix.store = (mix.store || options.store) && options.plant == Plant::None;
     let mut world = World::new(options, mix, listener);
     // An assertion of the core that fails is a finding like any other, with a trace to it.
     let outcome = catch_unwind(AssertUnwindSafe(|| world.live(options.chaos_us)));

@@ -77,6 +77,9 @@ struct WorldArguments {
     /// The faults and clients of the labs' unreliable churn, instead of what the seed draws
     #[arg(long)]
     labs: bool,
+    /// The real store on every member's disk, whatever the seed draws
+    #[arg(long)]
+    store: bool,
 }
 
 impl WorldArguments {
@@ -84,7 +87,7 @@ impl WorldArguments {
         let chaos_us = self.ticks.map_or(self.seconds * 1_000_000, |ticks| ticks * TICK_US);
         let members = self.members.unwrap_or([1, 3, 5][usize::try_from(seed % 3).unwrap_or(0)]);
         let faults = if self.labs { Faults::Labs } else { Faults::Drawn };
-        Options { chaos_us, faults, ..Options::new(seed, members) }
+        Options { chaos_us, faults, store: self.store, ..Options::new(seed, members) }
     }
 }
 

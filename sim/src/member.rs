@@ -14,8 +14,8 @@ use crate::{
     Plant,
     agenda::{Input, Life},
     client::{Reply, Request, TICKET_US},
-    disk::{Disk, Stored, Survival},
-    fault::Mix,
+    disk::{Broken, Disk, Stored, Survival},
+    fault::{Damage, Mix},
     group::{GroupId, MemberId},
     machine::{CommandId, Machine, manifest},
 };
@@ -180,21 +180,23 @@ impl Member {
         self.tickets.len() + self.reads.len()
     }
 
-    /// Starts from what the disk holds.
+    /// Starts from what the disk holds. False: its store refuses.
     pub(crate) fn start(
         &mut self,
         config: Config,
         founders: Arc<Membership>,
         seed: u64,
         now_us: u64,
-    ) -> Result<(), String> {
-        let mut recovered = self.disk.recovered(config.log_window_bytes);
+    ) -> Result<bool, Broken> {
+        let opened = self.disk.open(config.log_window_bytes)?;
+        let Some(mut recovered) = opened else { return Ok(false) };
         if self.plant == Plant::StartWithoutVote {
             recovered.hard_state.vote = None;
         }
         let mut machine = Machine::skipping(self.plant == Plant::SkipApply && self.id.0 == 2);
         if let Some(root) = &recovered.snapshot {
-            let stored = self.disk.stored(root).ok_or("the chunks of the snapshot are gone")?;
+            let stored = self.disk.stored(root);
+            let stored = stored.ok_or_else(|| "the chunks of the snapshot are gone".to_owned())?;
             let mut chunks = stored.chunks.iter().cloned();
             machine.restore(&mut chunks).map_err(|error| error.to_string())?;
         }
@@ -210,11 +212,16 @@ impl Member {
         };
         self.replica = Some(Replica::new(config, id, founders, recovered, machine, seed, now));
         self.standing = self.stand();
-        Ok(())
+        Ok(true)
     }
 
     /// Dies. What of the writes on their way survived.
-    pub(crate) fn crash(&mut self, rng: &mut StdRng, mix: &Mix) -> Result<Survival, String> {
+    pub(crate) fn crash(
+        &mut self,
+        rng: &mut StdRng,
+        mix: &Mix,
+        damage: Option<Damage>,
+    ) -> Result<Survival, Broken> {
         self.replica = None;
         self.incarnation += 1;
         self.paused = false;
@@ -222,7 +229,7 @@ impl Member {
         self.run_is_due = false;
         self.tickets.clear();
         self.reads.clear();
-        let survival = self.disk.crash(rng, mix)?;
+        let survival = self.disk.crash(rng, mix, damage)?;
         if self.plant == Plant::LoseVote {
             self.disk.lose_vote();
         }

@@ -1,4 +1,5 @@
-//! Bugs that are planted in the core, one at a time, to see that the simulator finds them.
+//! Bugs that are planted in the core and in the store, one at a time, to see that the simulator finds
+//! them.
 //!
 //! Each file of sim/bugs is a small change of a source file. The crates that the simulator is made
 //! of are copied to a scratch tree beside the build's other results; there a bug is put in, the
@@ -20,9 +21,7 @@ use std::{
 use flotilla_sim::patch::Patch;
 
 /// The crates that the simulator is made of.
-const CRATES: [&str; 2] = ["raft", "sim"];
-/// What is copied of each.
-const PARTS: [&str; 3] = ["Cargo.toml", "src", "tests"];
+const CRATES: [&str; 5] = ["daemon", "proto", "raft", "raftd", "sim"];
 /// How they are built: fast rather than well, and without what links them into one.
 const PROFILE: &str = "\n[profile.mutant]\ninherits = \"release\"\nopt-level = 2\nlto = \"off\"\n\
                        codegen-units = 16\ndebug = false\nincremental = true\n";
@@ -148,12 +147,8 @@ impl Scratch {
         fs::create_dir_all(&tree).map_err(|error| broken(&tree, &error))?;
         let lock = lock(&folder.join("lock"))?;
         fs::remove_dir_all(&tree).map_err(|error| broken(&tree, &error))?;
-        for part in CRATES.iter().flat_map(|name| PARTS.map(|it| (name, it))) {
-            let part = Path::new(part.0).join(part.1);
-            if !root.join(&part).exists() {
-                continue;
-            }
-            copy(&root.join(&part), &tree.join(&part))?;
+        for name in CRATES {
+            copy(&root.join(name), &tree.join(name))?;
         }
         copy(&root.join("Cargo.lock"), &tree.join("Cargo.lock"))?;
         let manifest = read(&root.join("Cargo.toml"))?;

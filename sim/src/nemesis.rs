@@ -12,7 +12,7 @@ use crate::{
     group::{Group, GroupId, MemberId},
     invariants::Violation,
     network::{Link, Quality},
-    step::broken_write,
+    step::broken_disk,
 };
 
 /// For how long a new leader is deposed.
@@ -131,6 +131,7 @@ impl World {
     pub(crate) fn mend(&mut self, mend: Mend) -> Result<(), Violation> {
         match mend {
             Mend::Start(id) => self.start(id),
+            Mend::ReplaceLost(group) => self.replace_lost(group),
             Mend::Resume(id) => {
                 self.resume(id);
                 Ok(())
@@ -154,12 +155,20 @@ impl World {
     /// The power of a member fails. Nothing happens if it is down.
     pub(crate) fn crash(&mut self, id: MemberId) -> Result<(), Violation> {
         let now_us = self.now_us();
+        let damage = self.draw_damage(id);
         let member = self.groups.member_mut(id);
         if !member.is_up() {
             return Ok(());
         }
-        let survival = member.crash(&mut self.rng, &self.mix);
-        let Survival { writes, torn } = survival.map_err(|why| broken_write(id, &why))?;
+        let survival = member.crash(&mut self.rng, &self.mix, damage);
+        let survival = survival.map_err(|why| broken_disk(id, &why))?;
+        let Survival { writes, torn, damaged } = survival;
+        let refused = member.disk().lost().is_some();
+        if damaged {
+            self.tally.disks_refused += u64::from(refused);
+            self.tally.damage_harmless += u64::from(!refused);
+            self.trace.line(now_us, format_args!("n{id} has a damaged disk: {damage:?}"));
+        }
         self.tally.crashes += 1;
         self.tally.torn += u64::from(torn);
         let part = if torn { " and a part of the next" } else { "" };
@@ -201,9 +210,12 @@ impl World {
             return Ok(());
         }
         let seed = self.rng.random();
-        member
-            .start(config, founders.clone(), seed, now_us)
-            .map_err(|why| broken_write(id, &why))?;
+        let started = member.start(config, founders.clone(), seed, now_us);
+        if !started.map_err(|why| broken_disk(id, &why))? {
+            let why = member.disk().lost().unwrap_or_default();
+            self.trace.line(now_us, format_args!("{id} refuses to start: {why}"));
+            return self.replace_lost(id.group);
+        }
         let image = member.disk().image();
         let (base, last) = (image.base().0, image.last());
         let hard = image.hard_state;

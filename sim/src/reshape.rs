@@ -15,10 +15,11 @@ use crate::{
     group::{GroupId, MemberId},
     invariants::Violation,
     member::Member,
+    step::broken_disk,
 };
 
 /// How many members a world may have come to have, founders and removed ones too.
-const MEMBERS_MAX: u64 = 9;
+pub(crate) const MEMBERS_MAX: u64 = 9;
 
 impl World {
     /// Every member that takes itself for a leader is asked for the same changes, drawn for its
@@ -76,7 +77,7 @@ impl World {
     }
 
     /// A member that waits to be added, or a new one.
-    fn newcomer(
+    pub(crate) fn newcomer(
         &mut self,
         group: GroupId,
         membership: &Membership,
@@ -98,6 +99,7 @@ impl World {
         let mut member = Member::new(id, self.plant);
         member.clock_rate = self.draw_clock_rate();
         self.groups.get_mut(id.group).members.insert(id.node, member);
+        self.make_disk(id).map_err(|why| broken_disk(id, &why))?;
         self.start(id)
     }
 }

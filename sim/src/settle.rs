@@ -19,6 +19,9 @@ use crate::{
 const FAULTS_END_WITHIN_US: u64 = 6_000_000;
 /// From the end of all faults to a leader: ten election timeouts of up to half a second.
 const LEADER_WITHIN_US: u64 = 5_000_000;
+/// From a leader to a group in which everybody who is lost has a successor that votes, if anybody
+/// is: changes of the members, one after the other, and a newcomer that has to catch up.
+const REPLACED_WITHIN_US: u64 = 60_000_000;
 /// From a leader to a commit, when no older entries have to be committed first.
 const COMMIT_WITHIN_US: u64 = 2_000_000;
 /// From there until all are equal, when nobody is far behind.
@@ -50,9 +53,10 @@ impl World {
         self.run_for(FAULTS_END_WITHIN_US)?;
         let groups = self.groups();
         for &group in &groups {
-            self.must(group, LEADER_WITHIN_US, "no leader whom all follow", |world| {
-                world.followed_leader(group).is_some()
-            })?;
+            let led = |world: &Self| world.followed_leader(group).is_some();
+            self.must(group, LEADER_WITHIN_US, "no leader whom all follow", led)?;
+            let replaced = |world: &Self| !world.is_bereft(group) && led(world);
+            self.must(group, REPLACED_WITHIN_US, "who is lost is not replaced", replaced)?;
         }
         let (elections, removed) = (self.tally.elections, self.tally.leaders_removed);
         for &group in &groups {
@@ -110,12 +114,14 @@ impl World {
         Ok(())
     }
 
-    /// Those who belong to the group in the end: who was removed, or never added, need not come to
-    /// rest.
+    /// Those who belong to the group in the end: who was removed, never added, or is lost, need not
+    /// come to rest.
     fn belonging(&self, group: GroupId) -> impl Iterator<Item = &Member> {
         let group = self.groups.get(group);
-        let membership = group.ghost().membership();
-        group.members.values().filter(move |member| membership.members().contains_key(&member.id))
+        let members = group.ghost().membership().members();
+        let belongs =
+            move |it: &&Member| members.contains_key(&it.id) && it.disk().lost().is_none();
+        group.members.values().filter(belongs)
     }
 
     /// The leader, if all members follow it. Who votes no more may lead, but not for long.

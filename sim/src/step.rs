@@ -11,7 +11,7 @@ use crate::{
     Plant, World,
     agenda::{Happening, Input, Life, Mend},
     client::Reply,
-    disk::Stored,
+    disk::{Broken, Stored},
     fault::DOWN_US_MAX,
     group::{Group, MemberId},
     invariants::{Heard, Step, Violation},
@@ -267,7 +267,7 @@ impl World {
             self.trace.line(self.agenda.now_us(), format_args!("the disk of {id} fails"));
             return self.die(id);
         }
-        let written = member.disk.end_sync().map_err(|why| broken_write(id, &why))?;
+        let written = member.disk.end_sync().map_err(|why| broken_disk(id, &why))?;
         let Group { members, invariants, .. } = self.groups.get_mut(id.group);
         invariants.disk_changed(id.node, members)?;
         if let Some(write) = written
@@ -436,7 +436,10 @@ fn trace_input(trace: &mut Trace, now_us: u64, id: MemberId, input: &Input) {
     }
 }
 
-/// A member asked its disk for something that [`Write`] rules out.
-pub(crate) fn broken_write(id: MemberId, why: &str) -> Violation {
-    Violation::new("write contract", format!("{id}: {why}"))
+/// A member asked its disk for something that [`Write`] rules out, or its store broke a promise.
+pub(crate) fn broken_disk(id: MemberId, broken: &Broken) -> Violation {
+    match broken {
+        Broken::Contract(why) => Violation::new("write contract", format!("{id}: {why}")),
+        Broken::Store(why) => Violation::new("store", format!("{id}: {why}")),
+    }
 }

@@ -55,6 +55,10 @@ pub struct Tally {
     pub groups: u64,
     /// Times that a whole group was stopped.
     pub groups_stopped: u64,
+    /// Damaged disks whose store refused to open.
+    pub disks_refused: u64,
+    /// Damaged disks on which everything was found all the same.
+    pub damage_harmless: u64,
     /// Messages that members sent to each other.
     pub sent: u64,
     /// Of those, the ones that ask for an answer: what the labs count as calls.
@@ -112,6 +116,8 @@ impl Tally {
         self.torn += other.torn;
         self.groups += other.groups;
         self.groups_stopped += other.groups_stopped;
+        self.disks_refused += other.disks_refused;
+        self.damage_harmless += other.damage_harmless;
         self.sent += other.sent;
         self.requests += other.requests;
         self.bytes += other.bytes;

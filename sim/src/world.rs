@@ -12,6 +12,7 @@ use crate::{
     invariants::{Ghost, Violation},
     member::{ClockRate, Member},
     network::{Network, Quality},
+    step::broken_disk,
     trace::{Listener, Shown, Trace},
 };
 
@@ -86,6 +87,7 @@ impl World {
         for member in self.groups.members_of(id) {
             let clock_rate = self.draw_clock_rate();
             self.groups.member_mut(member).clock_rate = clock_rate;
+            self.make_disk(member).map_err(|why| broken_disk(member, &why))?;
             self.start(member)?;
         }
         self.draw_links(id);
@@ -242,7 +244,9 @@ impl World {
             }
             Happening::Read(life, fetch) => {
                 if self.is_alive(life) {
-                    let entries = self.groups.member(life.id).disk.read(fetch);
+                    let member = self.groups.member_mut(life.id);
+                    let entries = member.disk.read(fetch);
+                    let entries = entries.map_err(|why| broken_disk(life.id, &why))?;
                     self.give(life.id, Input::Read(fetch.reader, entries));
                 }
             }

@@ -1,0 +1,83 @@
+//! The real store on the members' disks: what of a crash and of damage it survives.
+
+mod depth;
+
+use depth::{Depth, depth};
+use flotilla_sim::{
+    Mix, Options, Tally, World,
+    fault::{Damage, Fault, Rate},
+};
+
+const CHAOS_US: u64 = 10_000_000;
+
+/// Groups of five whose members crash about three times a second, each on the real store.
+#[track_caller]
+fn crashes(damage: Option<Damage>) -> Tally {
+    let seeds = match depth() {
+        Depth::Quick => 12,
+        Depth::Ci => 20,
+        Depth::Deep => 100,
+    };
+    let mut total = Tally::default();
+    for seed in 0..seeds {
+        let drawn = Mix::draw(seed);
+        let rate = Rate { fault: Fault::Crash, every_us: 300_000, lasts_us_max: 200_000 };
+        let damages = damage.map(|damage| (damage, 300)).into_iter().collect();
+        // Small logs and snapshots often, so that much is removed and packed.
+        let mix = Mix {
+            store: true,
+            damages,
+            rates: vec![rate],
+            config: drawn.config,
+            merge_per_mille: drawn.merge_per_mille,
+            crash_in_step_per_million: drawn.crash_in_step_per_million,
+            clients: 4,
+            sync_us_max: 20_000,
+            ..Mix::calm()
+        };
+        let mut world = World::new(Options::new(seed, 5), mix, None);
+        if let Err(violation) = world.live(CHAOS_US) {
+            panic!("seed {seed}: {violation}");
+        }
+        total.add(&world.tally());
+    }
+    assert!(total.commits > 500, "{total:?}");
+    total
+}
+
+#[test]
+fn crashes_between_any_two_operations_lose_nothing() {
+    let total = crashes(None);
+    assert!(total.crashes > 200, "{total:?}");
+    assert_eq!((total.disks_refused, total.damage_harmless), (0, 0));
+}
+
+/// The last batches are gone: harmless only if nothing of them counts any more.
+#[test]
+fn lost_syncs_and_repairs_are_refused_or_harmless() {
+    let total = crashes(Some(Damage::TailLost));
+    assert!(total.disks_refused > 10, "{total:?}");
+}
+
+#[test]
+fn fresh_database_is_refused() {
+    let total = crashes(Some(Damage::DatabaseEmpty));
+    assert!(total.disks_refused > 10, "{total:?}");
+    assert_eq!(total.damage_harmless, 0, "whose log was never empty");
+}
+
+#[test]
+fn flipped_record_is_refused_or_harmless() {
+    let total = crashes(Some(Damage::RecordFlipped));
+    assert!(total.disks_refused > 10, "{total:?}");
+}
+
+/// What one slot of the floor has lost, the other one and the log know.
+#[test]
+fn one_slot_of_the_floor_is_enough() {
+    for damage in [Damage::SlotFlipped, Damage::SlotSyncLost] {
+        let total = crashes(Some(damage));
+        assert!(total.damage_harmless > 50, "{damage:?}: {total:?}");
+        assert_eq!(total.disks_refused, 0, "{damage:?}");
+    }
+}
