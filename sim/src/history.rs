@@ -85,12 +85,18 @@ impl History {
 
     /// A client hears an answer. Only the first counts.
     pub(crate) fn hear(&mut self, at_us: u64, name: CommandId, reply: Reply) {
-        if let Some(asked) = self.asked.get_mut(&name)
-            && asked.reply.is_none()
-            && at_us < asked.at_us + PATIENCE_US
-        {
-            asked.reply = Some((at_us, reply));
-            self.events.push_back((at_us, Event::Answered(name)));
+        let Some(asked) = self.asked.get_mut(&name) else { return };
+        if asked.reply.is_some() || at_us >= asked.at_us + PATIENCE_US {
+            return;
+        }
+        asked.reply = Some((at_us, reply));
+        match reply {
+            Reply::Done(_) | Reply::Read(_) => {
+                self.events.push_back((at_us, Event::Answered(name)));
+            }
+            // It was never executed, or came to nothing: as if nobody had asked.
+            Reply::Rejected | Reply::Refused { .. } => drop(self.asked.remove(&name)),
+            Reply::Unknown => {}
         }
     }
 
@@ -124,9 +130,8 @@ impl History {
                 register.begin_unanswered(id, operation(None, Seen::Written(None)));
                 self.asked.remove(&name);
             }
-            // It was never executed, or nobody knows what it would have read.
-            (Wish::Write, Some((_, Reply::Rejected | Reply::Refused { .. } | Reply::Read(_))))
-            | (Wish::Read, _) => {
+            // Nobody knows what it would have read.
+            (Wish::Read, _) | (Wish::Write, Some(_)) => {
                 self.asked.remove(&name);
             }
         }
