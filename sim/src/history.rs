@@ -61,7 +61,7 @@ pub(crate) struct History {
 
 impl History {
     pub(crate) fn new(only: Option<&'static str>) -> Self {
-        let nothing = Content { index: Index(0), value: None };
+        let nothing = Content { index: Index(0), value: Some(None) };
         Self {
             ignored: only.is_some_and(|only| only != HISTORY),
             asked: BTreeMap::new(),
@@ -85,12 +85,18 @@ impl History {
 
     /// A client hears an answer. Only the first counts.
     pub(crate) fn hear(&mut self, at_us: u64, name: CommandId, reply: Reply) {
-        if let Some(asked) = self.asked.get_mut(&name)
-            && asked.reply.is_none()
-            && at_us < asked.at_us + PATIENCE_US
-        {
-            asked.reply = Some((at_us, reply));
-            self.events.push_back((at_us, Event::Answered(name)));
+        let Some(asked) = self.asked.get_mut(&name) else { return };
+        if asked.reply.is_some() || at_us >= asked.at_us + PATIENCE_US {
+            return;
+        }
+        asked.reply = Some((at_us, reply));
+        match reply {
+            Reply::Done(_) | Reply::Read(_) => {
+                self.events.push_back((at_us, Event::Answered(name)));
+            }
+            // It was never executed, or came to nothing: as if nobody had asked.
+            Reply::Rejected | Reply::Refused { .. } => drop(self.asked.remove(&name)),
+            Reply::Unknown => {}
         }
     }
 
@@ -105,6 +111,16 @@ impl History {
                 Event::Answered(name) => self.end(name)?,
             }
         }
+        Ok(())
+    }
+
+    /// What was acknowledged may be lost from now on, as after a recovery from a lost majority: what
+    /// clients saw before is judged, and says nothing of what they will see. Of what they have asked
+    /// and not heard nothing is known.
+    pub(crate) fn begin_anew(&mut self) -> Result<(), Violation> {
+        self.judge(u64::MAX)?;
+        let unknown = Content { index: Index(0), value: None };
+        self.registers.iter_mut().for_each(|register| register.begin_anew(unknown));
         Ok(())
     }
 
@@ -124,9 +140,8 @@ impl History {
                 register.begin_unanswered(id, operation(None, Seen::Written(None)));
                 self.asked.remove(&name);
             }
-            // It was never executed, or nobody knows what it would have read.
-            (Wish::Write, Some((_, Reply::Rejected | Reply::Refused { .. } | Reply::Read(_))))
-            | (Wish::Read, _) => {
+            // Nobody knows what it would have read.
+            (Wish::Read, _) | (Wish::Write, Some(_)) => {
                 self.asked.remove(&name);
             }
         }
@@ -156,7 +171,8 @@ impl History {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Content {
     index: Index,
-    value: Option<CommandId>,
+    /// What was written last, if anything was; nobody knows, if it is not here.
+    value: Option<Option<CommandId>>,
 }
 
 /// What a client did, and what it saw.
@@ -189,11 +205,11 @@ impl Model for Register {
             Seen::Written(told) => {
                 let index = told.unwrap_or(state.index);
                 let follows = told.is_none() || index > state.index;
-                follows.then_some(Content { index, value: Some(operation.name) })
+                follows.then_some(Content { index, value: Some(Some(operation.name)) })
             }
             Seen::Read(Answer { index, value }) => {
-                let fits = index >= state.index && value == state.value;
-                fits.then_some(Content { index, value })
+                let fits = index >= state.index && state.value.is_none_or(|it| it == value);
+                fits.then_some(Content { index, value: Some(value) })
             }
         }
     }
@@ -231,7 +247,10 @@ impl Model for Register {
 impl fmt::Display for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { index, value } = self;
-        write!(f, "{} as of {index}", Written(*value))
+        match value {
+            Some(value) => write!(f, "{} as of {index}", Written(*value)),
+            None => write!(f, "anything"),
+        }
     }
 }
 
@@ -333,6 +352,28 @@ mod tests {
             let write = (Wish::Write, Some((10, reply)));
             assert_eq!(judge(&[write, (Wish::Read, Some((10, read(9, None))))]), Ok(1));
             assert!(judge(&[write, (Wish::Read, Some((10, read(9, Some(1)))))]).is_err());
+        }
+    }
+
+    /// What was acknowledged is lost, or is not; what is written from then on is there.
+    #[test]
+    fn after_a_loss_a_history_begins_anew() {
+        for kept in [1, 2] {
+            let mut history = History::new(None);
+            let see = |history: &mut History, number, wish, reply| {
+                history.ask(number * SECOND_US, name(number), 0, wish);
+                history.hear(number * SECOND_US + 10, name(number), reply);
+            };
+            see(&mut history, 1, Wish::Write, Reply::Done(Index(5)));
+            see(&mut history, 2, Wish::Write, Reply::Done(Index(6)));
+            history.ask(3 * SECOND_US, name(3), 0, Wish::Write);
+            assert_eq!(history.begin_anew(), Ok(()));
+            see(&mut history, 4, Wish::Read, read(5, Some(kept)));
+            see(&mut history, 5, Wish::Write, Reply::Done(Index(6)));
+            see(&mut history, 6, Wish::Read, read(6, Some(5)));
+            assert_eq!(history.judge(u64::MAX), Ok(()));
+            see(&mut history, 7, Wish::Read, read(6, Some(kept)));
+            assert!(history.judge(u64::MAX).is_err());
         }
     }
 

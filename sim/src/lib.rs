@@ -8,7 +8,8 @@
 //! would do with sockets, files and clocks is played: [`network`], [`disk`], the agenda of virtual
 //! time. A tick is 10 ms of virtual time. [`fault::Mix`] draws from the seed how bad the world is;
 //! [`invariants`] look at every step; when the faults stop, every group must come to rest within
-//! bounded virtual time: a leader, a commit, all members at the same index with the same state.
+//! bounded virtual time: a leader, a commit, all members at the same index with the same state. What
+//! clients saw is judged on its own, by [`linearizability`].
 //!
 //! # How to replay a seed
 //!
@@ -43,14 +44,15 @@
 //!    0.700000 n3 crashes, 1 write survives     the nemesis strikes
 //! ```
 //!
-//! Members of further groups are `g2.n1` and so on. Start at the end, find the member that the violation names, and go backwards to where it parted
-//! from the others; `grep 'leads\|crashes\|truncates'` gives the outline.
+//! Members of further groups are `g2.n1` and so on. Start at the end, find the member that the
+//! violation names, and go backwards to where it parted from the others;
+//! `grep 'leads\|crashes\|truncates'` gives the outline. Of a history that can't be the violation
+//! names the requests: `grep 'c2\.7 '`.
 //!
 //! # What is absent
 //!
 //! Records torn inside, lost syncs and flipped bits (the store's own tests), and the services: this
-//! is the small simulator of the core. docs/testing.md says
-//! what of the labs' requirements is there.
+//! is the small simulator of the core. docs/testing.md says what of the labs' requirements is there.
 
 mod agenda;
 pub mod client;

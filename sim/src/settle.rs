@@ -1,5 +1,5 @@
-//! The end of a run: the faults stop, and the group has to come to rest (R23), with logs that are
-//! bounded (R22).
+//! The end of a run: the faults stop, and every group has to come to rest (R23), with logs that are
+//! bounded (R22); all that its clients saw is judged.
 //!
 //! Safety alone is easily had by doing nothing. Within bounded virtual time there must be a leader
 //! whom all follow and who stays, a new entry must get committed, all members must have applied the same and be
@@ -52,12 +52,10 @@ impl World {
         self.end_faults()?;
         self.run_for(FAULTS_END_WITHIN_US)?;
         let groups = self.groups();
-        for &group in &groups {
-            let led = |world: &Self| world.followed_leader(group).is_some();
-            self.must(group, LEADER_WITHIN_US, "no leader whom all follow", led)?;
-            let replaced = |world: &Self| !world.is_bereft(group) && led(world);
-            self.must(group, REPLACED_WITHIN_US, "who is lost is not replaced", replaced)?;
-        }
+        let led = |world: &Self, group| world.followed_leader(group).is_some();
+        self.all_must(LEADER_WITHIN_US, "no leader whom all follow", led)?;
+        let replaced = |world: &Self, group| !world.is_bereft(group) && led(world, group);
+        self.all_must(REPLACED_WITHIN_US, "who is lost is not replaced", replaced)?;
         let (elections, removed) = (self.tally.elections, self.tally.leaders_removed);
         for &group in &groups {
             let backlog_us = ENTRY_WITHIN_US * self.backlog(group);
@@ -65,7 +63,9 @@ impl World {
                 return Err(self.restless(group, "nothing gets committed"));
             }
             let limit_us = EQUAL_WITHIN_US + backlog_us;
-            self.must(group, limit_us, "the members differ", |world| world.is_at_rest(group))?;
+            if !self.run_until(limit_us, |world| world.is_at_rest(group))? {
+                return Err(self.restless(group, "the members differ"));
+            }
         }
         // A change of the members that was under way may remove the leader in the end.
         let excused = self.tally.leaders_removed - removed;
@@ -93,6 +93,21 @@ impl World {
         }
         let Group { members, invariants, .. } = self.groups.get(group);
         invariants.finish(members)
+    }
+
+    /// Something has to be so of all groups within this time.
+    fn all_must(
+        &mut self,
+        limit_us: u64,
+        what: &str,
+        holds: impl Fn(&Self, GroupId) -> bool,
+    ) -> Result<(), Violation> {
+        let groups = self.groups();
+        self.run_until(limit_us, |world| groups.iter().all(|&group| holds(world, group)))?;
+        match groups.into_iter().find(|&group| !holds(self, group)) {
+            Some(group) => Err(self.restless(group, what)),
+            None => Ok(()),
+        }
     }
 
     fn end_faults(&mut self) -> Result<(), Violation> {
@@ -188,16 +203,6 @@ impl World {
             let kept = member.config.retained_bytes.max(member.config.retained_bytes_max);
             sizes().sum::<u64>() <= due + due / 2 + kept.max(snapshot_bytes) + 2 * largest
         })
-    }
-
-    fn must(
-        &mut self,
-        group: GroupId,
-        limit_us: u64,
-        otherwise: &str,
-        holds: impl FnMut(&Self) -> bool,
-    ) -> Result<(), Violation> {
-        if self.run_until(limit_us, holds)? { Ok(()) } else { Err(self.restless(group, otherwise)) }
     }
 
     fn restless(&self, group: GroupId, why: &str) -> Violation {

@@ -208,9 +208,12 @@ impl World {
     }
 
     pub(crate) fn leader_of(&self, group: GroupId) -> Option<NodeId> {
-        let members = self.groups.members_of(group).into_iter();
-        let leaders = members.filter(|&id| self.groups.leads(id) && self.network.is_plugged_in(id));
-        leaders.max_by_key(|&id| self.groups.member(id).standing().term).map(|id| id.node)
+        let members = self.groups.get(group).members.values();
+        let leaders = members.filter(|member| {
+            let id = group.member(member.id);
+            self.groups.leads(id) && self.network.is_plugged_in(id)
+        });
+        leaders.max_by_key(|member| member.standing().term).map(|member| member.id)
     }
 
     fn happen(&mut self, happening: Happening) -> Result<(), Violation> {

@@ -101,6 +101,13 @@ impl<M: Model> Checker<M> {
         Ok(())
     }
 
+    /// Whatever has happened is gone, and the object is in this state. Operations without an answer
+    /// may still happen.
+    pub fn begin_anew(&mut self, state: M::State) {
+        let unseen = std::mem::take(&mut self.unseen);
+        *self = Self { unseen, ..Self::new(state) };
+    }
+
     /// What an operation has seen may have happened, if it had begun, and so may what it takes for
     /// that.
     fn wake(&mut self, operation: &M::Operation) {
