@@ -61,6 +61,7 @@ pub mod member;
 mod nemesis;
 pub mod network;
 pub mod patch;
+mod recover;
 mod replace;
 mod reshape;
 mod script;

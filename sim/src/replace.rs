@@ -26,7 +26,7 @@ impl World {
     pub(crate) fn make_disk(&mut self, id: NodeId) -> Result<(), Broken> {
         let seed = self.rng.random();
         let member = self.members.get_mut(&id).expect("every id is a member's");
-        if self.mix.store { member.disk.use_store(seed) } else { Ok(()) }
+        if self.mix.store { member.disk.use_store(seed, id, &self.founders) } else { Ok(()) }
     }
 
     /// What breaks in a crash of this member.

@@ -109,6 +109,10 @@ pub struct Tally {
     pub disks_refused: u64,
     /// Damaged disks on which everything was found all the same.
     pub damage_harmless: u64,
+    /// Survivors of a lost majority that were recovered.
+    pub recoveries: u64,
+    /// Entries that were committed and lost with a majority.
+    pub entries_lost: u64,
     /// Messages that members sent to each other.
     pub sent: u64,
     /// Of those, the ones that ask for an answer: what the labs count as calls.
@@ -162,6 +166,8 @@ impl Tally {
         self.torn += other.torn;
         self.disks_refused += other.disks_refused;
         self.damage_harmless += other.damage_harmless;
+        self.recoveries += other.recoveries;
+        self.entries_lost += other.entries_lost;
         self.sent += other.sent;
         self.requests += other.requests;
         self.bytes += other.bytes;
@@ -249,7 +255,12 @@ impl World {
     /// # Errors
     /// The first violation.
     pub fn live(&mut self, chaos_us: u64) -> Result<(), Violation> {
-        self.run_for(chaos_us)?;
+        self.run_for(chaos_us / 2)?;
+        if self.mix.majority_lost && self.founders.voters().count() > 2 {
+            let lost = self.lose_majority();
+            self.invariants.keep(lost)?;
+        }
+        self.run_for(chaos_us - chaos_us / 2)?;
         let settled = self.settle();
         self.invariants.keep(settled)
     }
