@@ -124,13 +124,15 @@ impl Agenda {
 
     /// Forgets the nemesis: no fault happens any more, and no group is founded. Those under way still end.
     pub(crate) fn forget_faults(&mut self) {
+        self.forget_if(|it| {
+            matches!(it, Happening::Strike(_) | Happening::Depose(_) | Happening::Found { .. })
+        });
+    }
+
+    /// Forgets what is like this.
+    pub(crate) fn forget_if(&mut self, is_it: impl Fn(&Happening) -> bool) {
         for happening in &mut self.happenings {
-            happening.take_if(|happening| {
-                matches!(
-                    happening,
-                    Happening::Strike(_) | Happening::Depose(_) | Happening::Found { .. }
-                )
-            });
+            happening.take_if(|happening| is_it(happening));
         }
     }
 }

@@ -19,7 +19,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use raft::{
-    Digest, Entry, Fetch, HardState, Index, Install, Log, Recovered, SnapshotRoot, Write, WriteId,
+    Digest, Entry, Fetch, HardState, Index, Install, Log, Membership, NodeId, Payload,
+    RECOVERY_GAP, Recovered, SnapshotRoot, Write, WriteId,
 };
 use rand::{RngExt, rngs::StdRng};
 
@@ -97,9 +98,46 @@ impl Disk {
     }
 
     /// From now on the real store does the work, on a disk that nothing was written to.
-    pub(crate) fn use_store(&mut self, seed: u64) -> Result<(), Broken> {
-        self.store = Some(Store::new(seed)?);
+    pub(crate) fn use_store(
+        &mut self,
+        seed: u64,
+        id: NodeId,
+        founders: &Membership,
+    ) -> Result<(), Broken> {
+        self.store = Some(Store::new(seed, id, founders)?);
         Ok(())
+    }
+
+    /// The member is lost with all that it had.
+    pub(crate) fn destroy(&mut self) {
+        self.store = None;
+        self.lost = Some("it is gone".to_owned());
+    }
+
+    /// The member becomes the only voter of a group that goes on with its log. The entry that says
+    /// so, which is its last one.
+    pub(crate) fn recover(&mut self, id: NodeId) -> Result<Entry, Broken> {
+        let store = self.store.as_mut().expect("only the real store is recovered");
+        let found = store.recover()?;
+        let entry = found.log.entries().last().cloned();
+        let entry = entry.filter(|entry| match &entry.payload {
+            Payload::Membership(now) => now.members().keys().eq([&id]) && now.recoveries() > 0,
+            Payload::Noop | Payload::Tick | Payload::Command(_) => false,
+        });
+        let entry = entry.ok_or_else(|| Broken::Store("no membership ends its log".to_owned()))?;
+        if entry.term != found.hard_state.term
+            || entry.term.0 < self.image.hard_state.term.0 + RECOVERY_GAP
+        {
+            return Err(Broken::Store(format!("it is recovered in term {}", entry.term)));
+        }
+        let write = Write {
+            id: WriteId(0),
+            hard_state: Some(found.hard_state),
+            entries: vec![entry.clone()],
+            snapshot: None,
+        };
+        self.image.apply(write, None)?;
+        if self.image.is(&found) { Ok(entry) } else { Err(differs(&self.image, &found)) }
     }
 
     /// Why it will never open again, if that is so.
@@ -110,7 +148,9 @@ impl Disk {
     /// A member starts. None: the store refuses.
     pub(crate) fn open(&mut self, window_bytes: u64) -> Result<Option<Recovered>, Broken> {
         let image = &self.image;
-        let Some(store) = &mut self.store else { return Ok(Some(self.recovered(window_bytes))) };
+        let Some(store) = &mut self.store else {
+            return Ok(self.lost.is_none().then(|| self.recovered(window_bytes)));
+        };
         match store.open(window_bytes, |found| image.is(found))? {
             Found::Whole(found) if image.is(&found) => Ok(Some(found)),
             Found::Whole(found) => Err(differs(image, &found)),

@@ -155,6 +155,8 @@ pub struct Mix {
     pub store: bool,
     /// What breaks for good in how many of 1,000 crashes of members that their group can do without.
     pub damages: Vec<(Damage, u32)>,
+    /// Whether half way most members are lost for good, and one that is left is recovered.
+    pub majority_lost: bool,
 }
 
 /// Those that any run may have.
@@ -243,6 +245,7 @@ impl Mix {
             rates: Vec::new(),
             store: false,
             damages: Vec::new(),
+            majority_lost: false,
         }
     }
 
@@ -342,6 +345,8 @@ impl Mix {
         if rare.on(rng) && !reshaped {
             let rates = DAMAGES.map(|damage| (damage, pick(rng, &[0, 5, 50, 200])));
             self.damages.extend(rates.into_iter().filter(|(_, per_mille)| *per_mille > 0));
+        } else if self.store && !reshaped {
+            self.majority_lost = rng.random_range(0..3) == 0;
         }
     }
 

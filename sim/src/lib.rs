@@ -6,8 +6,9 @@
 //! The members are `raft::Replica`s, the very code of the daemons, driven as their host drives
 //! them: inputs gather in an inbox, are taken in together, and then the output is done. What a host
 //! would do with sockets, files and clocks is played: [`network`], [`disk`], the agenda of virtual
-//! time. A tick is 10 ms of virtual time. [`fault::Mix`] draws from the seed how bad the world is;
-//! [`invariants`] look at every step; when the faults stop, every group must come to rest within
+//! time. In half of the runs the disks are written by the daemons' own store, on a simulated
+//! database. A tick is 10 ms of virtual time. [`fault::Mix`] draws from the seed how bad the world
+//! is; [`invariants`] look at every step; when the faults stop, every group must come to rest within
 //! bounded virtual time: a leader, a commit, all members at the same index with the same state. What
 //! clients saw is judged on its own, by [`linearizability`].
 //!
@@ -51,8 +52,8 @@
 //!
 //! # What is absent
 //!
-//! Records torn inside, lost syncs and flipped bits (the store's own tests), and the services: this
-//! is the small simulator of the core. docs/testing.md says what of the labs' requirements is there.
+//! Damage of snapshots' chunks, and the services: this is the small simulator of the core.
+//! docs/testing.md says what of the labs' requirements is there.
 
 mod agenda;
 pub mod client;
@@ -67,6 +68,7 @@ pub mod member;
 mod nemesis;
 pub mod network;
 pub mod patch;
+mod recover;
 mod replace;
 mod reshape;
 mod script;

@@ -25,8 +25,9 @@ impl World {
     /// Gives a member that was just made its disk.
     pub(crate) fn make_disk(&mut self, id: MemberId) -> Result<(), Broken> {
         let seed = self.rng.random();
-        let member = self.groups.member_mut(id);
-        if self.mix.store { member.disk.use_store(seed) } else { Ok(()) }
+        let Group { founders, members, .. } = self.groups.get_mut(id.group);
+        let member = members.get_mut(&id.node).expect("every id is a member's");
+        if self.mix.store { member.disk.use_store(seed, id.node, founders) } else { Ok(()) }
     }
 
     /// What breaks in a crash of this member.

@@ -59,6 +59,10 @@ pub struct Tally {
     pub disks_refused: u64,
     /// Damaged disks on which everything was found all the same.
     pub damage_harmless: u64,
+    /// Survivors of a lost majority that were recovered.
+    pub recoveries: u64,
+    /// Entries that were committed and lost with a majority.
+    pub entries_lost: u64,
     /// Messages that members sent to each other.
     pub sent: u64,
     /// Of those, the ones that ask for an answer: what the labs count as calls.
@@ -118,6 +122,8 @@ impl Tally {
         self.groups_stopped += other.groups_stopped;
         self.disks_refused += other.disks_refused;
         self.damage_harmless += other.damage_harmless;
+        self.recoveries += other.recoveries;
+        self.entries_lost += other.entries_lost;
         self.sent += other.sent;
         self.requests += other.requests;
         self.bytes += other.bytes;

@@ -9,7 +9,7 @@ use crate::{
     client::address,
     fault::Mix,
     group::{Group, GroupId, Groups, MemberId},
-    invariants::{Ghost, Violation},
+    invariants::{Ghost, Violation, wanted},
     member::{ClockRate, Member},
     network::{Network, Quality},
     step::broken_disk,
@@ -124,7 +124,12 @@ impl World {
     /// # Errors
     /// The first violation.
     pub fn live(&mut self, chaos_us: u64) -> Result<(), Violation> {
-        self.run_for(chaos_us)?;
+        self.run_for(chaos_us / 2)?;
+        if self.mix.majority_lost && self.groups.get(GroupId::FIRST).founders.voters().count() > 2 {
+            let lost = self.lose_majority(GroupId::FIRST);
+            wanted(self.only, lost)?;
+        }
+        self.run_for(chaos_us - chaos_us / 2)?;
         self.settle()
     }
 

@@ -10,16 +10,19 @@ use flotilla_sim::{
 
 const CHAOS_US: u64 = 10_000_000;
 
-/// Groups of five whose members crash about three times a second, each on the real store.
-#[track_caller]
-fn crashes(damage: Option<Damage>) -> Tally {
-    let seeds = match depth() {
+fn seeds() -> u64 {
+    match depth() {
         Depth::Quick => 12,
         Depth::Ci => 20,
         Depth::Deep => 100,
-    };
+    }
+}
+
+/// Groups of five whose members crash about three times a second, each on the real store.
+#[track_caller]
+fn crashes(damage: Option<Damage>) -> Tally {
     let mut total = Tally::default();
-    for seed in 0..seeds {
+    for seed in 0..seeds() {
         let drawn = Mix::draw(seed);
         let rate = Rate { fault: Fault::Crash, every_us: 300_000, lasts_us_max: 200_000 };
         let damages = damage.map(|damage| (damage, 300)).into_iter().collect();
@@ -80,4 +83,34 @@ fn one_slot_of_the_floor_is_enough() {
         assert!(total.damage_harmless > 50, "{damage:?}: {total:?}");
         assert_eq!(total.disks_refused, 0, "{damage:?}");
     }
+}
+
+/// Most members are gone for good, in the middle of everything. One is recovered, by the code of the
+/// command, through crashes; the group grows again to what it was, and only what the survivor's log
+/// did not have is lost.
+#[test]
+fn group_goes_on_with_a_survivor_of_a_lost_majority() {
+    let mut total = Tally::default();
+    for seed in 0..seeds() {
+        let drawn = Mix::draw(seed);
+        let rate = |fault| Rate { fault, every_us: 2_000_000, lasts_us_max: 2_000_000 };
+        let mix = Mix {
+            store: true,
+            majority_lost: true,
+            rates: vec![rate(Fault::Crash), rate(Fault::Partition)],
+            config: drawn.config,
+            clients: 4,
+            // Some disks are behind others, so that a survivor may lack what is committed.
+            sync_us_max: 200_000,
+            ..Mix::calm()
+        };
+        let mut world = World::new(Options::new(seed, 3 + 2 * (seed % 2)), mix, None);
+        if let Err(violation) = world.live(CHAOS_US) {
+            panic!("seed {seed}: {violation}");
+        }
+        total.add(&world.tally());
+    }
+    assert_eq!(total.recoveries, seeds(), "{total:?}");
+    assert!(total.entries_lost > 0, "somebody was behind: {total:?}");
+    assert!(total.changes > 2 * seeds(), "the groups grow again: {total:?}");
 }

@@ -3,7 +3,8 @@
 //!
 //! What counts as right is what `disk.rs` knows of the member's promises: the image beside it.
 
-use raft::{Entry, Fetch, Recovered, Write};
+use raft::{Entry, Fetch, Membership, NodeId, Recovered, Write};
+use raftd::recovery::recover_store;
 use raftd::store::gathered::Gathered;
 use raftd::store::{Engine, Floor, StoreError};
 use raftd::{Founder, Group};
@@ -13,9 +14,8 @@ use super::Broken;
 use super::medium::Medium;
 use crate::fault::Damage;
 
-/// How many founders the floor lists, with addresses long enough that it takes several sectors.
-const FOUNDERS: u64 = 5;
-const ADDRESS_BYTES: usize = 120;
+/// How long the addresses in the floor are: so long that it takes several sectors.
+const ADDRESS_BYTES: usize = 250;
 
 /// How often a start is cut short, at most.
 const STARTS_CUT_MAX: u32 = 2;
@@ -48,17 +48,18 @@ pub(super) enum Found {
 
 impl Store {
     /// The store of a new member, born and closed.
-    pub(super) fn new(seed: u64) -> Result<Self, Broken> {
+    pub(super) fn new(seed: u64, id: NodeId, founders: &Membership) -> Result<Self, Broken> {
         let medium = Medium::default();
-        let founder = |node: u64| Founder {
-            node: raft::NodeId(node),
-            incarnation: [node as u8; 16],
+        let incarnation = |id: NodeId| [id.0 as u8; 16];
+        let founder = |node| Founder {
+            node,
+            incarnation: incarnation(node),
             peer_address: "p".repeat(ADDRESS_BYTES),
             client_address: "c".repeat(ADDRESS_BYTES),
         };
-        let founders = (1..=FOUNDERS).map(founder).collect();
+        let founders = founders.voters().map(founder).collect();
         let group = Group { id: [9; 32], founders, former: Vec::new() };
-        let created = Floor::create(medium.clone(), "harbour", raft::NodeId(1), [1; 16]);
+        let created = Floor::create(medium.clone(), "harbour", id, incarnation(id));
         let born = created
             .and_then(|floor| Engine::open(medium.clone(), floor, 0))
             .and_then(|(mut engine, _)| engine.bear(group));
@@ -189,6 +190,28 @@ impl Store {
             }
         };
         Ok((self.look()?, self.damaged))
+    }
+
+    /// Recovers the survivor of a lost majority, perhaps after attempts that were cut short. What a
+    /// start finds then.
+    pub(super) fn recover(&mut self) -> Result<Recovered, Broken> {
+        let cuts = self.rng.random_range(0..=STARTS_CUT_MAX);
+        for attempt in 0..=cuts {
+            let before = self.medium.now();
+            let Found::Whole(recovered) = self.find(0)? else {
+                return Err(Broken::Store("who is to be recovered is refused".to_owned()));
+            };
+            let done = recover_store(self.engine(), &recovered);
+            done.map_err(|error| Broken::Store(format!("a recovery: {error}")))?;
+            self.engine = None;
+            if attempt < cuts {
+                self.medium.cut(before, &mut self.rng);
+            }
+        }
+        match self.look()? {
+            Found::Whole(found) => Ok(found),
+            Found::Refused(why) => Err(Broken::Store(format!("a recovery: {why}"))),
+        }
     }
 
     fn die_writing(&mut self, groups: &[&[Write]]) -> Result<(), StoreError> {

@@ -105,6 +105,27 @@ impl Ghost {
         since.all(|(_, membership)| membership.is_joint())
     }
 
+    /// Only what is up to `kept` was ever committed. `machine` has applied what is up to the snapshot
+    /// of whoever is left, `log` is behind that, and its last entry is the new membership.
+    pub(super) fn forget(&mut self, machine: Machine, kept: Index, log: &[Entry]) {
+        let at = machine.last_applied().index;
+        let again = self.committed.split_off(usize::try_from(at.0).unwrap_or(usize::MAX));
+        self.memberships.retain(|(index, _)| *index <= at);
+        self.commands.retain(|_, index| *index <= at);
+        self.machine = machine;
+        for (entry, before) in log.iter().take_while(|entry| entry.index <= kept).zip(again) {
+            self.commit(entry, before.in_term);
+        }
+        let mut history = self.history_at(kept).unwrap_or_default();
+        for entry in log.iter().skip_while(|entry| entry.index <= kept) {
+            history = history.then_entry(entry);
+            self.prefixes.insert((entry.index, entry.term), history);
+            if let Payload::Membership(membership) = &entry.payload {
+                self.memberships.push((entry.index, membership.clone()));
+            }
+        }
+    }
+
     /// Where a command was committed.
     pub fn index_of(&self, command: CommandId) -> Option<Index> {
         self.commands.get(&command).copied()
@@ -119,7 +140,9 @@ impl Ghost {
             Payload::Noop | Payload::Tick => self.machine.pass(at),
             Payload::Membership(membership) => {
                 self.machine.pass(at);
-                self.memberships.push((entry.index, membership.clone()));
+                if self.memberships.last().is_none_or(|(at, _)| *at < entry.index) {
+                    self.memberships.push((entry.index, membership.clone()));
+                }
             }
             Payload::Command(command) => {
                 self.machine.apply(at, command);

@@ -30,7 +30,7 @@ mod vote_once;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use raft::{Index, Membership, MessageKind, NodeId, Output, Term};
+use raft::{Entry, Index, Membership, MessageKind, NodeId, Output, StateMachine, Term};
 
 use crate::{
     agenda::Input,
@@ -39,6 +39,7 @@ use crate::{
     group::GroupId,
     machine::Machine,
     member::{Asked, Member, Standing},
+    recover::kept,
 };
 
 pub use ghost::Ghost;
@@ -195,6 +196,28 @@ impl Invariants {
         let found = log_matching::started(&mut self.ghost, member);
         self.keep(found)?;
         self.keep(state_machine_safety::started(&self.ghost, member))
+    }
+
+    /// A majority was lost for good, and this member is to go on alone with its log, whose last
+    /// entry says so. What else was committed, or said of it, counts no more.
+    pub(crate) fn recovered(&mut self, member: &Member, entry: &Entry) -> Result<(), Violation> {
+        let image = member.disk().image();
+        let mut machine = Machine::default();
+        let mut from = Index(0);
+        if let Some(root) = &image.snapshot {
+            let stored = member.disk().stored(root);
+            let restored = stored.map(|it| machine.restore(&mut it.chunks.iter().cloned()));
+            if !matches!(restored, Some(Ok(()))) {
+                return Err(Violation::new("R15", format!("n{} has no snapshot", member.id)));
+            }
+            from = root.position.index;
+        }
+        let log: Vec<Entry> = image.entries_behind(from).cloned().collect();
+        assert_eq!(log.last(), Some(entry), "the log ends with the new membership");
+        let kept = kept(&self.ghost, image);
+        self.ghost.forget(machine, kept, &log);
+        self.acknowledged = acknowledged::Acknowledged::default();
+        Ok(())
     }
 
     /// A member has taken in its inputs.
