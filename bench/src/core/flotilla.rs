@@ -1,13 +1,15 @@
 //! Ours: replicas with their state machine and tickets, of which every proposal's ends as `Done`.
+//!
+//! The core holds the end of the log itself, as the storage does that raft-rs and openraft read from;
+//! so the disk has nothing to keep here, and each member of each library holds an entry once.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::{
-    Applied, BadSnapshot, Capture, Config, Digest, ENTRY_OVERHEAD_BYTES, Entry, Frozen, Instant,
+    Applied, BadSnapshot, Capture, Config, Digest, ENTRY_OVERHEAD_BYTES, Frozen, Instant,
     Membership, Message, NodeId, Outcome, Output, Payload, Recovered, Replica, RoleKind,
-    SnapshotRoot, StateMachine, TicketId, Write,
+    SnapshotRoot, StateMachine, TicketId,
 };
 
 use super::{COMMAND_BYTES, Group, KEPT_ENTRIES, MEMBERS, SNAPSHOT_ENTRIES, command};
@@ -29,8 +31,6 @@ struct Member {
     id: NodeId,
     replica: Replica<Counter>,
     inbox: Vec<(NodeId, Message)>,
-    /// What a disk would hold of the log.
-    disk: VecDeque<Entry>,
 }
 
 impl Group for Flotilla {
@@ -49,7 +49,7 @@ impl Group for Flotilla {
             let (founders, recovered, now) = (founders.clone(), Recovered::default(), Instant(0));
             let replica =
                 Replica::new(config, id, founders, recovered, Counter::default(), id.0, now);
-            Member { id, replica, inbox: Vec::new(), disk: VecDeque::new() }
+            Member { id, replica, inbox: Vec::new() }
         });
         let members = members.collect();
         let mut group = Self { members, now: Instant(0), tickets: 0, ended: 0 };
@@ -124,9 +124,7 @@ impl Flotilla {
             }
             let mut again = output.again;
             if let Some(write) = output.write {
-                let id = write.id;
-                member.keep(write);
-                member.replica.written(id);
+                member.replica.written(write.id);
                 again = true;
             }
             for (_, outcome) in output.outcomes {
@@ -140,15 +138,6 @@ impl Flotilla {
             if !again {
                 return;
             }
-        }
-    }
-}
-
-impl Member {
-    fn keep(&mut self, write: Write) {
-        self.disk.extend(write.entries);
-        if let Some(snapshot) = write.snapshot {
-            while self.disk.pop_front_if(|entry| entry.index < snapshot.first).is_some() {}
         }
     }
 }

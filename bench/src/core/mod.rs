@@ -3,8 +3,8 @@
 //! The work is the same for all. So many commands of [`COMMAND_BYTES`], each in an allocation of its
 //! own, are proposed to the leader at once; when the leader has applied them all, the next batch
 //! begins. Messages are handed over as they are, without being encoded, one after the other and in
-//! the order in which they were sent; each member takes in all that has come before it acts. What a
-//! disk would hold is kept in memory and is durable at once. A state machine counts what it applies.
+//! the order in which they were sent; each member takes in all that has come before it acts. The log is
+//! held in memory, where it is durable at once. A state machine counts what it applies.
 //! [`SNAPSHOT_ENTRIES`] entries behind the last one there is another snapshot, which is empty, and
 //! the log is cut so that [`KEPT_ENTRIES`] stay before it.
 //!
