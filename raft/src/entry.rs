@@ -43,6 +43,7 @@ impl Entry {
     }
 
     /// What it counts for in every byte budget: its payload and a fixed share for the rest.
+    #[inline]
     pub fn size(&self) -> u64 {
         let payload = match &self.payload {
             Payload::Noop | Payload::Tick => 0,

@@ -383,6 +383,10 @@ impl Leader {
     }
 
     fn confirm_reads(&mut self, core: &mut Core) {
+        // There is hardly ever one while nobody reads, and counting costs something.
+        if !self.rounds.are_open() {
+            return;
+        }
         let confirmed = core.membership().reached(|voter| {
             if voter == core.id {
                 return self.rounds.last();

@@ -208,21 +208,25 @@ impl Log {
     /// The same of entries up to `to`.
     pub(crate) fn slice_to(&self, from: Index, to: Index, bytes_max: u64) -> Vec<Entry> {
         let mut bytes = 0;
-        self.range(from, to)
-            .take_while(|entry| {
-                let first = bytes == 0;
-                bytes += entry.size();
-                first || bytes <= bytes_max
-            })
-            .cloned()
-            .collect()
+        let fits = |entry: &&Entry| {
+            let first = bytes == 0;
+            bytes += entry.size();
+            first || bytes <= bytes_max
+        };
+        let count = self.range(from, to).take_while(fits).count();
+        // It is known how many there are, so they are cloned to where they stay.
+        self.range(from, to).take(count).cloned().collect()
     }
 
     /// Those of the entries `from..=to` that are in memory.
-    pub(crate) fn range(&self, from: Index, to: Index) -> impl Iterator<Item = &Entry> {
-        let skip = from.0.saturating_sub(self.held_first().0);
-        let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(self.entries.len());
-        self.entries.range(skip..).take_while(move |entry| entry.index <= to)
+    pub(crate) fn range(&self, from: Index, to: Index) -> impl ExactSizeIterator<Item = &Entry> {
+        let held_first = self.held_first();
+        let place = |index: Index| {
+            let place = usize::try_from(index.0.saturating_sub(held_first.0));
+            place.unwrap_or(usize::MAX).min(self.entries.len())
+        };
+        let behind = place(to.next());
+        self.entries.range(place(from).min(behind)..behind)
     }
 
     /// The last position at or before `at` whose term does not exceed `term`; the base if there is

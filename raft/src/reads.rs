@@ -103,6 +103,11 @@ impl Rounds {
         self.confirmed.is_some_and(|begun| is_fresh(core, begun))
     }
 
+    /// Whether a quorum still has to answer any of them.
+    pub(crate) fn are_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
     /// A quorum has answered this round, and with it all before.
     pub(crate) fn confirm(&mut self, core: &mut Core, number: u64) {
         while let Some(round) = self.open.pop_front_if(|round| round.number <= number) {

@@ -2,7 +2,7 @@
 //!
 //! Decides what becomes of proposals and reads, and when a snapshot is due. Still pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,8 +10,7 @@ use bytes::Bytes;
 use crate::{
     Applied, BadSnapshot, Change, ChangeRefused, Config, Entry, Envelope, Event, Fetch, GroupTime,
     Index, Install, Instant, Membership, Message, Node, NodeId, Payload, Position, ReadId,
-    ReadOutcome, Recovered, Refused, SnapshotRoot, StateMachine, Status, Term, TicketId, Write,
-    WriteId,
+    ReadOutcome, Recovered, Refused, SnapshotRoot, StateMachine, Status, TicketId, Write, WriteId,
 };
 
 /// A member and the state machine that it replicates.
@@ -25,12 +24,11 @@ pub struct Replica<S: StateMachine> {
     node: Node,
     machine: S,
     applied: Applied,
-    /// By the index that each was appended at. An index can be in dispute between tickets of
-    /// several terms; what is applied there decides.
-    tickets: BTreeMap<Index, Vec<Ticket>>,
-    deadlines: BTreeSet<(Instant, TicketId, Index)>,
+    /// Ascending by the index that each was appended at. An index can be in dispute between tickets
+    /// of several terms; what is applied there decides.
+    tickets: VecDeque<Ticket>,
     /// Changes of the members that are certain, and wait for their end.
-    changes: Vec<(Ticket, Index)>,
+    changes: Vec<Ticket>,
     /// Who belongs to the group for certain, if that has not been told.
     committed_membership: Option<Arc<Membership>>,
     /// How many recoveries of the group the machine has seen.
@@ -47,7 +45,8 @@ pub struct Replica<S: StateMachine> {
 #[derive(Debug)]
 struct Ticket {
     id: TicketId,
-    term: Term,
+    /// Where it was appended.
+    at: Position,
     deadline: Instant,
 }
 
@@ -123,8 +122,7 @@ impl<S: StateMachine> Replica<S> {
             node: Node::new(config, id, founders, recovered, seed, now),
             machine,
             applied,
-            tickets: BTreeMap::new(),
-            deadlines: BTreeSet::new(),
+            tickets: VecDeque::new(),
             changes: Vec::new(),
             recoveries: committed.recoveries(),
             committed_membership: Some(committed),
@@ -144,19 +142,16 @@ impl<S: StateMachine> Replica<S> {
     /// A tick has passed; missed ones count as one.
     pub fn tick(&mut self, now: Instant) {
         self.node.tick(now);
-        while let Some(&(deadline, id, index)) = self.deadlines.first()
-            && deadline <= now
-        {
-            self.deadlines.pop_first();
-            self.changes.retain(|(ticket, _)| ticket.id != id);
-            if let Some(waiting) = self.tickets.get_mut(&index) {
-                waiting.retain(|ticket| ticket.id != id);
-                if waiting.is_empty() {
-                    self.tickets.remove(&index);
-                }
+        let outcomes = &mut self.outcomes;
+        let mut waits = |ticket: &Ticket| {
+            let waits = ticket.deadline > now;
+            if !waits {
+                outcomes.push((ticket.id, Outcome::Unknown));
             }
-            self.outcomes.push((id, Outcome::Unknown));
-        }
+            waits
+        };
+        self.tickets.retain(&mut waits);
+        self.changes.retain(&mut waits);
     }
 
     /// Appends a command, or an entry that only tells the time. What becomes of it comes with a
@@ -194,8 +189,9 @@ impl<S: StateMachine> Replica<S> {
     }
 
     fn expect(&mut self, at: Position, id: TicketId, deadline: Instant) {
-        self.deadlines.insert((deadline, id, at.index));
-        self.tickets.entry(at.index).or_default().push(Ticket { id, term: at.term, deadline });
+        // The end, but for a leader that led before and has lost what it appended then.
+        let place = self.tickets.partition_point(|ticket| ticket.at.index <= at.index);
+        self.tickets.insert(place, Ticket { id, at, deadline });
     }
 
     /// Asks a linearizable question, as [`Node::read`]. The answer comes with a later [`Output`].
@@ -268,11 +264,8 @@ impl<S: StateMachine> Replica<S> {
         self.bytes_since_capture = 0;
         let taken = self.node.installed(root);
         assert!(taken, "a snapshot beyond the commit index is taken");
-        let behind = self.tickets.split_off(&covered.next());
-        let covered = std::mem::replace(&mut self.tickets, behind).into_iter();
-        let covered = covered.flat_map(|(at, tickets)| tickets.into_iter().map(move |it| (it, at)));
-        for (ticket, index) in covered.chain(std::mem::take(&mut self.changes)) {
-            self.deadlines.remove(&(ticket.deadline, ticket.id, index));
+        let behind = self.tickets.partition_point(|ticket| ticket.at.index <= covered);
+        for ticket in self.tickets.drain(..behind).chain(self.changes.drain(..)) {
             self.outcomes.push((ticket.id, Outcome::Unknown));
         }
         Ok(true)
@@ -350,14 +343,13 @@ impl<S: StateMachine> Replica<S> {
                     self.machine.recover();
                 }
                 self.committed_membership = Some(membership.clone());
-                self.pass_change(entry, membership.is_joint());
+                self.pass_change(entry.position(), membership.is_joint());
                 None
             }
         };
-        for ticket in self.tickets.remove(&entry.index).unwrap_or_default() {
-            self.deadlines.remove(&(ticket.deadline, ticket.id, entry.index));
+        while let Some(ticket) = self.tickets.pop_front_if(|it| it.at.index == entry.index) {
             // A leader appends one entry at an index in its term, so the term tells whose it is.
-            let outcome = if ticket.term == entry.term {
+            let outcome = if ticket.at.term == entry.term {
                 Outcome::Done(response.take())
             } else {
                 Outcome::Rejected
@@ -367,15 +359,13 @@ impl<S: StateMachine> Replica<S> {
     }
 
     /// A joint membership is the beginning of a change, whose ticket waits for the end.
-    fn pass_change(&mut self, entry: &Entry, begins: bool) {
+    fn pass_change(&mut self, at: Position, begins: bool) {
         if begins {
-            let waiting = self.tickets.get_mut(&entry.index);
-            let own = waiting.map(|waiting| waiting.extract_if(.., |it| it.term == entry.term));
-            self.changes.extend(own.into_iter().flatten().map(|ticket| (ticket, entry.index)));
+            let own = self.tickets.iter().position(|ticket| ticket.at == at);
+            self.changes.extend(own.and_then(|place| self.tickets.remove(place)));
             return;
         }
-        for (ticket, index) in self.changes.drain(..) {
-            self.deadlines.remove(&(ticket.deadline, ticket.id, index));
+        for ticket in self.changes.drain(..) {
             self.outcomes.push((ticket.id, Outcome::Done(None)));
         }
     }

@@ -54,7 +54,7 @@ impl Member {
         };
         let expected = ExpectedIdentity { cluster: "bench".to_owned(), node: NodeId(1) };
         let (store, start) = Store::open(path, options, &expected)?;
-        let last = start.recovered.entries.last().map_or(0, |entry| entry.index.0);
+        let last = start.recovered.log.last().index.0;
         Ok(Self { store, start, written, last, id: 0 })
     }
 
