@@ -320,17 +320,16 @@ impl World {
         let fails = full || self.mix.chance(&mut self.rng, self.mix.snapshot_failure_per_mille);
         let reachable = self.is_reachable(id, from);
         let given = self.members[&from].disk().stored(&root);
-        let stored = given.filter(|_| reachable && !fails).cloned();
-        let chunks = stored.as_ref().map(|stored| stored.chunks.clone());
-        match stored {
-            Some(stored) => self.store(id, stored)?,
-            None => {
-                let member = self.members.get_mut(&id).expect("every id is a member's");
-                member.disk.transfer = None;
-            }
-        }
-        self.give(id, Input::Fetched(root, chunks));
-        Ok(())
+        let Some(stored) = given.filter(|_| reachable && !fails).cloned() else {
+            self.members.get_mut(&id).expect("every id is a member's").disk.transfer = None;
+            self.give(id, Input::Fetched(root, None));
+            return Ok(());
+        };
+        // The member serves on while a machine is made of it.
+        let restored = Happening::Restored(self.members[&id].life(), root, stored.chunks.clone());
+        let restoring_us = self.rng.random_range(0..=self.mix.snapshot_us_max);
+        self.agenda.after(restoring_us, restored);
+        self.store(id, stored)
     }
 
     fn send(&mut self, from: NodeId, envelope: Envelope) {

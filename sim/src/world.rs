@@ -351,6 +351,11 @@ impl World {
                     self.fetched(life.node, install)?;
                 }
             }
+            Happening::Restored(life, root, chunks) => {
+                if self.is_alive(life) {
+                    self.give(life.node, Input::Fetched(root, Some(chunks)));
+                }
+            }
             Happening::Read(life, fetch) => {
                 if self.is_alive(life) {
                     let entries = self.members[&life.node].disk.read(fetch);
