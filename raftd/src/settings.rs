@@ -59,6 +59,8 @@ pub struct Settings {
     /// How much of it a leader keeps for members that lack it; or as much as the last snapshot is
     /// large, which they would need instead, if that is more.
     pub retained_bytes_max: u64,
+    /// How long a new leader keeps that for a member that has not answered it.
+    pub unheard_ticks_max: u32,
     /// How much of the log stays in memory, beside what is not committed.
     pub log_window_bytes: u64,
     /// Writes that grow the store are refused while less than this is free on its disk.
@@ -81,6 +83,7 @@ impl Default for Settings {
             snapshot_log_bytes_min: core.snapshot_log_bytes_min,
             retained_bytes: core.retained_bytes,
             retained_bytes_max: core.retained_bytes_max,
+            unheard_ticks_max: core.unheard_ticks_max,
             log_window_bytes: core.log_window_bytes,
             free_bytes_min: 256 << 20,
         }
@@ -219,6 +222,7 @@ impl Settings {
             snapshot_log_bytes_min: self.snapshot_log_bytes_min,
             retained_bytes: self.retained_bytes,
             retained_bytes_max: self.retained_bytes_max,
+            unheard_ticks_max: self.unheard_ticks_max,
             log_window_bytes: self.log_window_bytes,
             ..raft::Config::default()
         };
