@@ -373,8 +373,8 @@ impl<S: StateMachine> Driver<S> {
         }
         if let Some(membership) = output.committed_membership {
             self.peers.pin(&membership);
-            let me = self.peers.me.node;
-            if membership.last_id() >= me && !membership.members().contains_key(&me) {
+            self.store.follow(membership.clone());
+            if !membership.may_belong(self.peers.me.node) {
                 self.removed.get_or_insert(std::time::Instant::now());
             }
         }
