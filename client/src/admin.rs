@@ -55,7 +55,8 @@ pub async fn transfer(endpoint: &str, to: Option<u64>, limit: Duration) -> Resul
 /// What is to change of one member of a group, or of a setting of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberChange {
-    /// The member that answers at this peer address comes, as a learner.
+    /// The member that answers at this peer address comes, as a learner; one that belongs to the
+    /// group already stays what it is.
     Add(String),
     /// The member that answers at this peer address has moved there.
     Update(String),

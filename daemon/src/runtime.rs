@@ -17,7 +17,8 @@ use crate::{panic, settings, version};
 /// The most worker threads that a setting may ask for.
 pub const WORKER_THREADS_MAX: u16 = 256;
 
-/// The most threads for blocking calls. Ours have their own; what is left is looking up names.
+/// The most threads for blocking calls: looking up names, and in a group snapshots that are taken,
+/// fetched, given to others and restored, at most a few at a time. The store has threads of its own.
 pub const BLOCKING_THREADS_MAX: usize = 16;
 
 /// How long the runtime may take to stop once the daemon is done.

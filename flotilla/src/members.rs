@@ -1,5 +1,6 @@
 //! `flotilla members`: what operators do to the members of a group.
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use client::admin::MemberChange;
@@ -46,8 +47,8 @@ enum Command {
     ///
     /// Start the new member first, with an id that the group has never used, an empty directory, and
     /// `--join` with the peer address of a member; it waits to be added. Its id and its addresses are
-    /// asked at the address given here. If this command is interrupted, the member stays a learner:
-    /// `promote` goes on from there.
+    /// asked at the address given here. If this command is interrupted, the same command goes on
+    /// where it was.
     Add {
         /// The peer address of the new member
         #[arg(value_name = "HOST:PORT")]
@@ -61,7 +62,8 @@ enum Command {
     /// Put a new member into the place of another, in one step
     ///
     /// The new one is added as a learner; when it has caught up it votes from the very moment that
-    /// the old one leaves. Start it as for `add`.
+    /// the old one leaves. Start it as for `add`. If this command is interrupted, the same command
+    /// goes on where it was.
     Replace {
         /// The member that leaves
         #[arg(value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
@@ -167,44 +169,34 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
     match arguments.command {
         Command::List => list(&group, output).await,
         Command::Add { peer, learner, patience } => {
-            let node = group.add(&peer, output).await?;
-            if !learner {
-                group.promote(&[MemberChange::Promote(node)], &patience, output).await?;
-            }
-            let standing = if learner { "a learner" } else { "a voter" };
-            let text = format!("member {node} belongs to the group, as {standing}");
-            output.result(&text, &json!({ "added": node, "voter": !learner }))
+            add(&group, &peer, learner, &patience, output).await
         }
-        Command::Replace { node: old, peer, patience } => {
-            let node = group.add(&peer, output).await?;
-            let changes = [MemberChange::Promote(node), MemberChange::Remove(old)];
-            group.promote(&changes, &patience, output).await?;
-            let text = format!("member {node} has taken the place of member {old}");
-            output.result(&text, &json!({ "added": node, "removed": [old] }))
+        Command::Replace { node, peer, patience } => {
+            replace(&group, node, &peer, &patience, output).await
         }
         Command::Promote { node, patience } => {
             group.promote(&[MemberChange::Promote(node)], &patience, output).await?;
             output.result(&format!("member {node} votes"), &json!({ "promoted": node }))
         }
         Command::Demote { node } => {
-            group.change(&[MemberChange::Demote(node)], output).await.map_err(refused)?;
+            group.change(&[MemberChange::Demote(node)], output).await?.map_err(refused)?;
             output.result(&format!("member {node} is a learner"), &json!({ "demoted": node }))
         }
         Command::Remove { nodes } => {
             let changes: Vec<_> = nodes.iter().copied().map(MemberChange::Remove).collect();
-            group.change(&changes, output).await.map_err(refused)?;
+            group.change(&changes, output).await?.map_err(refused)?;
             let ids: Vec<String> = nodes.iter().map(u64::to_string).collect();
             let text = format!("removed from the group: {}", ids.join(", "));
             output.result(&text, &json!({ "removed": nodes }))
         }
         Command::Update { peer } => {
-            group.change(&[MemberChange::Update(peer.clone())], output).await.map_err(refused)?;
+            group.change(&[MemberChange::Update(peer.clone())], output).await?.map_err(refused)?;
             let text = format!("the group knows that a member is reached at {peer}");
             output.result(&text, &json!({ "updated": peer }))
         }
         Command::LeaseReads { switch } => {
             let on = switch == Switch::On;
-            group.change(&[MemberChange::LeaseReads(on)], output).await.map_err(refused)?;
+            group.change(&[MemberChange::LeaseReads(on)], output).await?.map_err(refused)?;
             output.result(&format!("lease reads are {}", word(on)), &json!({ "lease_reads": on }))
         }
         Command::Transfer { to } => transfer(&group, to, output).await,
@@ -248,7 +240,10 @@ impl Group {
             let message = format!("no member answers at {}", asked.join(", "));
             return Err(Failure::new(Code::Unreachable, message));
         }
-        if heard.iter().any(|(_, reply)| reply.group != heard[0].1.group) {
+        // Who is being started may not know its group yet.
+        let mut groups = heard.iter().map(|(_, reply)| &reply.group).filter(|it| !it.is_empty());
+        let first = groups.next();
+        if groups.any(|group| Some(group) != first) {
             let message = "these are members of several groups: name those of one with --endpoints";
             return Err(Failure::new(Code::WrongCall, message));
         }
@@ -258,32 +253,57 @@ impl Group {
         Ok(found.map(|(endpoint, reply)| ((*endpoint).clone(), (*reply).clone())))
     }
 
-    /// Changes the members; whom each of the changes was about. What passes by itself, a change of
-    /// leaders or a member that is just being started, is waited for.
-    async fn change(&self, changes: &[MemberChange], output: Output) -> Result<Vec<u64>, Error> {
+    /// The members, when no change is under way.
+    async fn members(&self, output: Output) -> Result<Vec<Member>, Failure> {
         let mut wait = Wait::new(self.limit);
         loop {
-            let asked = match self.leader().await {
-                Ok((endpoint, _)) => {
-                    client::admin::change_members(&endpoint, changes, self.limit).await
-                }
-                Err(failure) => Err(Rejected::Unavailable(failure.to_string()).into()),
+            let (_, leader) = self.leader().await?;
+            let settled = |member: &Member| match member.standing() {
+                Standing::Learner | Standing::Voter | Standing::Unspecified => true,
+                Standing::Incoming | Standing::Outgoing | Standing::Demoted => false,
             };
-            match asked {
+            if leader.members.iter().all(settled) {
+                return Ok(leader.members);
+            }
+            let why = "another change of the members is under way";
+            if wait.is_over() {
+                return Err(Failure::new(Code::Failed, why));
+            }
+            wait.tell(&why, output).await;
+        }
+    }
+
+    /// Changes the members; whom each of the changes was about, or why the leader did not. What
+    /// passes by itself, a change of leaders or a member that is just being started, is waited for.
+    async fn change(
+        &self,
+        changes: &[MemberChange],
+        output: Output,
+    ) -> Result<Result<Vec<u64>, Error>, Failure> {
+        let mut wait = Wait::new(self.limit);
+        loop {
+            let endpoint = match self.leader().await {
+                Ok((endpoint, _)) => endpoint,
+                Err(failure) if failure.code() == Code::Unreachable && !wait.is_over() => {
+                    wait.tell(&failure, output).await;
+                    continue;
+                }
+                Err(failure) => return Err(failure),
+            };
+            match client::admin::change_members(&endpoint, changes, self.limit).await {
                 Err(error @ Error::Rejected(Rejected::Unavailable(_))) if !wait.is_over() => {
                     wait.tell(&error, output).await;
                 }
-                ended => return ended,
+                ended => return Ok(ended),
             }
         }
     }
 
-    /// Adds the member that answers at `peer`, as a learner, and gives its id.
-    async fn add(&self, peer: &str, output: Output) -> Result<u64, Failure> {
-        let add = [MemberChange::Add(peer.to_owned())];
-        let nodes = self.change(&add, output).await.map_err(refused)?;
+    /// Asks for a change of the member that answers at a peer address; its id.
+    async fn change_at(&self, change: MemberChange, output: Output) -> Result<u64, Failure> {
+        let nodes = self.change(&[change], output).await?.map_err(refused)?;
         nodes.first().copied().ok_or_else(|| {
-            Failure::new(Code::Failed, "the member was added, but the leader does not name it")
+            Failure::new(Code::Failed, "it is done, but the leader does not name the member")
         })
     }
 
@@ -296,7 +316,7 @@ impl Group {
     ) -> Result<(), Failure> {
         let mut wait = Wait::new(Duration::from_millis(patience.wait));
         loop {
-            match self.change(changes, output).await {
+            match self.change(changes, output).await? {
                 Ok(_) => return Ok(()),
                 Err(error @ Error::Rejected(Rejected::Refused(_))) if !wait.is_over() => {
                     wait.tell(&error, output).await;
@@ -323,13 +343,82 @@ impl Wait {
         Instant::now() >= self.until
     }
 
-    async fn tell(&mut self, error: &Error, output: Output) {
+    async fn tell(&mut self, error: &impl Display, output: Output) {
         if Instant::now() >= self.tell {
             self.tell += TELL_INTERVAL;
             output.note(&format!("waiting: {error}"));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// Adds a member, or goes on where an earlier attempt was.
+async fn add(
+    group: &Group,
+    peer: &str,
+    learner: bool,
+    patience: &Patience,
+    output: Output,
+) -> Result<(), Failure> {
+    let before = group.members(output).await?;
+    let node = group.change_at(MemberChange::Add(peer.to_owned()), output).await?;
+    let was = standing(&before, node);
+    if learner && was == Some(Standing::Voter) {
+        let message = format!("member {node} belongs to the group already, and votes: see demote");
+        return Err(Failure::new(Code::Exists, message));
+    }
+    if !learner && was != Some(Standing::Voter) {
+        group.promote(&[MemberChange::Promote(node)], patience, output).await?;
+    }
+    let part = if learner { "a learner" } else { "a voter" };
+    let already = match was {
+        None => "",
+        Some(Standing::Learner) if !learner => "; it was there already, as a learner",
+        Some(_) => "; it was there already",
+    };
+    let text = format!("member {node} belongs to the group, as {part}{already}");
+    output.result(&text, &json!({ "added": node, "voter": !learner, "already": was.is_some() }))
+}
+
+/// Puts a member into the place of another, or goes on where an earlier attempt was.
+async fn replace(
+    group: &Group,
+    old: u64,
+    peer: &str,
+    patience: &Patience,
+    output: Output,
+) -> Result<(), Failure> {
+    let before = group.members(output).await?;
+    let leaves = standing(&before, old).is_some();
+    // Without the old one there is nobody to replace, unless this was done before.
+    let change = if leaves { MemberChange::Add } else { MemberChange::Update };
+    let node = group.change_at(change(peer.to_owned()), output).await.map_err(|failure| {
+        let missing = failure.code() == Code::NotFound;
+        let message = format!("neither member {old} nor the one at {peer} belongs to the group");
+        if missing { Failure::new(Code::NotFound, message) } else { failure }
+    })?;
+    let was = standing(&before, node);
+    let mut changes = Vec::new();
+    if was != Some(Standing::Voter) {
+        changes.push(MemberChange::Promote(node));
+    }
+    if leaves {
+        changes.push(MemberChange::Remove(old));
+    }
+    if !changes.is_empty() {
+        group.promote(&changes, patience, output).await?;
+    }
+    let already = match (was, changes.is_empty()) {
+        (_, true) => "; it had already",
+        (Some(_), false) => "; it was there already",
+        (None, false) => "",
+    };
+    let text = format!("member {node} has taken the place of member {old}{already}");
+    output.result(&text, &json!({ "added": node, "removed": [old], "already": was.is_some() }))
+}
+
+fn standing(members: &[Member], node: u64) -> Option<Standing> {
+    members.iter().find(|member| member.node == node).map(Member::standing)
 }
 
 async fn list(group: &Group, output: Output) -> Result<(), Failure> {

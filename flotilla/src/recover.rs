@@ -19,10 +19,11 @@ pub(crate) struct Arguments {
     /// The data directory of a member that does not run; several are compared
     #[arg(long = "dir", value_name = "DIR", required = true)]
     dirs: Vec<PathBuf>,
-    /// Do it, to one directory
+    /// Do it, to one directory; nothing is copied
     #[arg(long)]
     yes: bool,
-    /// Only tell what would be done, as without --yes
+    /// Only tell what would be done, as without --yes. The log is copied to the temporary directory
+    /// (TMPDIR) meanwhile, so that nothing is changed
     #[arg(long, conflicts_with = "yes")]
     dry_run: bool,
 }
@@ -41,10 +42,10 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
 
 fn recover(dir: &Path, output: Output) -> Result<(), Failure> {
     raftd::failpoint::arm_from_environment()?;
-    let survivor = look(dir)?;
+    check_exists(dir)?;
+    let (survivor, recovery) = recovery::recover(dir).map_err(|failure| refused(dir, failure))?;
     let node = survivor.node;
-    let Some(Recovery { group, entry }) = recovery::recover(dir).map_err(|it| refused(dir, it))?
-    else {
+    let Some(Recovery { group, entry }) = recovery else {
         let text = format!("member {node} is the only voter of its group: nothing to recover");
         return output.result(&text, &json!({ "recovered": false, "node": node.0 }));
     };
@@ -87,11 +88,16 @@ fn tell(dirs: &[PathBuf], output: Output) -> Result<(), Failure> {
     output.result(&texts.join("\n\n"), &value)
 }
 
-fn look(dir: &Path) -> Result<Survivor, Failure> {
-    if !dir.is_dir() {
-        let message = format!("there is no directory {}", dir.display());
-        return Err(Failure::new(Code::NotFound, message));
+fn check_exists(dir: &Path) -> Result<(), Failure> {
+    if dir.is_dir() {
+        return Ok(());
     }
+    Err(Failure::new(Code::NotFound, format!("there is no directory {}", dir.display())))
+}
+
+/// Looks at a copy of the log in the temporary directory, so that nothing is changed in this one.
+fn look(dir: &Path) -> Result<Survivor, Failure> {
+    check_exists(dir)?;
     let scratch = tempfile::tempdir().map_err(|error| {
         Failure::new(Code::Failed, "there is no place for a copy of the log").because(error)
     })?;
@@ -99,8 +105,17 @@ fn look(dir: &Path) -> Result<Survivor, Failure> {
 }
 
 fn refused(dir: &Path, failure: Failure) -> Failure {
-    let message = format!("the member in {} can't be recovered", dir.display());
-    Failure::new(Code::Failed, message).because(failure)
+    let dir = dir.display();
+    let (code, message) = match failure.code() {
+        Code::NotFound => (Code::NotFound, "there is nothing to recover".to_owned()),
+        Code::Configuration => (Code::WrongCall, format!("the member in {dir} can't go on")),
+        Code::Damaged => (
+            Code::Failed,
+            format!("{dir} is damaged, or something that was acknowledged is missing in it"),
+        ),
+        _ => (Code::Failed, format!("the member in {dir} can't be recovered now")),
+    };
+    Failure::new(code, message).because(failure)
 }
 
 fn shown(dir: &Path, survivor: &Survivor) -> String {

@@ -119,7 +119,11 @@ fn voters(endpoints: &str) -> Vec<u64> {
 fn change_all(cluster: &mut Cluster, rest: &str) -> Vec<u64> {
     for number in 2..=5 {
         let peer = cluster.join_kvd(number).unwrap().to_string();
-        members(rest, &["add", &peer]);
+        let said = members(rest, &["add", &peer]);
+        assert_eq!(said, format!("member {number} belongs to the group, as a voter"));
+        // Whoever does not know whether that was done asks once more.
+        let again = members(rest, &["add", &peer]);
+        assert_eq!(again, format!("{said}; it was there already"));
     }
     assert_eq!(voters(rest), [1, 2, 3, 4, 5]);
     let twice = flotilla(&["members", "remove", "9", "--endpoints", rest]);
@@ -127,7 +131,10 @@ fn change_all(cluster: &mut Cluster, rest: &str) -> Vec<u64> {
 
     let old = leader(cluster);
     let peer = cluster.join_kvd(6).unwrap().to_string();
-    members(rest, &["replace", &old.to_string(), &peer]);
+    let said = members(rest, &["replace", &old.to_string(), &peer]);
+    assert_eq!(said, format!("member 6 has taken the place of member {old}"));
+    let again = members(rest, &["replace", &old.to_string(), &peer]);
+    assert_eq!(again, format!("{said}; it had already"));
     let now = voters(rest);
     assert!(now.len() == 5 && now.contains(&6) && !now.contains(&old), "{now:?} without {old}");
     let gone: Vec<u64> = now.iter().copied().filter(|node| *node != 6).take(2).collect();
@@ -221,4 +228,100 @@ async fn lease_reads_are_turned_on_and_off() {
         assert_eq!(listed(), Some(on));
     }
     assert_eq!(call(&["members", "lease-reads", "maybe"]).status.code(), Some(2));
+}
+
+/// `flotilla members` as it ends, with what it complained about.
+fn ends(endpoints: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let timeout = ["--endpoints", endpoints, "--timeout", "3s"];
+    let output = flotilla(&[&["members"], arguments, timeout.as_slice()].concat());
+    (output.status.code(), complained(&output))
+}
+
+#[tokio::test]
+async fn an_interrupted_add_goes_on_and_a_voter_may_learn_again() {
+    let _watchdog = Watchdog::new(3 * READY_TIMEOUT);
+    let mut test = TestCluster::start(1, 0, |_| ()).await;
+    let place = test.cluster.description().place;
+    let rest = &[place.kvd(1), place.kvd(2)].map(|it| it.to_string()).join(",");
+    let peer = &test.cluster.join_kvd(2).unwrap().to_string();
+    // As far as an `add` comes that is interrupted.
+    let learner = "member 2 belongs to the group, as a learner";
+    assert_eq!(members(rest, &["add", "--learner", peer]), learner);
+    let again = members(rest, &["add", "--learner", peer]);
+    assert_eq!(again, format!("{learner}; it was there already"));
+    let voter = "member 2 belongs to the group, as a voter; it was there already, as a learner";
+    assert_eq!(members(rest, &["add", peer]), voter);
+    assert_eq!(voters(rest), [1, 2]);
+    assert_eq!(ends(rest, &["add", "--learner", peer]).0, Some(5));
+
+    assert_eq!(members(rest, &["demote", "2"]), "member 2 is a learner");
+    assert_eq!(voters(rest), [1]);
+    assert_eq!(ends(rest, &["demote", "2"]).0, Some(2));
+    assert_eq!(ends(rest, &["demote", "9"]).0, Some(6));
+    // It is no part of the majority any more.
+    test.cluster.kill(Instance::Kvd(2)).unwrap();
+    test.kv(READY_TIMEOUT).put("key", "value").await.unwrap();
+    test.cluster.restart(Instance::Kvd(2)).unwrap();
+    assert_eq!(members(rest, &["promote", "2"]), "member 2 votes");
+    assert_eq!(voters(rest), [1, 2]);
+}
+
+#[tokio::test]
+async fn each_way_to_fail_has_its_exit_code() {
+    let _watchdog = Watchdog::new(2 * READY_TIMEOUT);
+    let mut test = TestCluster::start(1, 0, |plan| plan.log = 1).await;
+    let description = test.cluster.description().clone();
+    let [kv, log] =
+        [description.kv_endpoints(), description.log_endpoints()].map(|it| it.join(","));
+    let (code, why) = ends(&format!("{kv},{log}"), &["remove", "2"]);
+    assert!(code == Some(2) && why.contains("several groups"), "{code:?}: {why}");
+    let nobody = description.place.kvd(9).to_string();
+    let (code, why) = ends(&nobody, &["remove", "2"]);
+    assert!(code == Some(3) && why.contains("no member answers"), "{code:?}: {why}");
+    let (code, why) = ends(&kv, &["add", &nobody]);
+    assert!(code == Some(3) && why.contains("no answer"), "{code:?}: {why}");
+    let (code, why) = ends(&kv, &["replace", "7", &test.cluster.join_kvd(2).unwrap().to_string()]);
+    assert!(code == Some(6) && why.contains("neither member 7"), "{code:?}: {why}");
+    assert_eq!(voters(&kv), [1], "nobody was added");
+}
+
+#[tokio::test]
+async fn a_member_moves_to_another_address() {
+    let _watchdog = Watchdog::new(3 * READY_TIMEOUT);
+    let mut test = TestCluster::start(3, 0, |_| ()).await;
+    let place = test.cluster.description().place;
+    let all = test.cluster.description().kv_endpoints().join(",");
+    let moves = 3;
+    let instance = Instance::Kvd(moves);
+    test.cluster.terminate(instance).await.unwrap();
+    let client = test.kv(READY_TIMEOUT);
+    client.put("key", "value").await.unwrap();
+    let (old, new) = (place.kvd(moves), place.kvd(moves + 4));
+    let data = test.cluster.dir().join(instance.to_string()).display().to_string();
+    let process = test.cluster.process(instance).unwrap();
+    let admin = process.admin();
+    process.set_arguments(vec![
+        "kvd".to_owned(),
+        format!("--listen={new}"),
+        format!("--admin={admin}"),
+        format!("--node={moves}"),
+        format!("--data={data}"),
+    ]);
+    process.start().unwrap();
+    let peer = format!("{}:{}", new.ip(), new.port() + 50);
+    let said = members(&all, &["update", &peer]);
+    assert_eq!(said, format!("the group knows that a member is reached at {peer}"));
+    let list = well(&flotilla(&["--json", "members", "list", "--endpoints", &all]));
+    let list: Value = serde_json::from_str(&list).unwrap();
+    let moved = &list["members"][usize::from(moves) - 1];
+    assert_eq!((&moved["peer_address"], &moved["part"]), (&peer.into(), &"voter".into()));
+    assert_eq!(moved["client_address"], new.to_string());
+    // It is needed for the majority now, and found by the others where it is.
+    test.cluster.kill(Instance::Kvd(1)).unwrap();
+    let endpoints = vec![place.kvd(2).to_string(), new.to_string()];
+    let rest = client::KvClient::connect(endpoints, Options::with_deadline(READY_TIMEOUT)).unwrap();
+    rest.put("key", "moved").await.unwrap();
+    assert_eq!(rest.get("key").await.unwrap().unwrap().value, "moved");
+    let (code, why) = ends(&place.kvd(2).to_string(), &["update", &old.to_string()]);
+    assert_eq!(code, Some(3), "{why}");
 }

@@ -163,8 +163,14 @@ fn check_looks(test: &TestCluster, survivor: &Path) {
     let several = recover(&[survivor, &first], &["--yes"], "");
     assert_eq!(several.status.code(), Some(2), "{}", complained(&several));
     let nobodys = recover(&[test.dir.path()], &["--yes"], "");
-    assert_eq!(nobodys.status.code(), Some(1), "{}", said(&nobodys));
+    assert_eq!(nobodys.status.code(), Some(6), "{}", said(&nobodys));
     assert!(complained(&nobodys).contains("no directory of a member"), "{}", complained(&nobodys));
+    let damaged = test.dir.path().join("damaged");
+    copy(survivor, &damaged);
+    fs::remove_file(damaged.join("floor")).unwrap();
+    let refused = recover(&[&damaged], &["--yes"], "");
+    assert_eq!(refused.status.code(), Some(1), "{}", complained(&refused));
+    assert!(complained(&refused).contains("is damaged"), "{}", complained(&refused));
     let nowhere = recover(&[Path::new("/nowhere")], &[], "");
     assert_eq!(nowhere.status.code(), Some(6), "{}", complained(&nowhere));
     let unknown = recover(&[survivor], &["--yes"], "recover.never=crash");

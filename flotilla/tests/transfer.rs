@@ -1,19 +1,23 @@
 //! A snapshot on its way to a new member, while clients write and everything goes wrong: it is
-//! brought to its end with hardly a chunk sent twice.
+//! brought to its end with hardly a chunk sent twice. Only the new member's own connections to the
+//! others, over which it fetches, pass a proxy that breaks them.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 mod support;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use client::{KvClient, Options};
+use daemon::ports;
 use flotilla::local::Instance;
 use proto::admin::{StatusReply, Transfer};
+use support::proxy::Proxies;
 use support::{Depth, READY_TIMEOUT, TestCluster, Watchdog, flotilla, well};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -36,8 +40,35 @@ const HOT: usize = 20;
 /// How many clients write.
 const CLIENTS: usize = 2;
 
-/// How often the new member is killed.
-const KILLS: u64 = 5;
+/// What breaks a transfer off, or could.
+#[derive(Clone, Copy, Debug)]
+enum Break {
+    /// The new member is killed.
+    Kill,
+    /// Its connection is cut in the middle of a chunk.
+    Cut,
+    /// Its connections stay open, and nothing passes until it has noticed.
+    Hole,
+    /// The leadership is handed over.
+    Lead,
+}
+
+/// What happens to the transfer, in the first half of it.
+const BREAKS: [Break; 10] = [
+    Break::Cut,
+    Break::Kill,
+    Break::Lead,
+    Break::Cut,
+    Break::Hole,
+    Break::Cut,
+    Break::Kill,
+    Break::Lead,
+    Break::Cut,
+    Break::Kill,
+];
+
+/// How often a transfer to the new member broke off, or went on after a start.
+const RESUMES: &str = "flotilla_snapshot_resumes_total";
 
 /// How many keys are written at a time at first.
 const LOADED_AT_ONCE: usize = 16;
@@ -130,30 +161,69 @@ fn p99(took: &mut [Duration]) -> Duration {
     took[took.len() * 99 / 100]
 }
 
-/// Kills the new member again and again while a snapshot is on its way to it, and has the
-/// leadership handed over meanwhile. How many bytes the snapshot has.
-async fn interrupt(test: &mut TestCluster) -> u64 {
+/// Starts the new member, which learns its group, and then once more, so that it knows the others by
+/// settings of its own: they are reached over the proxies. Where it is reached itself.
+async fn join(test: &mut TestCluster, proxies: &mut Proxies) -> SocketAddr {
+    let peer = test.cluster.join_kvd(NEW).unwrap();
+    wait(test, NEW..=NEW, "knows no group", |it| !it.group.is_empty()).await;
+    test.cluster.kill(Instance::Kvd(NEW)).unwrap();
+    let (place, data) =
+        (test.cluster.description().place, test.cluster.dir().join(Instance::Kvd(NEW).to_string()));
+    let mut arguments = vec![
+        "kvd".to_owned(),
+        format!("--listen={}", place.kvd(NEW)),
+        format!("--node={NEW}"),
+        format!("--member={NEW}={}", place.kvd(NEW)),
+        format!("--data={}", data.display()),
+    ];
+    for node in 1..=MEMBERS {
+        let client = place.kvd(node);
+        let way = (client.ip(), client.port() + ports::PEER_OFFSET).into();
+        arguments.push(format!("--member={node}={client},{}", proxies.open(way).await));
+    }
+    let process = test.cluster.process(Instance::Kvd(NEW)).unwrap();
+    process.set_arguments(arguments);
+    process.start().unwrap();
+    peer
+}
+
+/// Does all that there is to a transfer to the new member. How many bytes the snapshot has.
+async fn interrupt(test: &mut TestCluster, proxies: &Proxies) -> u64 {
     let deadline = Instant::now() + limit();
-    let mut kills = 0;
-    while kills < KILLS {
-        assert!(Instant::now() < deadline, "killed {kills} times only");
-        sleep(LOOK_INTERVAL).await;
-        let Some(reply) = status(test, NEW).await else { continue };
-        assert_eq!(reply.snapshot_index, 0, "installed after {kills} kills");
-        let Some(Transfer { done_bytes, total_bytes, .. }) = reply.transfer else { continue };
+    for (at, what) in (1..).zip(BREAKS) {
         // In its first half: what is seen late on a busy machine is seen before its end.
-        if done_bytes * 2 * KILLS < total_bytes * (kills + 1) {
-            continue;
+        let (done, total) = loop {
+            assert!(Instant::now() < deadline, "{at}: there is no transfer for {what:?}");
+            sleep(LOOK_INTERVAL).await;
+            let Some(reply) = status(test, NEW).await else { continue };
+            assert_eq!(reply.snapshot_index, 0, "installed before {at}: {what:?}");
+            let Some(Transfer { done_bytes, total_bytes, .. }) = reply.transfer else { continue };
+            if done_bytes * 2 * BREAKS.len() as u64 >= total_bytes * at {
+                break (done_bytes, total_bytes);
+            }
+        };
+        println!("{what:?} when {done} of {total} bytes had come");
+        match what {
+            Break::Kill => {
+                test.cluster.kill(Instance::Kvd(NEW)).unwrap();
+                test.cluster.restart(Instance::Kvd(NEW)).unwrap();
+            }
+            Break::Cut => proxies.cut().await,
+            Break::Hole => {
+                let before = test.cluster.metric(Instance::Kvd(NEW), RESUMES).await;
+                proxies.swallow();
+                while test.cluster.metric(Instance::Kvd(NEW), RESUMES).await <= before {
+                    assert!(Instant::now() < deadline, "nobody notices that nothing comes");
+                    sleep(LOOK_INTERVAL).await;
+                }
+                proxies.heal();
+            }
+            Break::Lead => {
+                let endpoints = test.cluster.description().kv_endpoints().join(",");
+                let command = move || flotilla(&["members", "transfer", "--endpoints", &endpoints]);
+                well(&tokio::task::spawn_blocking(command).await.unwrap());
+            }
         }
-        test.cluster.kill(Instance::Kvd(NEW)).unwrap();
-        kills += 1;
-        if kills % 2 == 0 {
-            let endpoints = test.cluster.description().kv_endpoints().join(",");
-            let command = move || flotilla(&["members", "transfer", "--endpoints", &endpoints]);
-            well(&tokio::task::spawn_blocking(command).await.unwrap());
-        }
-        test.cluster.restart(Instance::Kvd(NEW)).unwrap();
-        println!("killed when {done_bytes} of {total_bytes} bytes had come");
     }
     status(test, 1).await.unwrap().snapshot_bytes
 }
@@ -193,13 +263,14 @@ async fn a_snapshot_reaches_a_new_member_whatever_breaks_it_off() {
     let whole = (keys() * VALUE_BYTES) as u64;
     wait(&test, 1..=MEMBERS, "has no snapshot of all", |it| it.snapshot_bytes >= whole).await;
 
-    let peer = test.cluster.join_kvd(NEW).unwrap().to_string();
+    let mut proxies = Proxies::new();
+    let peer = join(&mut test, &mut proxies).await.to_string();
     let all = endpoints.join(",");
     let add = move || flotilla(&["members", "add", "--learner", &peer, "--endpoints", &all]);
     well(&tokio::task::spawn_blocking(add).await.unwrap());
     transfer.send_replace(true);
     let begun = Instant::now();
-    let bytes = interrupt(&mut test).await;
+    let bytes = interrupt(&mut test, &proxies).await;
     wait(&test, NEW..=NEW, "has no snapshot", |it| it.snapshot_index > 0).await;
     println!("a snapshot of {bytes} bytes took {:?}", begun.elapsed());
     transfer.send_replace(false);

@@ -184,6 +184,10 @@ impl StateMachine for KvMachine {
         KvCapture::new(self.shards.clone(), self.time, self.recoveries, self.digest())
     }
 
+    fn empty(&self) -> Self {
+        Self::with_limits(self.wanted, self.limits)
+    }
+
     fn restore(&mut self, chunks: &mut dyn Iterator<Item = Bytes>) -> Result<(), BadSnapshot> {
         let restored = restore::restore(chunks, self.limits)?;
         let (digest, time) = (sum(&restored.shards), restored.time);

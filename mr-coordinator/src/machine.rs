@@ -356,6 +356,10 @@ impl StateMachine for Machine {
         Frozen::of(self)
     }
 
+    fn empty(&self) -> Self {
+        Self::default()
+    }
+
     fn restore(&mut self, chunks: &mut dyn Iterator<Item = Bytes>) -> Result<(), BadSnapshot> {
         *self = snapshot::restore(chunks).map_err(|bad| BadSnapshot(bad.to_string()))?;
         Ok(())

@@ -39,6 +39,9 @@ pub struct Config {
     /// How much of it a leader keeps for members that lack it: this much or, if that is more, as much
     /// as the snapshot is large, which they would need instead.
     pub retained_bytes_max: u64,
+    /// How long a new leader keeps as much for a member that has not answered it: so long it may
+    /// lack anything.
+    pub unheard_ticks_max: u32,
     /// How much of the log stays in memory, beside what is not committed or not durable yet.
     pub log_window_bytes: u64,
     /// A leader whose disk does not answer for so long hands the leadership over.
@@ -66,6 +69,7 @@ impl Default for Config {
             members_max: 16,
             retained_bytes: 16 << 20,
             retained_bytes_max: 1 << 30,
+            unheard_ticks_max: 15_000,
             log_window_bytes: 32 << 20,
             slow_disk_ticks: 50,
             apply_bytes_max: 4 << 20,

@@ -148,11 +148,13 @@ impl Leader {
     pub(crate) fn first_needed(&self, core: &Core, root: &SnapshotRoot) -> Option<Index> {
         let budget = core.config.retained_bytes_max.max(root.bytes);
         let affordable = core.log.first_of_tail(root.position.index, budget);
-        let needs = self.peers.values().map(|progress| match progress.state {
-            // Nobody knows what it has.
-            _ if progress.acked_round() == 0 => affordable,
-            State::Probe { .. } | State::Replicate => progress.matched().next(),
-            State::Snapshot { from } => from.next(),
+        let needs = self.peers.values().filter_map(|progress| match progress.state {
+            // Nobody knows what it has; but who never answers must not cost the most for ever.
+            _ if progress.acked_round() == 0 => {
+                (progress.silent_ticks < core.config.unheard_ticks_max).then_some(affordable)
+            }
+            State::Probe { .. } | State::Replicate => Some(progress.matched().next()),
+            State::Snapshot { from } => Some(from.next()),
         });
         needs.filter(|&need| need >= affordable).min()
     }
@@ -174,12 +176,8 @@ impl Leader {
     /// Whether a learner would not hold up the group as a voter: what it lacks fits into one message.
     fn has_caught_up(&self, core: &Core, learner: NodeId) -> bool {
         let Some(progress) = self.peers.get(&learner) else { return false };
-        let mut left = core.config.append_bytes_max;
-        let mut lacks = core.log.range(progress.matched().next(), core.log.last().index);
-        self.answers(core, learner)
-            && progress.matched().next() >= core.log.held_first()
-            && lacks
-                .all(|entry| left.checked_sub(entry.size()).inspect(|&rest| left = rest).is_some())
+        let near = core.log.first_of_tail(core.log.last().index, core.config.append_bytes_max);
+        self.answers(core, learner) && progress.matched().next() >= near
     }
 
     fn reconfigure(&mut self, core: &mut Core, next: Membership) -> Position {

@@ -47,6 +47,10 @@ pub trait StateMachine: Send + 'static {
     /// Freezes the state.
     fn capture(&self) -> Self::Capture;
 
+    /// A machine with the settings of this one that has seen nothing yet: a snapshot is put into it
+    /// away from this one's thread, while this one serves on.
+    fn empty(&self) -> Self;
+
     /// Replaces the state by the one that a capture's chunks encode, given in order.
     ///
     /// # Errors

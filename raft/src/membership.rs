@@ -185,6 +185,11 @@ impl Membership {
         self.last_id
     }
 
+    /// Whether it is a member or, as far as this tells, may become one: ids are never used twice.
+    pub fn may_belong(&self, id: NodeId) -> bool {
+        id > self.last_id || self.members.contains_key(&id)
+    }
+
     /// Whether the leader may answer reads by a lease.
     pub fn lease_reads(&self) -> bool {
         self.lease_reads

@@ -5,12 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::{
-    Applied, BadSnapshot, Change, ChangeRefused, Config, Entry, Envelope, Event, Fetch, GroupTime,
-    Index, Install, Instant, Membership, Message, Node, NodeId, Payload, Position, ReadId,
-    ReadOutcome, Recovered, Refused, SnapshotRoot, StateMachine, Status, TicketId, Write, WriteId,
+    Applied, Change, ChangeRefused, Config, Entry, Envelope, Event, Fetch, GroupTime, Index,
+    Install, Instant, Membership, Message, Node, NodeId, Payload, Position, ReadId, ReadOutcome,
+    Recovered, Refused, SnapshotRoot, StateMachine, Status, TicketId, Write, WriteId,
 };
 
 /// A member and the state machine that it replicates.
@@ -239,25 +237,15 @@ impl<S: StateMachine> Replica<S> {
     }
 
     /// The snapshot of [`Output::install`], or one that a leader offered before, is durable here, and
-    /// these are its chunks. Whether it took the place of the state; one that has been overtaken does
-    /// not.
-    ///
-    /// # Errors
-    /// [`BadSnapshot`]: it does not decode, and nothing has changed.
-    pub fn installed(
-        &mut self,
-        root: SnapshotRoot,
-        chunks: &mut dyn Iterator<Item = Bytes>,
-    ) -> Result<bool, BadSnapshot> {
+    /// `machine` was restored from its chunks. Whether the two machines changed places; one that has
+    /// been overtaken meanwhile changes nothing.
+    pub fn installed(&mut self, root: SnapshotRoot, machine: &mut S) -> bool {
         let covered = root.position.index;
         if covered <= self.node.commit() {
             self.node.install_failed();
-            return Ok(false);
+            return false;
         }
-        if let Err(error) = self.machine.restore(chunks) {
-            self.node.install_failed();
-            return Err(error);
-        }
+        std::mem::swap(&mut self.machine, machine);
         self.applied = Applied::from(&root);
         self.committed_membership = Some(root.membership.clone());
         self.recoveries = root.membership.recoveries();
@@ -268,7 +256,7 @@ impl<S: StateMachine> Replica<S> {
         for ticket in self.tickets.drain(..behind).chain(self.changes.drain(..)) {
             self.outcomes.push((ticket.id, Outcome::Unknown));
         }
-        Ok(true)
+        true
     }
 
     /// The snapshot of [`Output::install`] can't be had.

@@ -149,10 +149,12 @@ scripts! {
         conflict_below_the_window,
         disk_answers_a_leader_no_more,
         leader_keeps_what_a_follower_lacks,
+        learner_is_promoted_whatever_is_in_memory,
         new_leader_keeps_what_it_may,
         restarted_member_applies_from_the_disk,
         slow_follower_is_read_from_the_disk,
         snapshot_on_offer_keeps_its_log,
+        unheard_member_costs_little_at_last,
     ],
     raft_transfer: [
         after_snapshot,

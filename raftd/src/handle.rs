@@ -122,7 +122,8 @@ pub enum ChangeRejected {
 /// What an operator wants changed of one member, or of a setting of the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// The member that answers at this peer address is to come, as a learner.
+    /// The member that answers at this peer address is to come, as a learner; if it belongs to the
+    /// group already, its addresses are taken over.
     Add(String),
     /// The member that answers at this peer address has moved there.
     Update(String),
@@ -389,9 +390,12 @@ impl<S: StateMachine> Handle<S> {
             let address = address.clone();
             ChangeRejected::NotMet { address, reason }
         })?;
+        let is_member = self.peers.is_member(&founder);
         let (id, contact) = (founder.node, Contact::from(founder).encode());
         Ok(match wanted {
             Wanted::Update(_) => Change::Update { id, contact },
+            // So whoever does not know whether it was added asks again.
+            Wanted::Add(_) if is_member => Change::Update { id, contact },
             Wanted::Add(_)
             | Wanted::Promote(_)
             | Wanted::Demote(_)

@@ -1,8 +1,9 @@
 //! The host: one task that owns a replica and drives it.
 //!
-//! It waits for the first of {shutdown, clock, disk, peers, requests}, takes in what else is there
-//! up to a bound, and then acts once on everything: so proposals batch by themselves, and the disk
-//! sees one write where it would have seen many. It decides nothing that `raft` can decide.
+//! It waits for the first of {shutdown, jobs, clock, disk, peers, requests}, takes in what else is
+//! there up to a bound, and then acts once on everything: so proposals batch by themselves, and the
+//! disk sees one write where it would have seen many. What comes seldom goes first, since a busy
+//! member always has some of the rest. It decides nothing that `raft` can decide.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,8 +12,8 @@ use std::time::Duration;
 
 use daemon::{Failure, Shutdown};
 use raft::{
-    Change, ChangeRefused, Entry, Event, Frozen, Index, Install, Instant, Membership, NodeId,
-    Output, Payload, ReadId, Replica, RoleKind, SnapshotRoot, StateMachine, TicketId,
+    Change, ChangeRefused, Entry, Event, Index, Instant, Membership, NodeId, Output, Payload,
+    ReadId, Replica, RoleKind, SnapshotRoot, StateMachine, TicketId,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -24,15 +25,13 @@ use crate::failpoint::{self, Failpoint};
 use crate::handle::{
     MemberStatus, Outcome, Refused, Request, Role, Status, TransferRefused, Transferred,
 };
-use crate::peer::{Directory, Fetcher, Incoming, News, Peers, Senders};
+use crate::jobs::{Job, Jobs};
+use crate::peer::{Directory, Incoming, News, Peers, Senders};
 use crate::settings::Member;
-use crate::store::{self, Store, Written};
+use crate::store::{Store, Written};
 
 /// How many of each input are taken in before the host acts.
 const DRAIN_MAX: usize = 1_024;
-
-/// How long to wait after a snapshot that did not arrive.
-const INSTALL_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a member that is to stop waits for another to lead in its place.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -47,32 +46,22 @@ pub(crate) struct Inputs<S: StateMachine> {
     pub(crate) inbox: mpsc::Receiver<Incoming>,
     pub(crate) written: watch::Receiver<Written>,
     pub(crate) read: mpsc::UnboundedReceiver<(Option<NodeId>, Vec<Entry>)>,
-    pub(crate) jobs: mpsc::Receiver<Job>,
+    pub(crate) jobs: mpsc::Receiver<Job<S>>,
     pub(crate) lost: watch::Receiver<Option<String>>,
     pub(crate) news: mpsc::UnboundedReceiver<News>,
     pub(crate) store_failed: oneshot::Receiver<Failure>,
-}
-
-/// What a job away from the host task came to.
-#[derive(Debug)]
-pub(crate) enum Job {
-    /// A snapshot of this member's state is durable, or could not be stored.
-    Captured(Result<SnapshotRoot, Failure>),
-    /// A snapshot of a leader's is durable here.
-    Fetched(Result<SnapshotRoot, String>),
 }
 
 /// What the host task acts on.
 pub(crate) struct Driver<S: StateMachine> {
     pub(crate) replica: Replica<S>,
     pub(crate) store: Store,
-    pub(crate) fetcher: Fetcher,
     pub(crate) peers: Arc<Peers>,
     pub(crate) senders: Senders,
     pub(crate) directory: Arc<Directory>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) applied: watch::Sender<Index>,
-    pub(crate) jobs: mpsc::Sender<Job>,
+    pub(crate) jobs: Jobs<S>,
     pub(crate) tick: Duration,
     pub(crate) waiting: Waiting<S>,
     /// The replica has more to do, whatever comes in.
@@ -129,16 +118,16 @@ impl<S: StateMachine> Driver<S> {
                 biased;
                 () = shutdown.requested(), if leaving.is_none() => leaving = Some(self.leave()),
                 failure = &mut inputs.store_failed => return Err(store_failure(failure)),
+                failure = lost(&mut inputs.lost) => return Err(failure),
+                Some(job) = inputs.jobs.recv() => self.finish(job)?,
+                Some(news) = inputs.news.recv() => self.remember(news),
                 _ = clock.tick() => { ticked = true; self.tick() },
                 Ok(()) = inputs.written.changed() => self.written(&mut inputs.written),
                 Some((reader, entries)) = inputs.read.recv() => {
                     self.replica.fetched(reader, entries);
                 }
                 Some(incoming) = inputs.inbox.recv() => self.step(incoming),
-                Some(job) = inputs.jobs.recv() => self.finish(job)?,
                 Some(request) = inputs.requests.recv() => self.take(request),
-                Some(news) = inputs.news.recv() => self.remember(news),
-                failure = lost(&mut inputs.lost) => return Err(failure),
                 () = tokio::task::yield_now(), if self.again => {}
             }
             self.drain(&mut inputs);
@@ -336,7 +325,7 @@ impl<S: StateMachine> Driver<S> {
         self.directory.member(self.replica.node().leader()?)
     }
 
-    fn finish(&mut self, job: Job) -> Result<(), Failure> {
+    fn finish(&mut self, job: Job<S>) -> Result<(), Failure> {
         match job {
             Job::Captured(Ok(root)) => {
                 info!(index = %root.position.index, bytes = root.bytes, "stored a snapshot");
@@ -346,35 +335,26 @@ impl<S: StateMachine> Driver<S> {
                 self.replica.captured(None);
                 return Err(failure);
             }
-            Job::Fetched(Ok(root)) => self.restore(root)?,
+            Job::Fetched(Ok(root)) => self.jobs.restore(root, self.replica.machine().empty()),
             Job::Fetched(Err(reason)) => {
                 warn!(reason, "a snapshot could not be fetched");
                 self.replica.install_failed();
+            }
+            Job::Restored(restored) => {
+                let (root, machine) = restored?;
+                self.take_place(root, machine);
             }
         }
         Ok(())
     }
 
-    /// Puts a snapshot that was fetched in the place of the state. The machine is the replica's, so
-    /// this task decodes the chunks, but it does not read them.
-    fn restore(&mut self, root: SnapshotRoot) -> Result<(), Failure> {
+    /// Puts the state of a snapshot in the place of the one that there is.
+    fn take_place(&mut self, root: SnapshotRoot, mut machine: S) {
         let index = root.position.index;
-        let chunks = self.fetcher.snapshots.read_ahead(root.manifest);
-        failpoint::reach(Failpoint::SnapshotInstallBefore);
-        // A chunk that can't be read ends the process before it acts on what came of the others.
-        match store::take_chunks(chunks, |chunks| self.replica.installed(root, chunks))? {
-            Ok(installed) => {
-                failpoint::reach(Failpoint::SnapshotInstallAfter);
-                info!(%index, installed, "fetched a snapshot");
-            }
-            // Its chunks are those that the leader named, so no retry will change it.
-            Err(error) => {
-                let message = "the leader's snapshot does not decode here: is this member of an \
-                               older version? upgrade it";
-                return Err(Failure::configuration(message).because(error));
-            }
-        }
-        Ok(())
+        let installed = self.replica.installed(root, &mut machine);
+        failpoint::reach(Failpoint::SnapshotInstallAfter);
+        info!(%index, installed, "fetched a snapshot");
+        self.jobs.discard(machine);
     }
 
     /// Does what the replica asks for.
@@ -393,8 +373,8 @@ impl<S: StateMachine> Driver<S> {
         }
         if let Some(membership) = output.committed_membership {
             self.peers.pin(&membership);
-            let me = self.peers.me.node;
-            if membership.last_id() >= me && !membership.members().contains_key(&me) {
+            self.store.follow(membership.clone());
+            if !membership.may_belong(self.peers.me.node) {
                 self.removed.get_or_insert(std::time::Instant::now());
             }
         }
@@ -421,10 +401,10 @@ impl<S: StateMachine> Driver<S> {
             }
         }
         if let Some(frozen) = output.capture {
-            self.capture(frozen);
+            self.jobs.capture(frozen);
         }
         if let Some(install) = output.install {
-            self.install(install);
+            self.jobs.fetch(install, self.replica.node().commit());
         }
         for event in &output.events {
             events::observe(event);
@@ -459,31 +439,6 @@ impl<S: StateMachine> Driver<S> {
         }
     }
 
-    /// Encodes and stores a frozen state away from this task.
-    fn capture(&self, frozen: Frozen<S::Capture>) {
-        let (snapshots, jobs) = (self.fetcher.snapshots.clone(), self.jobs.clone());
-        tokio::task::spawn_blocking(move || {
-            let stored = snapshots.store(frozen);
-            // The host has ended when nobody listens.
-            let _ = jobs.blocking_send(Job::Captured(stored.map_err(Failure::from)));
-        });
-    }
-
-    /// Fetches a snapshot away from this task.
-    fn install(&self, install: Install) {
-        let (fetcher, jobs) = (self.fetcher.clone(), self.jobs.clone());
-        let commit = self.replica.node().commit();
-        tokio::spawn(async move {
-            let fetched = fetcher.fetch(install, commit).await;
-            if fetched.is_err() {
-                // The leader offers it again with the next heartbeat.
-                tokio::time::sleep(INSTALL_PAUSE).await;
-            }
-            // The host has ended when nobody listens.
-            let _ = jobs.send(Job::Fetched(fetched)).await;
-        });
-    }
-
     /// Tells how the member stands: role, term, leader, want of space and what is applied at once,
     /// the rest with a tick.
     fn publish(&self, ticked: bool) {
@@ -500,7 +455,7 @@ impl<S: StateMachine> Driver<S> {
         };
         let moved = ticked && {
             let last = self.status.borrow();
-            last.applied != applied || last.transfer != *self.fetcher.progress.borrow()
+            last.applied != applied || last.transfer != self.jobs.transfer()
         };
         let peers_moved = ticked && node.role() == RoleKind::Leader;
         if changed || moved || peers_moved {
@@ -547,7 +502,7 @@ impl<S: StateMachine> Driver<S> {
             snapshot: core.snapshot,
             state_digest: self.replica.machine().digest(),
             low_on_space: self.store.is_low_on_space(),
-            transfer: *self.fetcher.progress.borrow(),
+            transfer: self.jobs.transfer(),
             lease_reads: core.membership.lease_reads(),
             members: members.collect(),
         }

@@ -206,12 +206,19 @@ impl Acquaintances {
     pub(crate) fn pin(&mut self, members: BTreeMap<NodeId, Incarnation>, last_id: NodeId) {
         let highest = members.last_key_value().map_or(NodeId(0), |(&node, _)| node);
         self.last_id = self.last_id.max(last_id).max(highest);
+        // Who was removed is refused whatever was heard of it, and makes room for others.
+        self.heard.retain(|node, _| *node > self.last_id || members.contains_key(node));
         self.members = members;
     }
 
     /// These are the members now; it may be undone, so it must not drive anybody out for good.
     pub(crate) fn follow(&mut self, ruling: BTreeMap<NodeId, Incarnation>) {
         self.ruling = ruling;
+    }
+
+    /// Whether it is one of the members, for certain.
+    pub(crate) fn is_member(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        self.members.get(&node) == Some(&incarnation)
     }
 
     /// Whether a member of a born group may speak. One with a higher id than any is new, and this

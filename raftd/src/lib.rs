@@ -9,7 +9,7 @@
 //! [`Host::start`] opens the store, which refuses a directory of somebody else and one that lost
 //! what it had acknowledged, and serves the peer port. Then the group is born, if it is not yet
 //! (`birth.rs`): every initial member has to be heard before anyone may vote. From then on the
-//! host task waits for the first of {shutdown, store failure, clock, disk, peers, jobs, requests},
+//! host task waits for the first of {shutdown, store failure, jobs, clock, disk, peers, requests},
 //! takes in what else is there, and acts once on all of it. That is where batches come from: while
 //! the disk is busy, proposals gather.
 //!
@@ -49,6 +49,7 @@ pub mod forward;
 mod handle;
 mod host;
 mod identity;
+mod jobs;
 pub mod log;
 mod membership;
 mod network;

@@ -11,7 +11,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use daemon::Failure;
+use daemon::{Code, Failure};
 use raft::{
     Entry, GroupTime, HardState, Membership, NodeId, Payload, Position, RECOVERY_GAP, Recovered,
     Standing, Term, WriteId,
@@ -60,25 +60,38 @@ pub struct Recovery {
     pub entry: Position,
 }
 
+/// Refuses a directory that holds no member of a group.
+fn check_holds_member(data: &Path) -> Result<(), Failure> {
+    if offline::holds_member(data)? {
+        return Ok(());
+    }
+    let message = format!("{} is no directory of a member of a group", data.display());
+    Err(Failure::new(Code::NotFound, message))
+}
+
 /// Looks at the directory of a member that does not run, without changing a byte of it. A copy of
 /// its log is made in the empty directory `scratch`.
 ///
 /// # Errors
-/// Configuration: it is no directory of a member. Damaged: something that was acknowledged is
-/// missing. Machine: a process uses it, or the machine refuses.
+/// Not found: it is no directory of a member of a group. Configuration: of one that can't go on.
+/// Damaged: something that was acknowledged is missing. Machine: a process uses it, or the machine
+/// refuses.
 pub fn look(data: &Path, scratch: &Path) -> Result<Survivor, Failure> {
+    check_holds_member(data)?;
     let (state, recovered) = offline::look(data, scratch)?;
     survivor(&state, &recovered)
 }
 
-/// Makes the member of a directory the only voter of a group with a new identity. None: it is the
-/// only voter already, and nothing was done.
+/// Makes the member of a directory the only voter of a group with a new identity: as it was before,
+/// and what came of it. None: it is the only voter already, and nothing was done.
 ///
 /// # Errors
 /// As [`look`]; whatever was begun goes on when this is called again.
-pub fn recover(data: &Path) -> Result<Option<Recovery>, Failure> {
+pub fn recover(data: &Path) -> Result<(Survivor, Option<Recovery>), Failure> {
+    check_holds_member(data)?;
     let mut offline = Offline::open(data)?;
-    recover_store(&mut offline.engine, &offline.recovered)
+    let survivor = survivor(offline.engine.state(), &offline.recovered)?;
+    Ok((survivor, recover_store(&mut offline.engine, &offline.recovered)?))
 }
 
 /// As [`recover`], of a store that is open and what was found in it.

@@ -65,6 +65,8 @@ pub struct Settings {
     /// How much of it a leader keeps for members that lack it; or as much as the last snapshot is
     /// large, which they would need instead, if that is more.
     pub retained_bytes_max: u64,
+    /// How long a new leader keeps that for a member that has not answered it.
+    pub unheard_ticks_max: u32,
     /// How much of the log stays in memory, beside what is not committed.
     pub log_window_bytes: u64,
     /// How much a leader appends beyond what is committed, and beyond what its own disk has
@@ -96,6 +98,7 @@ impl Default for Settings {
             snapshot_log_bytes_min: core.snapshot_log_bytes_min,
             retained_bytes: core.retained_bytes,
             retained_bytes_max: core.retained_bytes_max,
+            unheard_ticks_max: core.unheard_ticks_max,
             log_window_bytes: core.log_window_bytes,
             uncommitted_bytes_max: core.uncommitted_bytes_max,
             inflight_bytes_max: core.inflight_bytes_max,
@@ -242,6 +245,7 @@ impl Settings {
             snapshot_log_bytes_min: self.snapshot_log_bytes_min,
             retained_bytes: self.retained_bytes,
             retained_bytes_max: self.retained_bytes_max,
+            unheard_ticks_max: self.unheard_ticks_max,
             log_window_bytes: self.log_window_bytes,
             uncommitted_bytes_max: self.uncommitted_bytes_max,
             inflight_bytes_max: self.inflight_bytes_max,

@@ -19,6 +19,7 @@ use crate::clock;
 use crate::handle::{Handle, MemberStatus, Outcome, Refused, Request, Role, Status};
 use crate::host::{Driver, Inputs, Waiting, lost, store_failure};
 use crate::identity::{Acquaintances, Founder, Group, group_id};
+use crate::jobs::{Job, Jobs};
 use crate::membership;
 use crate::peer::{self, Directory, Fetcher, News, Peers, Senders};
 use crate::settings::{Member, Settings};
@@ -163,7 +164,7 @@ struct Life<S: StateMachine> {
     lost: watch::Sender<Option<String>>,
     status: watch::Sender<Status>,
     applied: watch::Sender<Index>,
-    jobs: mpsc::Sender<crate::host::Job>,
+    jobs: mpsc::Sender<Job<S>>,
     shutdown: Shutdown,
     connections: Shutdown,
 }
@@ -197,7 +198,7 @@ impl<S: StateMachine> Life<S> {
         let driver = Driver {
             replica,
             store: self.opened.store,
-            fetcher,
+            jobs: Jobs::new(fetcher, self.jobs),
             senders: Senders::new(
                 self.peers.clone(),
                 self.directory.clone(),
@@ -209,7 +210,6 @@ impl<S: StateMachine> Life<S> {
             directory: self.directory,
             status: self.status,
             applied: self.applied,
-            jobs: self.jobs,
             tick: self.tick,
             waiting: Waiting::default(),
             again: false,

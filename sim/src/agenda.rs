@@ -37,6 +37,8 @@ pub(crate) enum Happening {
     Captured(Life, Stored),
     /// A transfer ends, well or not.
     Fetched(Life, Install),
+    /// A machine is made of a snapshot that was fetched.
+    Restored(Life, raft::SnapshotRoot, Vec<Bytes>),
     /// Entries of its log have been read.
     Read(Life, Fetch),
     /// A client asks its next question.

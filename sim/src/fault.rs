@@ -453,6 +453,7 @@ fn draw_config(rng: &mut StdRng) -> Config {
         retained_bytes_max: pick(rng, &[0, 1_000, 20_000]),
         log_window_bytes: pick(rng, &[0, 300, 5_000, 1 << 20]),
         apply_bytes_max: pick(rng, &[1, 300, 1 << 20]),
+        unheard_ticks_max: 300,
         slow_disk_ticks: pick(rng, &[2, 20, 1_000]),
     };
     assert_eq!(config.check(), Ok(()), "drawn settings fit together");

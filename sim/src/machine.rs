@@ -186,6 +186,10 @@ impl StateMachine for Machine {
         Frozen(self.clone())
     }
 
+    fn empty(&self) -> Self {
+        Self::skipping(self.skips)
+    }
+
     fn restore(&mut self, chunks: &mut dyn Iterator<Item = Bytes>) -> Result<(), BadSnapshot> {
         let restored = decode(chunks).ok_or_else(|| BadSnapshot("a chunk is cut".to_owned()))?;
         *self = Self { skips: self.skips, ..restored };

@@ -273,9 +273,9 @@ impl Member {
             Input::Written(id) => replica.written(id),
             Input::Captured(root) => replica.captured(root),
             Input::Fetched(root, Some(chunks)) => {
-                replica
-                    .installed(root, &mut chunks.into_iter())
-                    .expect("chunks that were stored decode");
+                let mut machine = replica.machine().empty();
+                machine.restore(&mut chunks.into_iter()).expect("chunks that were stored decode");
+                replica.installed(root, &mut machine);
             }
             Input::Fetched(_, None) => replica.install_failed(),
             Input::Read(reader, entries) => replica.fetched(reader, entries),

@@ -319,17 +319,17 @@ impl World {
         let fails = full || self.mix.chance(&mut self.rng, self.mix.snapshot_failure_per_mille);
         let reachable = self.is_reachable(id, from);
         let given = self.groups.member(from).disk().stored(&root);
-        let stored = given.filter(|_| reachable && !fails).cloned();
-        let chunks = stored.as_ref().map(|stored| stored.chunks.clone());
-        match stored {
-            Some(stored) => self.store(id, stored)?,
-            None => {
-                let member = self.groups.member_mut(id);
-                member.disk.transfer = None;
-            }
-        }
-        self.give(id, Input::Fetched(root, chunks));
-        Ok(())
+        let Some(stored) = given.filter(|_| reachable && !fails).cloned() else {
+            self.groups.member_mut(id).disk.transfer = None;
+            self.give(id, Input::Fetched(root, None));
+            return Ok(());
+        };
+        // The member serves on while a machine is made of it.
+        let life = self.groups.member(id).life();
+        let restored = Happening::Restored(life, root, stored.chunks.clone());
+        let restoring_us = self.rng.random_range(0..=self.mix.snapshot_us_max);
+        self.agenda.after(restoring_us, restored);
+        self.store(id, stored)
     }
 
     fn send(&mut self, from: MemberId, envelope: Envelope) {

@@ -250,6 +250,11 @@ impl World {
                     self.fetched(life.id, install)?;
                 }
             }
+            Happening::Restored(life, root, chunks) => {
+                if self.is_alive(life) {
+                    self.give(life.id, Input::Fetched(root, Some(chunks)));
+                }
+            }
             Happening::Read(life, fetch) => {
                 if self.is_alive(life) {
                     let member = self.groups.member_mut(life.id);

@@ -132,6 +132,11 @@ impl Process {
         self.environment = environment;
     }
 
+    /// What it is started with instead, from its next start on.
+    pub fn set_arguments(&mut self, arguments: Vec<String>) {
+        self.launch.arguments = arguments;
+    }
+
     /// Starts it, unless it runs.
     ///
     /// # Errors

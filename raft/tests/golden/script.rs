@@ -173,6 +173,7 @@ fn configure(world: &mut World, setting: &str) {
         "members_max" => config.members_max = size(),
         "retained_bytes" => config.retained_bytes = number,
         "retained_bytes_max" => config.retained_bytes_max = number,
+        "unheard_ticks_max" => config.unheard_ticks_max = small(),
         "log_window_bytes" => config.log_window_bytes = number,
         "slow_disk_ticks" => config.slow_disk_ticks = small(),
         "apply_bytes_max" => config.apply_bytes_max = number,

@@ -152,6 +152,10 @@ impl StateMachine for LogMachine {
         LogCapture::new(self.clone(), self.digest())
     }
 
+    fn empty(&self) -> Self {
+        Self::with_limits(self.sessions.limits())
+    }
+
     fn restore(&mut self, chunks: &mut dyn Iterator<Item = Bytes>) -> Result<(), BadSnapshot> {
         *self = restore::restore(chunks, self.sessions.limits())?;
         Ok(())

@@ -38,6 +38,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait before it is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
+/// The longest pause before a giver is asked again that has no room; each is twice the one before.
+const TURN_PAUSE_MAX: Duration = Duration::from_secs(2);
+
 /// The largest manifest, in bytes: some seven million chunks.
 const MANIFEST_BYTES_MAX: u64 = 256 << 20;
 
@@ -59,6 +62,8 @@ pub(crate) struct Fetcher {
 enum Broken {
     /// The giver may go on.
     Later(String),
+    /// The giver is there, and others fetch from it.
+    Busy(String),
     /// It will not.
     ForGood(String),
 }
@@ -93,25 +98,31 @@ impl Fetcher {
 
     async fn fetch_from(&self, install: Install) -> Result<SnapshotRoot, String> {
         let Install { from, root } = install;
-        // A leader that is newer than this member's log has said hello.
-        let known = self.directory.member(from).map(|member| member.peer_address);
-        let address = known.or_else(|| self.peers.caller(from));
-        let address = address.ok_or_else(|| format!("member {from} has not said hello"))?;
-        let endpoint = super::endpoint(&address).map_err(|failure| failure.to_string())?;
-        let channel = endpoint
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES)
-            .connect_lazy();
-        let client = RaftClient::new(channel).max_decoding_message_size(CHUNK_MESSAGE_BYTES_MAX);
-        let receiving = None;
-        let transfer = Transfer { fetcher: self, client, from, root, receiving };
-        let fetched = transfer.run().await;
+        let fetched = match self.reach(from) {
+            Ok(client) => {
+                Transfer { fetcher: self, client, from, root, receiving: None }.run().await
+            }
+            Err(reason) => Err(reason),
+        };
         self.progress.send_replace(None);
         if fetched.is_err() {
             let snapshots = self.snapshots.clone();
             blocking(move || snapshots.give_up()).await?;
         }
         fetched
+    }
+
+    fn reach(&self, giver: NodeId) -> Result<RaftClient<Channel>, String> {
+        // A leader that is newer than this member's log has said hello.
+        let known = self.directory.member(giver).map(|member| member.peer_address);
+        let address = known.or_else(|| self.peers.caller(giver));
+        let address = address.ok_or_else(|| format!("member {giver} has not said hello"))?;
+        let endpoint = super::endpoint(&address).map_err(|failure| failure.to_string())?;
+        let channel = endpoint
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .connect_lazy();
+        Ok(RaftClient::new(channel).max_decoding_message_size(CHUNK_MESSAGE_BYTES_MAX))
     }
 }
 
@@ -127,14 +138,24 @@ struct Transfer<'a> {
 
 impl Transfer<'_> {
     async fn run(mut self) -> Result<SnapshotRoot, String> {
-        let mut until = Instant::now() + PATIENCE;
+        let (mut until, mut turn_pause) = (Instant::now() + PATIENCE, RETRY_PAUSE);
         loop {
             let before = self.done();
             let reason = match self.attempt().await {
                 Ok(()) => break,
                 Err(Broken::ForGood(reason)) => return Err(reason),
                 Err(Broken::Later(reason)) => reason,
+                Err(Broken::Busy(reason)) => {
+                    if turn_pause == RETRY_PAUSE {
+                        info!(reason, from = %self.from, "waiting for a turn to fetch a snapshot");
+                    }
+                    tokio::time::sleep(turn_pause).await;
+                    turn_pause = (2 * turn_pause).min(TURN_PAUSE_MAX);
+                    until = Instant::now() + PATIENCE;
+                    continue;
+                }
             };
+            turn_pause = RETRY_PAUSE;
             if self.done() > before {
                 until = Instant::now() + PATIENCE;
             } else if Instant::now() >= until {
@@ -319,6 +340,7 @@ impl From<Status> for Broken {
             | Code::DataLoss
             | Code::OutOfRange
             | Code::Unimplemented => Self::ForGood(reason),
+            Code::ResourceExhausted => Self::Busy(reason),
             _ => Self::Later(reason),
         }
     }

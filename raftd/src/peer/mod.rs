@@ -187,6 +187,11 @@ impl Peers {
         self.trust().known.pin(incarnations, membership.last_id());
     }
 
+    /// Whether it is one of the members, for certain, with the very incarnation.
+    pub(crate) fn is_member(&self, founder: &Founder) -> bool {
+        self.trust().known.is_member(founder.node, founder.incarnation)
+    }
+
     /// Somebody who was admitted says where it is reached.
     fn called(&self, node: NodeId, address: String) {
         if address.len() <= ADDRESS_BYTES_MAX {

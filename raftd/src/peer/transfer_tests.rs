@@ -265,6 +265,45 @@ async fn a_giver_that_was_given_up_is_not_asked_again() {
 }
 
 #[tokio::test]
+async fn a_giver_that_cannot_be_addressed_is_given_up_like_any_other() {
+    let (source, disk) = (Source::new().await, Disk::new());
+    let kept = source.store(9, chunks(1, 10)).await;
+    let fetcher = fetcher(&disk, &[]);
+    fetcher.peers.called(NodeId(2), "no address".to_owned());
+    let encoded = source.disk.snapshots.manifest(kept.manifest).unwrap().unwrap();
+    drop(disk.snapshots.begin(GROUP, NodeId(2), &kept, &encoded).unwrap());
+    assert!(disk.snapshots.transfer().is_some());
+    let refused = fetcher.fetch(offer(2, &kept), Index(0)).await.unwrap_err();
+    assert!(refused.contains("is no address of a member"), "{refused}");
+    assert!(disk.snapshots.transfer().is_none(), "it would be asked first the next time, too");
+}
+
+#[tokio::test]
+async fn a_busy_giver_is_waited_for_and_not_asked_all_the_time() {
+    let (source, disk) = (Source::new().await, Disk::new());
+    let root =
+        source.store(9, (0..600).map(|at| Bytes::from(vec![at as u8; 32 << 10])).collect()).await;
+    let all = vec![pb::Range { first: 0, count: root.chunks }];
+    let mut others = Vec::new();
+    for node in [2, 3, 4] {
+        others.push(ask(&source, node, &root, all.clone()).await.unwrap());
+    }
+    source.requests();
+    let (fetcher, begun) = (fetcher(&disk, &[&source]), std::time::Instant::now());
+    let offered = offer(2, &root);
+    let fetching = tokio::spawn(async move { fetcher.fetch(offered, Index(0)).await });
+    // Longer than a giver is asked that says nothing.
+    while source.cutting.requests.load(Ordering::SeqCst) < 7 {
+        assert!(!fetching.is_finished(), "given up after {:?}", begun.elapsed());
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let waited = begun.elapsed();
+    assert!(waited > std::time::Duration::from_secs(6), "asked 7 times within {waited:?}");
+    drop(others);
+    assert_eq!(fetching.await.unwrap(), Ok(root));
+}
+
+#[tokio::test]
 async fn what_is_no_more_kept_is_given_up_at_once_and_what_came_stays() {
     let (source, disk) = (Source::new().await, Disk::new());
     let kept = source.store(9, chunks(1, 10)).await;

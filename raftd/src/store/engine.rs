@@ -6,7 +6,7 @@
 //! floor after the log's sync and before the acknowledgement. Pure over [`Records`] and
 //! [`Slots`], so that a simulator can stop it between any two of their operations.
 
-use raft::{Entry, Fetch, Position, Recovered, WriteId};
+use raft::{Entry, Fetch, NodeId, Position, Recovered, WriteId};
 
 use crate::failpoint::{self, Failpoint};
 use crate::identity::{Group, GroupId};
@@ -131,6 +131,14 @@ impl<R: Records, S: Slots> Engine<R, S> {
     /// The machine refuses.
     pub fn hear(&mut self, peer: HeardPeer) -> Result<(), StoreError> {
         self.floor.hear(peer)
+    }
+
+    /// As [`Floor::forget`].
+    ///
+    /// # Errors
+    /// The machine refuses.
+    pub fn forget(&mut self, belongs: impl Fn(NodeId) -> bool) -> Result<(), StoreError> {
+        self.floor.forget(belongs)
     }
 
     /// Makes writes durable. The floor needs a sync soon.

@@ -282,6 +282,16 @@ impl<S: Slots> Floor<S> {
         if news { self.save() } else { Ok(()) }
     }
 
+    /// Nothing needs to be remembered of who belongs to the group no more.
+    ///
+    /// # Errors
+    /// The machine refuses.
+    pub fn forget(&mut self, belongs: impl Fn(NodeId) -> bool) -> Result<(), StoreError> {
+        let before = self.state.heard.len();
+        self.state.heard.retain(|peer| belongs(peer.node));
+        if self.state.heard.len() < before { self.save() } else { Ok(()) }
+    }
+
     /// The log is durable up to here, which may be acknowledged when it returns; `sync` is due.
     ///
     /// # Errors

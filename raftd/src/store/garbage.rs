@@ -5,10 +5,13 @@
 //! fetching; pinned are the chunks of those that are being written. What a snapshot
 //! leaves behind that is none of these any more is looked through by its manifest; everything is
 //! looked through once, when the store opens, for what a crash left.
+//!
+//! The lock is held to decide, never while the disk works: what is decided to go is named, and whoever
+//! is about to need one of those names waits until it has gone.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Instant;
 
 use raft::{Digest, SnapshotRoot};
@@ -47,6 +50,8 @@ pub(super) struct Pins {
     /// The names of snapshots that are being written, and of their chunks.
     writing: BTreeMap<u64, BTreeSet<Digest>>,
     next_writer: u64,
+    /// The names of what is being removed just now.
+    removing: BTreeSet<Digest>,
     /// Changes with every change of what is named.
     epoch: u64,
     suspects: Suspects,
@@ -99,6 +104,16 @@ impl Pins {
         self.next_writer += 1;
         self.writing.insert(self.next_writer, BTreeSet::new());
         self.next_writer
+    }
+
+    /// Whether it is as it will be: not about to go.
+    pub(super) fn is_settled(&self, name: &Digest) -> bool {
+        !self.removing.contains(name)
+    }
+
+    /// Whether nothing is about to go.
+    pub(super) fn are_settled(&self) -> bool {
+        self.removing.is_empty()
     }
 
     /// Keeps a chunk or manifest as long as it is being written.
@@ -248,32 +263,25 @@ impl Collector<'_> {
     }
 
     /// Removes those of a few keys that nobody needs.
-    fn step(&mut self, keys: Vec<Vec<u8>>) -> Result<(), StoreError> {
-        let pins = self.shared.pins();
-        if pins.stop {
-            return Ok(());
-        }
-        let known = match self.known.take() {
-            Some(known) if known.epoch == pins.epoch => known,
-            Some(_) | None => look_up(self.shared, &pins)?,
-        };
-        let mut removed = Removed::default();
-        for key in keys {
-            let stays = match Named::decode(&key) {
-                Some(Named::Chunk(name)) => known.chunks.contains(&name) || pins.is_pinned(&name),
-                Some(Named::Piece(name)) => {
-                    known.snapshots.contains(&name) || pins.is_pinned(&name)
-                }
-                Some(Named::Transfer) => true,
-                None => false,
-            };
-            if !stays {
-                self.shared.records.apply(vec![Change::Remove(key)])?;
-                removed.add(CHUNK_BYTES_GUESSED);
-            }
-        }
+    fn step(&mut self, mut keys: Vec<Vec<u8>>) -> Result<(), StoreError> {
+        let Some((known, mut pins)) = self.know()? else { return Ok(()) };
+        keys.retain(|key| match Named::decode(key) {
+            Some(Named::Chunk(name)) => !known.chunks.contains(&name) && !pins.is_pinned(&name),
+            Some(Named::Piece(name)) => !known.snapshots.contains(&name) && !pins.is_pinned(&name),
+            Some(Named::Transfer) => false,
+            None => true,
+        });
+        pins.removing = keys.iter().filter_map(|key| Named::decode(key)?.name()).collect();
         drop(pins);
         self.known = Some(known);
+        let mut removed = Removed::default();
+        let applied = keys.into_iter().try_for_each(|key| {
+            removed.add(CHUNK_BYTES_GUESSED);
+            self.shared.records.apply(vec![Change::Remove(key)])
+        });
+        self.shared.pins().removing.clear();
+        self.shared.changed.notify_all();
+        applied?;
         if removed.keys > 0 {
             failpoint::reach(Failpoint::CompactChunksAfter);
             self.shared.records.sync()?;
@@ -283,17 +291,39 @@ impl Collector<'_> {
         self.shared.pace.wait();
         Ok(())
     }
+
+    /// What is named, and the lock under which that holds; none: it is time to stop.
+    fn know(&mut self) -> Result<Option<(Known, MutexGuard<'_, Pins>)>, StoreError> {
+        let shared = self.shared;
+        let mut known = self.known.take();
+        loop {
+            let pins = shared.pins();
+            if pins.stop {
+                return Ok(None);
+            }
+            if let Some(known) = known.take_if(|known| known.epoch == pins.epoch) {
+                return Ok(Some((known, pins)));
+            }
+            let (epoch, snapshots, installed) = (pins.epoch, pins.named(), pins.installed);
+            drop(pins);
+            known = Some(look_up(shared, epoch, snapshots, installed)?);
+        }
+    }
 }
 
-fn look_up(shared: &Shared, pins: &Pins) -> Result<Known, StoreError> {
-    let snapshots = pins.named();
+fn look_up(
+    shared: &Shared,
+    epoch: u64,
+    snapshots: BTreeSet<Digest>,
+    installed: Option<Digest>,
+) -> Result<Known, StoreError> {
     let mut all = BTreeSet::new();
     for &name in &snapshots {
-        if let Some(encoded) = whole(shared, name, pins.installed)? {
+        if let Some(encoded) = whole(shared, name, installed)? {
             all.extend(chunks(&encoded));
         }
     }
-    Ok(Known { epoch: pins.epoch, snapshots, chunks: all })
+    Ok(Known { epoch, snapshots, chunks: all })
 }
 
 /// The manifest of a snapshot, if all of it is here. One that is being written, or that a crash has
@@ -316,12 +346,17 @@ fn chunks(encoded: &[u8]) -> impl Iterator<Item = Digest> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Barrier};
     use std::time::Duration;
 
+    use bytes::Bytes;
+    use raft::{GroupTime, Index, Membership, Position, Term};
+
     use super::*;
+    use crate::store::manifest::digest;
     use crate::store::pace::{Fatal, Pace};
     use crate::store::reading::SERVED_GRACE;
+    use crate::store::records::Visit;
     use crate::store::sled_records::SledRecords;
     use crate::store::snapshots::Snapshots;
 
@@ -353,6 +388,74 @@ mod tests {
         assert!(!pins.named().contains(&name));
     }
 
+    /// Waits before it removes anything, until two others have met it at the barrier, twice.
+    struct Waiting {
+        records: SledRecords,
+        barrier: Barrier,
+    }
+
+    impl Records for Waiting {
+        fn apply(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+            if changes.iter().any(|change| matches!(change, Change::Remove(_))) {
+                self.barrier.wait();
+                self.barrier.wait();
+            }
+            self.records.apply(changes)
+        }
+
+        fn sync(&self) -> Result<(), StoreError> {
+            self.records.sync()
+        }
+
+        fn reclaim(&self, removed: Removed) -> Result<(), StoreError> {
+            self.records.reclaim(removed)
+        }
+
+        fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            self.records.get(key)
+        }
+
+        fn scan(&self, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+            self.records.scan(from, visit)
+        }
+    }
+
+    #[test]
+    fn only_who_needs_what_is_being_removed_waits_for_the_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = SledRecords::open(directory.path()).unwrap();
+        let chunk = Bytes::from(vec![7; 9_000]);
+        let name = digest(&chunk);
+        records.apply(vec![Change::Put(chunk_key(name), chunk.to_vec())]).unwrap();
+        let records = Arc::new(Waiting { records, barrier: Barrier::new(2) });
+        let (pace, fatal) = (Arc::new(Pace::new()), Arc::new(Fatal::new(Box::new(|_| ()))));
+        let snapshots = Snapshots::open(records.clone(), None, pace, fatal).unwrap();
+        let shared = snapshots.0.clone();
+        let removing = std::thread::spawn(move || {
+            let mut collector = Collector { shared: &shared, known: None };
+            collector.look_through(&Suspects { names: [name].into(), ..Suspects::default() })
+        });
+        records.barrier.wait();
+        let (done, told) = std::sync::mpsc::channel();
+        let (other, finished) = (snapshots.clone(), done.clone());
+        std::thread::spawn(move || finished.send(other.transfer().map(|it| it.root)));
+        let free = told.recv_timeout(Duration::from_secs(20));
+        assert_eq!(free, Ok(None), "the lock is held while the disk works");
+        let (writer, kept) = (snapshots.clone(), chunk.clone());
+        std::thread::spawn(move || {
+            let at = Position { term: Term(1), index: Index(1) };
+            let membership = Arc::new(Membership::founders([]));
+            let chunks = std::iter::once(kept);
+            done.send(Some(writer.store_chunks(at, GroupTime(1), membership, chunks).unwrap()))
+        });
+        let early = told.recv_timeout(Duration::from_millis(300));
+        assert!(early.is_err(), "it relies on what is about to go");
+        records.barrier.wait();
+        removing.join().unwrap().unwrap();
+        let root = told.recv_timeout(Duration::from_secs(20)).unwrap().unwrap();
+        assert_eq!(snapshots.load(root.manifest).unwrap(), [chunk]);
+    }
+
     #[test]
     fn half_a_manifest_names_nothing_unless_it_is_installed() {
         let directory = tempfile::tempdir().unwrap();
@@ -364,12 +467,12 @@ mod tests {
         let snapshots = Snapshots::open(records, None, pace, fatal).unwrap();
         let mut pins = Pins::new(None);
         pins.begin_reading(name);
-        let known = look_up(&snapshots.0, &pins).unwrap();
+        let known = look_up(&snapshots.0, 0, pins.named(), None).unwrap();
         assert!(known.snapshots.contains(&name) && known.chunks.is_empty());
         let mut collector = Collector { shared: &snapshots.0, known: None };
         let suspects = Suspects { snapshots: [name].into(), ..Suspects::default() };
         collector.look_through(&suspects).unwrap();
-        pins.installed = Some(name);
-        assert!(matches!(look_up(&snapshots.0, &pins), Err(StoreError::Damaged(_))));
+        let refused = look_up(&snapshots.0, 0, pins.named(), Some(name));
+        assert!(matches!(refused, Err(StoreError::Damaged(_))));
     }
 }

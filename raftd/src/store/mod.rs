@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use daemon::{Code, Failure};
-use raft::{Entry, Fetch, NodeId, Recovered, Write};
+use raft::{Entry, Fetch, Membership, NodeId, Recovered, Write};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use directory::{ExpectedIdentity, identity};
@@ -190,6 +190,11 @@ impl Store {
     /// Remembers what was heard of a peer; durably, soon, if its boot is a new one.
     pub fn heard(&self, node: NodeId, incarnation: Incarnation, boot: u64, write_sequence: u64) {
         self.shared.hear(HeardPeer { node, incarnation, boot, write_sequence });
+    }
+
+    /// These are the members, for certain; what was heard of those removed is forgotten.
+    pub fn follow(&self, members: Arc<Membership>) {
+        self.shared.follow(members);
     }
 }
 

@@ -64,6 +64,11 @@ impl Offline {
     }
 }
 
+/// Whether a directory is of a member of a group.
+pub(crate) fn holds_member(path: &Path) -> Result<bool, StoreError> {
+    Ok(identity(path)?.is_some_and(|state| state.group.is_some()))
+}
+
 /// A daemon must not go on with a directory that is half of one group and half of another.
 pub(super) fn check_finished(path: &Path) -> Result<(), StoreError> {
     match identity(path)? {

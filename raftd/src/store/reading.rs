@@ -5,7 +5,6 @@
 //! meanwhile may share little with it.
 
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,9 +17,6 @@ use crate::store::snapshots::{SYNC_BYTES, Shared, Snapshots, chunk_key, missing,
 /// How long a snapshot stays after the last member that fetched it has broken off, or has ended:
 /// time enough for that member to start again.
 pub(super) const SERVED_GRACE: Duration = Duration::from_secs(120);
-
-/// How many chunks are read before the machine has taken in those before them.
-const CHUNKS_AHEAD_MAX: usize = 32;
 
 /// Keeps a snapshot.
 pub(super) struct Pin {
@@ -145,21 +141,6 @@ impl Snapshots {
     /// the iterator lives.
     pub fn read(&self, name: Digest) -> Reader {
         Reader::new(self.0.clone(), name)
-    }
-
-    /// As [`Snapshots::read`], but read on a thread for blocking work, a few chunks ahead, so that
-    /// whoever takes them waits for the disk as little as can be.
-    pub(crate) fn read_ahead(
-        &self,
-        name: Digest,
-    ) -> impl Iterator<Item = Result<Bytes, StoreError>> + use<> {
-        let (chunks, read) = sync_channel(CHUNKS_AHEAD_MAX);
-        let snapshots = self.clone();
-        tokio::task::spawn_blocking(move || {
-            // Ends early when nobody takes them any more.
-            snapshots.read(name).all(|chunk| chunks.send(chunk).is_ok())
-        });
-        read.into_iter()
     }
 
     /// All chunks of a snapshot.

@@ -15,6 +15,7 @@ use crate::identity::GroupId;
 use crate::membership;
 use crate::store::StoreError;
 use crate::store::codec::{Decoder, Encoder};
+use crate::store::garbage::Pins;
 use crate::store::manifest::{Manifest, digest};
 use crate::store::reading::Pin;
 use crate::store::snapshots::{Paced, Snapshots, Writer, chunk_key};
@@ -137,7 +138,7 @@ impl Snapshots {
         writer.put_manifest(root.manifest, encoded)?;
         writer.paced.insert(TRANSFER_KEY.to_vec(), transfer.encode())?;
         writer.paced.sync()?;
-        self.0.pins().begin_transfer(transfer);
+        self.0.pins_when(Pins::are_settled).begin_transfer(transfer);
         // From here on nothing that the manifest names is removed.
         drop(writer);
         let missing = self.missing(&manifest)?;

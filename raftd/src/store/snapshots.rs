@@ -41,7 +41,7 @@ impl std::fmt::Debug for Snapshots {
 pub(super) struct Shared {
     pub(super) records: Arc<dyn Records>,
     pins: Mutex<Pins>,
-    /// Told when there may be garbage.
+    /// Told when there may be garbage, and when some has gone.
     pub(super) changed: Condvar,
     pub(super) pace: Arc<Pace>,
     fatal: Arc<Fatal>,
@@ -152,6 +152,12 @@ impl Shared {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The pins, once they are so.
+    pub(super) fn pins_when(&self, are_so: impl Fn(&Pins) -> bool) -> MutexGuard<'_, Pins> {
+        let waited = self.changed.wait_while(self.pins(), |pins| !are_so(pins));
+        waited.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A refusing machine ends the process, whatever the caller does with the error.
     pub(super) fn guard<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         result.inspect_err(|error| {
@@ -259,11 +265,8 @@ impl Writer {
         look: impl FnOnce(&Shared) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let shared = &self.paced.shared;
-        let mut pins = shared.pins();
-        pins.keep(self.number, name);
-        let found = look(shared);
-        drop(pins);
-        shared.guard(found)
+        shared.pins_when(|pins| pins.is_settled(&name)).keep(self.number, name);
+        shared.guard(look(shared))
     }
 }
 
@@ -283,6 +286,14 @@ pub(super) enum Named {
 }
 
 impl Named {
+    /// Of what it is the content, or a part.
+    pub(super) fn name(&self) -> Option<Digest> {
+        match self {
+            Self::Chunk(name) | Self::Piece(name) => Some(*name),
+            Self::Transfer => None,
+        }
+    }
+
     pub(super) fn decode(key: &[u8]) -> Option<Self> {
         if key == TRANSFER_KEY {
             return Some(Self::Transfer);

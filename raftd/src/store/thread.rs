@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use raft::{Entry, Fetch, NodeId, Write};
+use raft::{Entry, Fetch, Membership, NodeId, Write};
 use tokio::sync::oneshot;
 
 use crate::failpoint::{self, Failpoint};
@@ -47,6 +47,8 @@ pub(super) type OnRead = Box<dyn Fn(Option<NodeId>, Vec<Entry>) + Send>;
 pub(super) struct Inbox {
     gathered: Gathered,
     heard: BTreeMap<NodeId, HeardPeer>,
+    /// Who belongs to the group now.
+    members: Option<Arc<Membership>>,
     /// At most one of each follower and one of the state machine.
     fetches: Vec<Fetch>,
     births: Vec<(Group, oneshot::Sender<Result<(), StoreError>>)>,
@@ -57,6 +59,7 @@ impl Inbox {
     fn is_empty(&self) -> bool {
         self.gathered.is_empty()
             && self.heard.is_empty()
+            && self.members.is_none()
             && self.fetches.is_empty()
             && self.births.is_empty()
     }
@@ -100,6 +103,11 @@ impl Shared {
 
     pub(super) fn hear(&self, peer: HeardPeer) {
         self.inbox().heard.insert(peer.node, peer);
+        self.arrived.notify_one();
+    }
+
+    pub(super) fn follow(&self, members: Arc<Membership>) {
+        self.inbox().members = Some(members);
         self.arrived.notify_one();
     }
 
@@ -223,7 +231,10 @@ impl Writer {
             // The asker may have gone.
             drop(answer.send(born));
         }
-        for peer in inbox.heard.into_values() {
+        let members = inbox.members;
+        let belongs = |node| members.as_ref().is_none_or(|members| members.may_belong(node));
+        self.engine.forget(belongs)?;
+        for peer in inbox.heard.into_values().filter(|peer| belongs(peer.node)) {
             self.engine.hear(peer)?;
         }
         if !inbox.gathered.is_empty() {

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use raft::{HardState, NodeId, Term, Write};
+use raft::{HardState, Membership, NodeId, Term, Write};
+use raftd::store::floor::HEARD_MAX;
 use raftd::store::{ExpectedIdentity, StoreError, identity};
 
 use crate::member::{Member, contents, copy, expected};
@@ -38,6 +40,23 @@ fn what_was_written_is_found_again() {
     assert_eq!((state.boot, state.incarnation), (2, incarnation));
     assert_eq!(state.group.as_ref().unwrap().founders.len(), 1);
     assert_eq!((state.heard[0].boot, state.heard[0].write_sequence), (5, 77));
+}
+
+#[test]
+fn who_was_removed_makes_room_for_what_is_heard_of_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let member = Member::open_born(directory.path());
+    let hear = |node: u8| member.store.heard(NodeId(node.into()), [node; 16], 1, 1);
+    // Once all have been replaced, there are as many rows as there is room for.
+    let last = HEARD_MAX as u8 + 1;
+    (2..=last).for_each(hear);
+    let left = [1, u64::from(last)].map(|id| (NodeId(id), Bytes::new()));
+    member.store.follow(Arc::new(Membership::founders(left)));
+    hear(last + 1);
+    drop(member);
+    let member = Member::open(directory.path()).unwrap();
+    let heard: Vec<u64> = member.start.state.heard.iter().map(|peer| peer.node.0).collect();
+    assert_eq!(heard, [last.into(), u64::from(last) + 1]);
 }
 
 #[test]
