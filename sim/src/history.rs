@@ -355,6 +355,22 @@ mod tests {
         }
     }
 
+    /// Many writes of which nobody knows, each seen by one of many reads, all at the same time: if an
+    /// unknown write were tried at any place, the search would never end.
+    #[test]
+    fn unknown_writes_happen_just_before_they_are_seen() {
+        let mut history = History::new(None);
+        for number in 1..=40 {
+            history.ask(number, name(number), 0, Wish::Write);
+            history.ask(number, name(100 + number), 0, Wish::Read);
+        }
+        for number in 1..=40 {
+            history.hear(1_000, name(100 + number), read(number, Some(number)));
+        }
+        assert_eq!(history.judge(u64::MAX), Ok(()));
+        assert_eq!(history.judged, 40);
+    }
+
     /// What was acknowledged is lost, or is not; what is written from then on is there.
     #[test]
     fn after_a_loss_a_history_begins_anew() {

@@ -44,6 +44,13 @@ pub trait Model {
 
     /// All that an operation has seen of others, or that has to be there for it to happen.
     fn saw(operation: &Self::Operation) -> impl Iterator<Item = Self::Mark>;
+
+    /// Whether an operation can be what one without an answer has happened for, just before it. As
+    /// it stands, if it saw it: that will do where whoever does not see what is there takes its place.
+    fn makes_use(operation: &Self::Operation, unanswered: &Self::Operation) -> bool {
+        let mark = Self::leaves(unanswered);
+        Self::saw(operation).any(|saw| Some(saw) == mark)
+    }
 }
 
 /// The name of an operation.

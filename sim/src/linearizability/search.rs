@@ -17,6 +17,8 @@ pub(super) struct Way<S> {
     pub(super) state: S,
     /// Those of the open operations that have happened.
     done: BTreeSet<OperationId>,
+    /// The last of them, if it has no answer and nothing has made use of it yet.
+    unused: Option<OperationId>,
 }
 
 /// What became of an answer.
@@ -50,7 +52,7 @@ impl<M: Model> Clone for Search<M> {
 
 impl<M: Model> Search<M> {
     pub(super) fn new(state: M::State) -> Self {
-        let ways = BTreeSet::from([Way { state, done: BTreeSet::new() }]);
+        let ways = BTreeSet::from([Way { state, done: BTreeSet::new(), unused: None }]);
         Self { open: BTreeMap::new(), ways }
     }
 
@@ -71,15 +73,19 @@ impl<M: Model> Search<M> {
         while let Some(mut way) = ahead.pop() {
             self.read_at_once(&mut way);
             if way.done.contains(&id) {
-                ended.insert(way);
+                ended.insert(Way { unused: None, ..way });
                 continue;
             }
             for (&next, open) in self.open.iter().filter(|(next, _)| !way.done.contains(next)) {
                 steps += 1;
+                // What has no answer may wait until something makes use of it.
+                if !self.is_of_use(&way, &open.operation) {
+                    continue;
+                }
                 let Some(state) = M::step(&way.state, &open.operation) else { continue };
                 let mut done = way.done.clone();
                 done.insert(next);
-                let way = Way { state, done };
+                let way = Way { state, done, unused: (!open.answered).then_some(next) };
                 if !self.is_lost(&way) && seen.insert(way.clone()) {
                     ahead.push(way);
                 }
@@ -105,9 +111,19 @@ impl<M: Model> Search<M> {
                 && !way.done.contains(&id)
                 && M::step(&way.state, &open.operation).is_some_and(|state| state == way.state)
             {
+                if self.is_of_use(way, &open.operation) {
+                    way.unused = None;
+                }
                 way.done.insert(id);
             }
         }
+    }
+
+    /// Whether an operation makes use of the one without an answer that has just happened, if it is
+    /// for that to happen next.
+    fn is_of_use(&self, way: &Way<M::State>, next: &M::Operation) -> bool {
+        let unused = way.unused.and_then(|id| self.open.get(&id));
+        unused.is_none_or(|unused| M::makes_use(next, &unused.operation))
     }
 
     /// Whether an operation that has an answer can't happen any more.
