@@ -8,12 +8,7 @@
 use raft::NodeId;
 use rand::{RngExt, seq::IndexedRandom};
 
-use crate::{
-    World,
-    agenda::Happening,
-    invariants::{Ghost, Violation},
-    step::broken_disk,
-};
+use crate::{World, agenda::Happening, invariants::Violation, step::broken_disk};
 
 impl World {
     /// Most members are lost; a survivor is recovered, and the group grows again.
@@ -46,14 +41,4 @@ impl World {
         self.start(survivor)?;
         self.replace_lost()
     }
-}
-
-/// How far a log agrees with what is committed.
-pub(crate) fn kept(ghost: &Ghost, image: &crate::disk::Image) -> raft::Index {
-    let mut kept = image.base().0.index;
-    while kept < ghost.committed() && ghost.history_at(kept.next()) == image.history_at(kept.next())
-    {
-        kept = kept.next();
-    }
-    kept
 }

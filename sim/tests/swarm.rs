@@ -62,6 +62,7 @@ fn groups_of_three() {
     happened("transfers", total.transfers, 8);
     happened("transfers given up", total.transfers_failed, 3);
     happened("changes of members", total.changes, 8);
+    happened("survivors recovered", total.recoveries, 1);
     happened("acknowledged writes", total.done, 1_000);
     happened("reads", total.reads, 1_000);
     happened("rejected writes", total.rejected, 1);
