@@ -12,7 +12,7 @@ use crate::{
     World,
     agenda::Happening,
     group::{Group, GroupId},
-    invariants::{Ghost, Violation},
+    invariants::Violation,
     step::broken_disk,
 };
 
@@ -51,14 +51,4 @@ impl World {
         self.start(survivor)?;
         self.replace_lost(group)
     }
-}
-
-/// How far a log agrees with what is committed.
-pub(crate) fn kept(ghost: &Ghost, image: &crate::disk::Image) -> raft::Index {
-    let mut kept = image.base().0.index;
-    while kept < ghost.committed() && ghost.history_at(kept.next()) == image.history_at(kept.next())
-    {
-        kept = kept.next();
-    }
-    kept
 }

@@ -69,6 +69,7 @@ fn groups_of_three() {
     happened("groups beside the first", total.groups - seeds(), 5);
     happened("groups stopped", total.groups_stopped, 10);
     happened("messages from another group", total.strangers, 100);
+    happened("survivors recovered", total.recoveries, 1);
     happened("acknowledged writes", total.done, 1_000);
     happened("reads", total.reads, 1_000);
     happened("operations judged", total.judged, 2_000);

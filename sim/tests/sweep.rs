@@ -73,4 +73,6 @@ fn failure_names_the_command_that_shows_it_again() {
     assert!(short.ends_with("--seed 7 --members 3 --ticks 25 --trace"), "{short}");
     let labs = failure(Options { faults: Faults::Labs, ..Options::new(7, 3) });
     assert!(labs.ends_with("--seed 7 --members 3 --labs --trace"), "{labs}");
+    let store = failure(Options { store: true, ..Options::new(7, 3) });
+    assert!(store.ends_with("--seed 7 --members 3 --store --trace"), "{store}");
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use raft::{Entry, Index, Membership, NodeId, Payload, Position, StateMachine, Term};
 
+use crate::disk::Image;
 use crate::machine::{CommandId, History, Machine};
 
 /// The facts.
@@ -103,6 +104,17 @@ impl Ghost {
     pub(super) fn is_joint_since(&self, index: Index) -> bool {
         let mut since = self.memberships.iter().filter(|(at, _)| *at > index);
         since.all(|(_, membership)| membership.is_joint())
+    }
+
+    /// How far a disk's log is what was committed.
+    pub(super) fn agrees_up_to(&self, image: &Image) -> Index {
+        let mut kept = image.base().0.index;
+        while kept < self.committed()
+            && self.history_at(kept.next()) == image.history_at(kept.next())
+        {
+            kept = kept.next();
+        }
+        kept
     }
 
     /// Only what is up to `kept` was ever committed. `machine` has applied what is up to the snapshot

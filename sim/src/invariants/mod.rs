@@ -39,7 +39,6 @@ use crate::{
     group::GroupId,
     machine::Machine,
     member::{Asked, Member, Standing},
-    recover::kept,
 };
 
 pub use ghost::Ghost;
@@ -214,7 +213,7 @@ impl Invariants {
         }
         let log: Vec<Entry> = image.entries_behind(from).cloned().collect();
         assert_eq!(log.last(), Some(entry), "the log ends with the new membership");
-        let kept = kept(&self.ghost, image);
+        let kept = self.ghost.agrees_up_to(image);
         self.ghost.forget(machine, kept, &log);
         self.acknowledged = acknowledged::Acknowledged::default();
         Ok(())
