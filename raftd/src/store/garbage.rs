@@ -346,6 +346,7 @@ fn chunks(encoded: &[u8]) -> impl Iterator<Item = Digest> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Arc, Barrier};
     use std::time::Duration;
 
@@ -356,7 +357,7 @@ mod tests {
     use crate::store::manifest::digest;
     use crate::store::pace::{Fatal, Pace};
     use crate::store::reading::SERVED_GRACE;
-    use crate::store::records::Visit;
+    use crate::store::records::{Records, Visit};
     use crate::store::sled_records::SledRecords;
     use crate::store::snapshots::Snapshots;
 
@@ -388,15 +389,17 @@ mod tests {
         assert!(!pins.named().contains(&name));
     }
 
-    /// Waits before it removes anything, until two others have met it at the barrier, twice.
+    /// Waits before it removes the first key, until another has met it at the barrier, twice.
     struct Waiting {
         records: SledRecords,
+        waited: AtomicBool,
         barrier: Barrier,
     }
 
     impl Records for Waiting {
         fn apply(&self, changes: Vec<Change>) -> Result<(), StoreError> {
-            if changes.iter().any(|change| matches!(change, Change::Remove(_))) {
+            let removes = |change: &Change| matches!(change, Change::Remove(_));
+            if changes.iter().any(removes) && !self.waited.swap(true, Ordering::SeqCst) {
                 self.barrier.wait();
                 self.barrier.wait();
             }
@@ -427,7 +430,8 @@ mod tests {
         let chunk = Bytes::from(vec![7; 9_000]);
         let name = digest(&chunk);
         records.apply(vec![Change::Put(chunk_key(name), chunk.to_vec())]).unwrap();
-        let records = Arc::new(Waiting { records, barrier: Barrier::new(2) });
+        let records =
+            Arc::new(Waiting { records, waited: AtomicBool::new(false), barrier: Barrier::new(2) });
         let (pace, fatal) = (Arc::new(Pace::new()), Arc::new(Fatal::new(Box::new(|_| ()))));
         let snapshots = Snapshots::open(records.clone(), None, pace, fatal).unwrap();
         let shared = snapshots.0.clone();
