@@ -160,6 +160,19 @@ impl World {
         self.crash(self.spoken_of.member(id))
     }
 
+    /// A member loses its power and all that is on its disk: it never starts again, since the others
+    /// know that it has forgotten. When it tries, the operator has another take its place.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn wipe(&mut self, id: NodeId) -> Result<(), Violation> {
+        self.kill(id)?;
+        let id = self.spoken_of.member(id);
+        self.trace.line(self.agenda.now_us(), format_args!("the disk of {id} is wiped"));
+        self.groups.member_mut(id).disk.destroy();
+        Ok(())
+    }
+
     /// A member that is down starts.
     ///
     /// # Errors
