@@ -10,16 +10,19 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use flotilla_bench::cpu;
 use raft::{
     Entry, GroupTime, HardState, Index, NodeId, Payload, Position, SnapshotWrite, Term, Write,
     WriteId,
 };
 use raftd::store::{ExpectedIdentity, Start, Store, StoreError, StoreOptions, Written};
 use raftd::{Founder, Group};
-use rustix::time::{ClockId, clock_gettime};
 
 /// The payload of every entry.
 const ENTRY_BYTES: usize = 256;
+
+/// How many entries are written at once; `flotilla bench log` has 1, 64 and 1,024 in flight.
+const BATCHES: [u64; 5] = [1, 16, 64, 128, 1_024];
 
 /// How many entries the compaction begins with, and how many of them it removes.
 const ENTRIES: u64 = 1_000_000;
@@ -114,7 +117,7 @@ fn main() -> Result<(), StoreError> {
         "| entries a batch | batches/s | entries/s | CPU us an entry | disk bytes an entry byte |"
     );
     println!("|---:|---:|---:|---:|---:|");
-    for count in [1, 16, 128] {
+    for count in BATCHES {
         let path = directory.path().join(count.to_string());
         measure_appends(&mut Member::born(&path)?, &path, count);
     }
@@ -123,13 +126,13 @@ fn main() -> Result<(), StoreError> {
 }
 
 fn measure_appends(member: &mut Member, path: &Path, count: u64) {
-    let (began, cpu) = (Instant::now(), cpu_time());
+    let (began, cpu) = (Instant::now(), cpu::time());
     let mut batches = 0;
     while began.elapsed() < MEASURED {
         member.append(count);
         batches += 1;
     }
-    let (took, cpu) = (began.elapsed().as_secs_f64(), (cpu_time() - cpu).as_secs_f64());
+    let (took, cpu) = (began.elapsed().as_secs_f64(), (cpu::time() - cpu).as_secs_f64());
     let entries = (batches * count) as f64;
     println!(
         "| {count} | {:.0} | {:.0} | {:.2} | {:.2} |",
@@ -191,11 +194,6 @@ fn measure_compaction(path: &Path) -> Result<(), StoreError> {
     println!("opened again in {:.2} s", opening.elapsed().as_secs_f64());
     report("opened again");
     Ok(())
-}
-
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn log_bytes(path: &Path) -> u64 {

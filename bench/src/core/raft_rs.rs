@@ -56,11 +56,7 @@ impl Group for RaftRs {
 
     fn commit(&mut self, batches: usize, count: usize) {
         for _ in 0..batches {
-            let entries = (0..count).map(|_| {
-                let mut entry = Entry::default();
-                entry.data = command().into();
-                entry
-            });
+            let entries = (0..count).map(|_| Entry { data: command().into(), ..Entry::default() });
             let mut message = Message::default();
             message.set_msg_type(MessageType::MsgPropose);
             message.from = 1;
