@@ -350,11 +350,12 @@ impl Mix {
         }
     }
 
-    /// Commands beyond what one record of the store holds, and so many at once that they are beyond
-    /// one batch.
+    /// Commands beyond what one record of the store holds, or one batch; but seldom, since every byte
+    /// of them costs time.
     fn draw_large_commands(&mut self, rng: &mut StdRng) {
-        self.padding_bytes_max = pick(rng, &[40_000, 300_000]);
-        self.clients_do_not_wait = true;
+        (self.padding_bytes_max, self.think_us_max) =
+            pick(rng, &[(40_000, 300_000), (1_500_000, 10_000_000)]);
+        self.clients = self.clients.min(3);
         self.link_bytes_per_ms = None;
         self.config.append_bytes_max = 4 << 20;
         self.config.inflight_bytes_max = 8 << 20;
