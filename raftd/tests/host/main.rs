@@ -20,7 +20,7 @@ const WATCHED: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_is_stored_while_the_host_has_no_moment_to_spare() {
-    // Whenever the host looks the clock has ticked again, and there is more to apply.
+    // A command takes longer than a tick, and there are always more of them.
     let settings = Settings {
         tick_ms: 1,
         election_ticks_min: 500,
