@@ -95,6 +95,12 @@ async fn a_member_that_restores_a_snapshot_goes_on_answering() {
     let _opened = Opened(gate.clone());
     let (_group, [leader, other, back]) = one_restores(&gate).await;
     let (before, node) = (leader.handle.status(), back.handle.node());
+    // What is told of peers is as old as the last tick.
+    let is_heard = || {
+        let status = leader.handle.status();
+        status.members.iter().any(|it| it.member.node == node && it.active)
+    };
+    until("the leader hears it", is_heard).await;
     let begun = Instant::now();
     while begun.elapsed() < WATCHED {
         propose(&leader, 100).await;
