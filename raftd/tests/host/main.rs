@@ -20,7 +20,7 @@ const WATCHED: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_is_stored_while_the_host_has_no_moment_to_spare() {
-    // Whenever the host looks the clock has ticked again, and there is more to apply.
+    // A command takes longer than a tick, and there are always more of them.
     let settings = Settings {
         tick_ms: 1,
         election_ticks_min: 500,
@@ -95,6 +95,12 @@ async fn a_member_that_restores_a_snapshot_goes_on_answering() {
     let _opened = Opened(gate.clone());
     let (_group, [leader, other, back]) = one_restores(&gate).await;
     let (before, node) = (leader.handle.status(), back.handle.node());
+    // What is told of peers is as old as the last tick.
+    let is_heard = || {
+        let status = leader.handle.status();
+        status.members.iter().any(|it| it.member.node == node && it.active)
+    };
+    until("the leader hears it", is_heard).await;
     let begun = Instant::now();
     while begun.elapsed() < WATCHED {
         propose(&leader, 100).await;
