@@ -82,13 +82,13 @@ pub async fn answer<S: StateMachine, A: Ask>(
             match leader(handle, deadline).await {
                 Some(leader) if hops_left > 0 && leader.node != handle.node() => {
                     hops_left -= 1;
-                    if ask.is_read() {
-                        let read = ask.execute(deadline).await;
-                        read.map(|reply| Replied { reply, leader: None })
+                    let reply = if ask.is_read() {
+                        ask.execute(deadline).await
                     } else {
-                        let sent = pass_on(handle, ask, &leader, deadline, hops_left).await;
-                        sent.map(|reply| Replied { reply, leader: Some(leader) })
-                    }
+                        pass_on(handle, ask, &leader, deadline, hops_left).await
+                    };
+                    // A read costs less at the leader, which a client of ours turns to from now on.
+                    reply.map(|reply| Replied { reply, leader: Some(leader) })
                 }
                 Some(_) | None => Err(not_leading(handle)),
             }
