@@ -114,3 +114,35 @@ fn group_goes_on_with_a_survivor_of_a_lost_majority() {
     assert!(total.entries_lost > 0, "somebody was behind: {total:?}");
     assert!(total.changes > 2 * seeds(), "the groups grow again: {total:?}");
 }
+
+/// Entries beyond one batch of the database, of which several are written at once by a member that
+/// dies: each is there whole or not at all.
+#[test]
+fn torn_entry_of_several_batches_does_not_count() {
+    let mut total = Tally::default();
+    for seed in 0..seeds() {
+        let rate = Rate { fault: Fault::Crash, every_us: 300_000, lasts_us_max: 20_000 };
+        let mix = Mix {
+            store: true,
+            rates: vec![rate],
+            padding_bytes_max: 900_000,
+            clients: 5,
+            clients_do_not_wait: true,
+            read_per_mille: 0,
+            think_us_max: 50_000,
+            sync_us_max: 200_000,
+            config: raft::Config {
+                heartbeat_ticks: 1,
+                election_ticks_min: 4,
+                ..Mix::calm().config
+            },
+            ..Mix::calm()
+        };
+        let mut world = World::new(Options::new(seed, 1), mix, None);
+        if let Err(violation) = world.live(CHAOS_US / 3) {
+            panic!("seed {seed}: {violation}");
+        }
+        total.add(&world.tally());
+    }
+    assert!(total.torn > 0, "{total:?}");
+}

@@ -159,6 +159,11 @@ impl<R: Records, S: Slots> Engine<R, S> {
             failpoint::reach(Failpoint::LogAppendBefore);
             let reach = log.write(&self.records, self.write_sequence, gathered)?;
             self.floor.raise(self.write_sequence, reach)?;
+            if gathered.snapshot.is_some() {
+                // What the snapshot covers is removed from now on, an entry of many fragments step
+                // by step. To a floor below that entry the rest of it would look like a torn tail.
+                self.floor.settle()?;
+            }
         }
         Ok(Written { id: gathered.id, write_sequence: self.write_sequence })
     }

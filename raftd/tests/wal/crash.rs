@@ -434,6 +434,27 @@ fn what_was_cut_off_stays_cut_off_when_what_cut_it_is_removed() {
     }
 }
 
+/// What a snapshot covers is removed step by step. What such a step leaves of an entry of many
+/// fragments is not what a write leaves that was never finished, whatever the floor knew last.
+#[test]
+fn entry_that_is_half_removed_is_no_torn_tail() {
+    for seed in 0..40 {
+        let disk = born();
+        let (mut engine, _) = open(&disk).unwrap();
+        let mut large = raft::Write { hard_state: None, ..appended(2, 1, 3..=3) };
+        large.entries[0].payload = raft::Payload::Command(vec![7; 2_500_000].into());
+        for write in [appended(1, 1, 1..=2), large, compacted(3, 1, 3)] {
+            let mut gathered = Gathered::default();
+            gathered.add(write);
+            engine.write(&gathered).unwrap();
+        }
+        engine.sweep().unwrap();
+        disk.restart(Crash::PowerCut(seed));
+        let (_, found) = open_whole(&disk, &format!("seed {seed}"));
+        assert_eq!(found.snapshot.unwrap().position.index, Index(3), "seed {seed}");
+    }
+}
+
 fn appended(id: u64, term: u64, indexes: std::ops::RangeInclusive<u64>) -> raft::Write {
     let entries = indexes.map(|index| raft::Entry {
         index: raft::Index(index),
