@@ -56,7 +56,7 @@ pub async fn transfer(endpoint: &str, to: Option<u64>, limit: Duration) -> Resul
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberChange {
     /// The member that answers at this peer address comes, as a learner; one that belongs to the
-    /// group already stays what it is.
+    /// group already stays what it is, and is reached there now.
     Add(String),
     /// The member that answers at this peer address has moved there.
     Update(String),

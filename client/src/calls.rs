@@ -114,8 +114,10 @@ struct Past {
 impl Past {
     fn add(&mut self, status: Status) {
         let limit = |last: &Status| last.code() == Code::ResourceExhausted;
-        // That the rest of the time was too short says less than what it was used up by.
-        if status.code() != Code::DeadlineExceeded || !self.last.as_ref().is_some_and(limit) {
+        // That too little time was left to begin says less than what it was used up by.
+        let too_late =
+            status.code() == Code::DeadlineExceeded && metadata::was_never_executed(&status);
+        if !too_late || !self.last.as_ref().is_some_and(limit) {
             self.last = Some(status);
         }
     }

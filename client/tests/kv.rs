@@ -96,6 +96,19 @@ async fn refusals_that_never_executed_are_rejections() {
     let refused = client.put("k", "v").await;
     assert!(matches!(refused, Err(Error::Rejected(Rejected::Limit(_)))), "{refused:?}");
     fake.state().acts.clear();
+    // A limit says more than that no time was left, and less than that nobody answered.
+    let mut acts = vec![Act::Refuse(Code::ResourceExhausted, None)];
+    acts.resize(1000, Act::Refuse(Code::DeadlineExceeded, None));
+    fake.plan(acts);
+    let refused = client.put("k", "v").await;
+    assert!(matches!(refused, Err(Error::Rejected(Rejected::Limit(_)))), "{refused:?}");
+    fake.state().acts.clear();
+    let mut acts = vec![Act::Refuse(Code::ResourceExhausted, None)];
+    acts.resize(1000, Act::Hang);
+    fake.plan(acts);
+    let Err(Error::Unknown(unknown)) = client.put("k", "v").await else { panic!("it may be") };
+    assert!(unknown.reason.contains("no answer"), "{unknown:?}");
+    fake.state().acts.clear();
     fake.plan([Act::Refuse(Code::InvalidArgument, None)]);
     let refused = client.put("k", "v").await;
     assert!(matches!(refused, Err(Error::Rejected(Rejected::Invalid(_)))), "{refused:?}");

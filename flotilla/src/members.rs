@@ -398,6 +398,11 @@ async fn replace(
         if missing { Failure::new(Code::NotFound, message) } else { failure }
     })?;
     let was = standing(&before, node);
+    if leaves && was == Some(Standing::Voter) {
+        // Promoting and removing are one change, so this is no replacement that broke off.
+        let message = format!("the one at {peer} is member {node}, which votes already");
+        return Err(Failure::new(Code::Exists, message));
+    }
     let mut changes = Vec::new();
     if was != Some(Standing::Voter) {
         changes.push(MemberChange::Promote(node));

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use client::KvClient;
+use flotilla::local::Instance;
 use support::{Depth, READY_TIMEOUT, TestCluster, Watchdog};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -38,9 +39,8 @@ async fn start() -> TestCluster {
 
 /// The blocks that a directory takes.
 fn bytes_of(path: &Path) -> u64 {
-    let entries = fs::read_dir(path).into_iter().flatten();
-    // sled renames and removes files meanwhile.
-    let each = entries.flatten().map(|entry| match entry.metadata() {
+    // sled renames and removes files meanwhile, but no directories.
+    let each = fs::read_dir(path).unwrap().flatten().map(|entry| match entry.metadata() {
         Ok(metadata) if metadata.is_dir() => bytes_of(&entry.path()),
         Ok(metadata) => metadata.blocks() * 512,
         Err(_) => 0,
@@ -50,7 +50,8 @@ fn bytes_of(path: &Path) -> u64 {
 
 /// What the largest member takes.
 fn largest(test: &TestCluster) -> u64 {
-    let of = |node| bytes_of(&test.cluster.dir().join(format!("kvd-{node}")));
+    let dir = |node| test.cluster.dir().join(Instance::Kvd(node).to_string());
+    let of = |node| bytes_of(&dir(node));
     (1..=MEMBERS).map(of).max().unwrap()
 }
 

@@ -117,13 +117,20 @@ fn voters(endpoints: &str) -> Vec<u64> {
 
 /// Grows from one to three to five, replaces the leader, and shrinks to three, while clients append.
 fn change_all(cluster: &mut Cluster, rest: &str) -> Vec<u64> {
+    let mut peers = Vec::new();
     for number in 2..=5 {
         let peer = cluster.join_kvd(number).unwrap().to_string();
+        peers.push(peer.clone());
         let said = members(rest, &["add", &peer]);
         assert_eq!(said, format!("member {number} belongs to the group, as a voter"));
         // Whoever does not know whether that was done asks once more.
         let again = members(rest, &["add", &peer]);
         assert_eq!(again, format!("{said}; it was there already"));
+    }
+    // Nobody is replaced by one who votes already, least of all by itself.
+    for peer in &peers[..2] {
+        let refused = flotilla(&["members", "replace", "2", peer, "--endpoints", rest]);
+        assert_eq!(refused.status.code(), Some(5), "{}", complained(&refused));
     }
     assert_eq!(voters(rest), [1, 2, 3, 4, 5]);
     let twice = flotilla(&["members", "remove", "9", "--endpoints", rest]);

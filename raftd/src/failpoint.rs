@@ -66,7 +66,7 @@ failpoints! {
     SnapshotInstallBetween = "snapshot.install.between",
     /// The leader's snapshot is durable; the state machine does not have it.
     SnapshotInstallBefore = "snapshot.install.before",
-    /// The state machine has the leader's snapshot; the log does not name it.
+    /// The state machine has the leader's snapshot, unless it was overtaken; the log does not name it.
     SnapshotInstallAfter = "snapshot.install.after",
     /// The log is to name a new snapshot.
     CompactRootBefore = "compact.root.before",

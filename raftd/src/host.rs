@@ -120,8 +120,8 @@ impl<S: StateMachine> Driver<S> {
                 failure = &mut inputs.store_failed => return Err(store_failure(failure)),
                 failure = lost(&mut inputs.lost) => return Err(failure),
                 Some(job) = inputs.jobs.recv() => self.finish(job)?,
-                Some(news) = inputs.news.recv() => self.remember(news),
                 _ = clock.tick() => { ticked = true; self.tick() },
+                Some(news) = inputs.news.recv() => self.remember(news),
                 Ok(()) = inputs.written.changed() => self.written(&mut inputs.written),
                 Some((reader, entries)) = inputs.read.recv() => {
                     self.replica.fetched(reader, entries);
@@ -178,6 +178,10 @@ impl<S: StateMachine> Driver<S> {
         // One for each follower and one for the machine: a busy disk must not keep them waiting.
         while let Ok((reader, entries)) = inputs.read.try_recv() {
             self.replica.fetched(reader, entries);
+        }
+        for _ in 0..DRAIN_MAX {
+            let Ok(news) = inputs.news.try_recv() else { break };
+            self.remember(news);
         }
         for _ in 0..DRAIN_MAX {
             let Ok(incoming) = inputs.inbox.try_recv() else { break };
@@ -353,7 +357,11 @@ impl<S: StateMachine> Driver<S> {
         let index = root.position.index;
         let installed = self.replica.installed(root, &mut machine);
         failpoint::reach(Failpoint::SnapshotInstallAfter);
-        info!(%index, installed, "fetched a snapshot");
+        if installed {
+            info!(%index, "installed a snapshot");
+        } else {
+            info!(%index, "a snapshot was overtaken by the log");
+        }
         self.jobs.discard(machine);
     }
 
@@ -371,9 +379,10 @@ impl<S: StateMachine> Driver<S> {
         if let Some(membership) = output.membership {
             self.follow(&membership);
         }
+        let mut committed = None;
         if let Some(membership) = output.committed_membership {
             self.peers.pin(&membership);
-            self.store.follow(membership.clone());
+            committed = Some(membership.clone());
             if !membership.may_belong(self.peers.me.node) {
                 self.removed.get_or_insert(std::time::Instant::now());
             }
@@ -385,6 +394,10 @@ impl<S: StateMachine> Driver<S> {
         }
         if let Some(write) = output.write {
             self.store.submit(write);
+        }
+        // Behind the write that may hold it: who was removed is forgotten only then.
+        if let Some(membership) = committed {
+            self.store.follow(membership);
         }
         for fetch in output.fetches {
             let reader = if fetch.reader.is_some() { "follower" } else { "machine" };

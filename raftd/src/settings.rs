@@ -230,6 +230,7 @@ impl Settings {
             ("group.heartbeat_ticks", self.heartbeat_ticks),
             ("group.election_ticks_min", self.election_ticks_min),
             ("group.slow_disk_ticks", self.slow_disk_ticks),
+            ("group.unheard_ticks_max", self.unheard_ticks_max),
         ] {
             check_range(setting, ticks.into(), 1..=TICKS_MAX)?;
         }

@@ -28,7 +28,7 @@ use crate::store::{self, Opened, Signals};
 /// How many batches of peers may wait for the host task; behind them the connection waits.
 const INBOX_MAX: usize = 256;
 
-/// How many jobs (snapshots being stored or fetched) may wait for the host task.
+/// How many jobs (snapshots that were stored, fetched or restored) may wait for the host task.
 const JOBS_MAX: usize = 8;
 
 /// How long opening the store may take before it is told, again and again.

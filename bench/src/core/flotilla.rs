@@ -173,6 +173,10 @@ impl StateMachine for Counter {
         Nothing
     }
 
+    fn empty(&self) -> Self {
+        Self::default()
+    }
+
     fn restore(&mut self, _: &mut dyn Iterator<Item = Bytes>) -> Result<(), BadSnapshot> {
         Ok(())
     }

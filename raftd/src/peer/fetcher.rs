@@ -41,6 +41,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause before a giver is asked again that has no room; each is twice the one before.
 const TURN_PAUSE_MAX: Duration = Duration::from_secs(2);
 
+/// How long a giver without room is waited for: others may offer what it gives.
+const TURN_WAIT_MAX: Duration = Duration::from_secs(60);
+
 /// The largest manifest, in bytes: some seven million chunks.
 const MANIFEST_BYTES_MAX: u64 = 256 << 20;
 
@@ -139,6 +142,7 @@ struct Transfer<'a> {
 impl Transfer<'_> {
     async fn run(mut self) -> Result<SnapshotRoot, String> {
         let (mut until, mut turn_pause) = (Instant::now() + PATIENCE, RETRY_PAUSE);
+        let mut waiting: Option<Instant> = None;
         loop {
             let before = self.done();
             let reason = match self.attempt().await {
@@ -146,6 +150,10 @@ impl Transfer<'_> {
                 Err(Broken::ForGood(reason)) => return Err(reason),
                 Err(Broken::Later(reason)) => reason,
                 Err(Broken::Busy(reason)) => {
+                    let since = *waiting.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= TURN_WAIT_MAX {
+                        return Err(reason);
+                    }
                     if turn_pause == RETRY_PAUSE {
                         info!(reason, from = %self.from, "waiting for a turn to fetch a snapshot");
                     }
@@ -155,7 +163,7 @@ impl Transfer<'_> {
                     continue;
                 }
             };
-            turn_pause = RETRY_PAUSE;
+            (turn_pause, waiting) = (RETRY_PAUSE, None);
             if self.done() > before {
                 until = Instant::now() + PATIENCE;
             } else if Instant::now() >= until {

@@ -140,6 +140,7 @@ impl Store {
             pace,
             on_written,
             on_read,
+            members: None,
             _lock: lock,
         };
         let start = Start { recovered, state, write_sequence, snapshots: snapshots.clone() };

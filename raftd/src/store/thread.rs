@@ -174,6 +174,8 @@ pub(super) struct Writer {
     pub(super) pace: Arc<Pace>,
     pub(super) on_written: Box<dyn Fn(Written) + Send>,
     pub(super) on_read: OnRead,
+    /// Who belongs to the group, as far as it was told.
+    pub(super) members: Option<Arc<Membership>>,
     /// Keeps other processes out of the directory.
     pub(super) _lock: File,
 }
@@ -231,14 +233,17 @@ impl Writer {
             // The asker may have gone.
             drop(answer.send(born));
         }
-        let members = inbox.members;
-        let belongs = |node| members.as_ref().is_none_or(|members| members.may_belong(node));
+        if !inbox.gathered.is_empty() {
+            self.write(inbox.gathered, times)?;
+        }
+        // The removal of a member is durable now. Before, a crash could leave a log in which it votes,
+        // and nothing by which an old copy of it is known.
+        self.members = inbox.members.or(self.members.take());
+        let members = self.members.as_ref();
+        let belongs = |node| members.is_none_or(|members| members.may_belong(node));
         self.engine.forget(belongs)?;
         for peer in inbox.heard.into_values().filter(|peer| belongs(peer.node)) {
             self.engine.hear(peer)?;
-        }
-        if !inbox.gathered.is_empty() {
-            self.write(inbox.gathered, times)?;
         }
         // Here, between two writes, nothing moves under the reader.
         for fetch in inbox.fetches {

@@ -13,6 +13,8 @@ pub(crate) struct Counter {
     pub(crate) apply_takes: Duration,
     /// Where it waits before a snapshot is restored.
     pub(crate) gate: Arc<Gate>,
+    /// It is of an older version, to which snapshots mean nothing.
+    pub(crate) is_old: bool,
 }
 
 pub(crate) struct Frozen(u64);
@@ -57,6 +59,9 @@ impl StateMachine for Counter {
 
     fn restore(&mut self, chunks: &mut dyn Iterator<Item = Bytes>) -> Result<(), BadSnapshot> {
         self.gate.pass();
+        if self.is_old {
+            return Err(BadSnapshot("a newer version".to_owned()));
+        }
         let count = chunks.next().and_then(|chunk| Some(u64::from_be_bytes(*chunk.first_chunk()?)));
         self.count = count.ok_or_else(|| BadSnapshot("no count".to_owned()))?;
         Ok(())

@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use daemon::Code;
 use machine::{Counter, Gate, Opened};
 use member::{Group, Member, PATIENCE, propose, until};
 use raftd::{Role, Settings};
 use tokio::time::Instant;
 
-/// How long a member that restores is watched: many election timeouts.
-const WATCHED: Duration = Duration::from_secs(3);
+/// How long a member that restores is watched: some election timeouts.
+const WATCHED: Duration = Duration::from_secs(4);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_is_stored_while_the_host_has_no_moment_to_spare() {
@@ -53,11 +54,11 @@ async fn a_snapshot_is_stored_while_the_host_has_no_moment_to_spare() {
 
 /// A group of three whose third member lacks more than the others keep as log, and comes back with
 /// a machine that waits at the gate with the snapshot. Who leads comes first.
-async fn one_restores(gate: &Arc<Gate>) -> (Group, [Member; 3]) {
+async fn one_restores(counter: Counter) -> (Group, [Member; 3]) {
     let settings = Settings {
         tick_ms: 10,
-        election_ticks_min: 15,
-        heartbeat_ticks: 3,
+        election_ticks_min: 100,
+        heartbeat_ticks: 5,
         snapshot_log_bytes_min: 20_000,
         retained_bytes: 0,
         retained_bytes_max: 1,
@@ -81,11 +82,10 @@ async fn one_restores(gate: &Arc<Gate>) -> (Group, [Member; 3]) {
         propose(&leader, 1_000).await;
     }
     until("its log is gone", || leader.handle.status().first > before).await;
+    let gate = counter.gate.clone();
     gate.close();
-    let counter = Counter { gate: gate.clone(), ..Counter::default() };
     let back = group.start(place, counter).await;
-    let waiting = gate.clone();
-    until("it restores", || waiting.is_waited_at()).await;
+    until("it restores", || gate.is_waited_at()).await;
     (group, [leader, other, back])
 }
 
@@ -93,7 +93,8 @@ async fn one_restores(gate: &Arc<Gate>) -> (Group, [Member; 3]) {
 async fn a_member_that_restores_a_snapshot_goes_on_answering() {
     let gate = Arc::new(Gate::default());
     let _opened = Opened(gate.clone());
-    let (_group, [leader, other, back]) = one_restores(&gate).await;
+    let counter = Counter { gate: gate.clone(), ..Counter::default() };
+    let (_group, [leader, other, back]) = one_restores(counter).await;
     let (before, node) = (leader.handle.status(), back.handle.node());
     // What is told of peers is as old as the last tick.
     let is_heard = || {
@@ -129,7 +130,8 @@ async fn a_member_that_restores_a_snapshot_goes_on_answering() {
 async fn a_member_that_is_stopped_while_it_restores_ends_and_begins_anew() {
     let gate = Arc::new(Gate::default());
     let _opened = Opened(gate.clone());
-    let (group, [leader, other, back]) = one_restores(&gate).await;
+    let counter = Counter { gate: gate.clone(), ..Counter::default() };
+    let (group, [leader, other, back]) = one_restores(counter).await;
     let place = back.place;
     tokio::time::timeout(PATIENCE, back.stop()).await.expect("it waits for what it restores");
     gate.open();
@@ -138,6 +140,23 @@ async fn a_member_that_is_stopped_while_it_restores_ends_and_begins_anew() {
     until("it has all", || back.handle.status().applied >= all).await;
     assert!(back.handle.status().snapshot.is_some(), "it came from the log");
     for member in [leader, other, back] {
+        member.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_to_which_a_snapshot_means_nothing_ends() {
+    let gate = Arc::new(Gate::default());
+    let _opened = Opened(gate.clone());
+    let counter = Counter { gate: gate.clone(), is_old: true, ..Counter::default() };
+    let (_group, [leader, other, back]) = one_restores(counter).await;
+    let stale = back.handle.query_stale(()).await;
+    assert!(matches!(stale, Ok(..=10)), "{stale:?}");
+    gate.open();
+    let failure = tokio::time::timeout(PATIENCE, back.finished()).await.unwrap().unwrap_err();
+    assert_eq!(failure.code(), Code::Configuration, "{failure}");
+    assert!(failure.to_string().contains("does not decode here"), "{failure}");
+    for member in [leader, other] {
         member.stop().await;
     }
 }

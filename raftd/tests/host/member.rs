@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use daemon::Shutdown;
+use daemon::{Failure, Shutdown};
 use raftd::{Advertised, Handle, Host, Outcome, Settings};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -73,7 +73,11 @@ impl Group {
 impl Member {
     pub(crate) async fn stop(self) {
         self.shutdown.request();
-        self.host.finished().await.unwrap();
+        self.finished().await.unwrap();
+    }
+
+    pub(crate) async fn finished(self) -> Result<(), Failure> {
+        self.host.finished().await
     }
 }
 
