@@ -91,10 +91,11 @@ pub fn recover(data: &Path) -> Result<(Survivor, Option<Recovery>), Failure> {
     check_holds_member(data)?;
     let mut offline = Offline::open(data)?;
     let survivor = survivor(offline.engine.state(), &offline.recovered)?;
-    Ok((survivor, recover_store(&mut offline.engine, &offline.recovered)?))
+    Ok((survivor, recover_store(&mut offline.engine, &offline.recovered, rand::random())?))
 }
 
-/// As [`recover`], of a store that is open and what was found in it.
+/// As [`recover`], of a store that is open and what was found in it; `id` is the new identity, unless
+/// one was drawn before.
 ///
 /// # Errors
 /// As [`recover`].
@@ -104,6 +105,7 @@ pub fn recover(data: &Path) -> Result<(Survivor, Option<Recovery>), Failure> {
 pub fn recover_store<R: Records, S: Slots>(
     engine: &mut Engine<R, S>,
     recovered: &Recovered,
+    id: GroupId,
 ) -> Result<Option<Recovery>, Failure> {
     let survivor = survivor(engine.state(), recovered)?;
     if survivor.is_alone() && !survivor.is_unfinished {
@@ -115,7 +117,7 @@ pub fn recover_store<R: Records, S: Slots>(
         None => {
             let recoveries = latest.recoveries() + 1;
             failpoint::reach(Failpoint::RecoverIdentityBefore);
-            engine.begin_recovery(rand::random(), recoveries)?;
+            engine.begin_recovery(id, recoveries)?;
             recoveries
         }
     };

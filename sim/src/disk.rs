@@ -36,6 +36,12 @@ use crate::{
 /// What fits into one batch of the database for certain: it takes a mebibyte of records.
 const BATCH_BYTES_MIN: usize = 900 << 10;
 
+/// What each record takes on top, of which an entry may have some of its own: key and header.
+const RECORD_BYTES: usize = 128;
+
+/// What a store takes on top: the snapshot's root, and a record that begins before the first entry.
+const SLACK_BYTES: usize = 48 << 10;
+
 /// A snapshot with its chunks.
 #[derive(Clone, Debug)]
 pub struct Stored {
@@ -147,15 +153,26 @@ impl Disk {
 
     /// A member starts. None: the store refuses.
     pub(crate) fn open(&mut self, window_bytes: u64) -> Result<Option<Recovered>, Broken> {
-        let image = &self.image;
-        let Some(store) = &mut self.store else {
-            return Ok(self.lost.is_none().then(|| self.recovered(window_bytes)));
-        };
-        match store.open(window_bytes, |found| image.is(found))? {
-            Found::Whole(found) if image.is(&found) => Ok(Some(found)),
-            Found::Whole(found) => Err(differs(image, &found)),
-            Found::Refused(_) => Ok(None),
+        if self.lost.is_some() {
+            return Ok(None);
         }
+        let image = &self.image;
+        let Some(store) = &mut self.store else { return Ok(Some(self.recovered(window_bytes))) };
+        let found = store.open(window_bytes, |found| image.is(found))?;
+        if image.is(&found) { Ok(Some(found)) } else { Err(differs(image, &found)) }
+    }
+
+    /// Does all that can wait, of a member that is up. How many bytes too many the store takes then
+    /// for what it has to keep.
+    pub(crate) fn tidy_up(&mut self) -> Result<u64, Broken> {
+        let Some(store) = &mut self.store else { return Ok(0) };
+        let taken = store.tidy_up()?;
+        let entries = self.image.entries().map(record::encoded_len);
+        let overwritten = self.image.overwritten.values().map(|&bytes| bytes as usize);
+        let with_records = |bytes| bytes + RECORD_BYTES * (1 + bytes / record::PAYLOAD_BYTES_MAX);
+        let needed: usize = entries.chain(overwritten).map(with_records).sum();
+        let needed = (needed + SLACK_BYTES) as u64;
+        Ok(taken.saturating_sub(needed))
     }
 
     /// What a member should find when it starts, if its memory holds so much of the log.

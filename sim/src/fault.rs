@@ -116,7 +116,7 @@ pub struct Mix {
     pub stall_us_max: u64,
     /// How many of 1,000 syncs cover all that is pending instead of one write.
     pub merge_per_mille: u32,
-    /// How many of 1,000 syncs fail, which ends the process.
+    /// How many of 1,000 syncs, and reads of entries, fail, which ends the process.
     pub disk_error_per_mille: u32,
     /// How many of 1,000 crashes leave a part of the write that was next.
     pub torn_per_mille: u32,
@@ -337,15 +337,20 @@ impl Mix {
 
     fn draw_store(&mut self, rng: &mut StdRng, rare: Rarity) {
         self.store = rng.random_range(0..2) == 0;
-        if self.store && rng.random_range(0..8) == 0 {
+        if !self.store {
+            return;
+        }
+        if rng.random_range(0..8) == 0 {
             self.draw_large_commands(rng);
         }
         // Who changes the members at random does not care whether a majority of them is left.
-        let reshaped = self.rates.iter().any(|rate| rate.fault == Fault::Reshape);
-        if rare.on(rng) && !reshaped {
+        if self.rates.iter().any(|rate| rate.fault == Fault::Reshape) {
+            return;
+        }
+        if rare.on(rng) {
             let rates = DAMAGES.map(|damage| (damage, pick(rng, &[0, 5, 50, 200])));
             self.damages.extend(rates.into_iter().filter(|(_, per_mille)| *per_mille > 0));
-        } else if self.store && !reshaped {
+        } else {
             self.majority_lost = rng.random_range(0..3) == 0;
         }
     }

@@ -77,6 +77,17 @@ pub(crate) struct Group {
     /// What became of the requests that scripts made.
     pub(crate) replies: BTreeMap<CommandId, Reply>,
     operator_number: u64,
+    /// The operator is at work on who is lost, and looks again from time to time.
+    pub(crate) operator_called: bool,
+    /// Elections won in it, and leaders that left because they voted no more.
+    pub(crate) leaderships: Leaderships,
+}
+
+/// How often leaders came, and how often one went as it should.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Leaderships {
+    pub(crate) elections: u64,
+    pub(crate) leaders_removed: u64,
 }
 
 impl Group {
@@ -103,6 +114,8 @@ impl Group {
             last_deposed: None,
             replies: BTreeMap::new(),
             operator_number: 0,
+            operator_called: false,
+            leaderships: Leaderships::default(),
         }
     }
 

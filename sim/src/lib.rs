@@ -248,6 +248,8 @@ pub fn run(options: Options, listener: Option<trace::Listener>) -> Report {
     };
     // What a planted bug does to the model of a disk, the store knows nothing of.
     mix.store = (mix.store || options.store) && options.plant == Plant::None;
+    // Only the real store is recovered.
+    mix.majority_lost &= mix.store;
     let mut world = World::new(options, mix, listener);
     // An assertion of the core that fails is a finding like any other, with a trace to it.
     let outcome = catch_unwind(AssertUnwindSafe(|| world.live(options.chaos_us)));

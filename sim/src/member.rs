@@ -47,6 +47,8 @@ pub struct Member {
     /// What its clock said when it was read last, and when that was.
     clock_us: (u64, u64),
     pub(crate) plant: Plant,
+    /// No snapshot was stored since one could not be.
+    pub(crate) snapshot_failed: bool,
 }
 
 /// How the clock of a member goes: so many times faster than it should, or slower.
@@ -118,6 +120,7 @@ impl Member {
             // Each member's clock began at another time.
             clock_us: (id.node.0 * 1_000_003, 0),
             plant,
+            snapshot_failed: false,
         }
     }
 

@@ -167,7 +167,7 @@ impl World {
         if damaged {
             self.tally.disks_refused += u64::from(refused);
             self.tally.damage_harmless += u64::from(!refused);
-            self.trace.line(now_us, format_args!("n{id} has a damaged disk: {damage:?}"));
+            self.trace.line(now_us, format_args!("{id} has a damaged disk: {damage:?}"));
         }
         self.tally.crashes += 1;
         self.tally.torn += u64::from(torn);
@@ -214,7 +214,7 @@ impl World {
         if !started.map_err(|why| broken_disk(id, &why))? {
             let why = member.disk().lost().unwrap_or_default();
             self.trace.line(now_us, format_args!("{id} refuses to start: {why}"));
-            return self.replace_lost(id.group);
+            return self.call_operator(id.group);
         }
         let image = member.disk().image();
         let (base, last) = (image.base().0, image.last());

@@ -1,8 +1,8 @@
 //! The loss of a majority: most members are gone for good, and the operator makes a survivor the only
 //! voter of a group that goes on with its log, with the code of `flotilla members recover`.
 //!
-//! What was committed and is not in that log is lost, and so is every promise about it; the
-//! invariants go on from what is left. The survivor with the end of log that is furthest is taken,
+//! What was committed and is not in that log is lost, and with it what clients were told; the
+//! invariants go on from what is left. If nothing is lost every promise has to be kept. The survivor with the end of log that is furthest is taken,
 //! as docs/operations.md says. The others are of the former group and are listened to no more.
 
 use raft::NodeId;
@@ -40,15 +40,47 @@ impl World {
         let recovered = self.groups.member_mut(survivor).disk.recover(survivor.node);
         let entry = recovered.map_err(|why| broken_disk(survivor, &why))?;
         let Group { members, invariants, history, .. } = self.groups.get_mut(group);
-        let before = invariants.ghost().committed();
-        invariants.recovered(&members[&survivor.node], &entry)?;
-        let left = invariants.ghost().committed();
-        history.begin_anew().map_err(|violation| violation.of(group))?;
+        let lost = invariants.recovered(&members[&survivor.node], &entry)?;
+        // Where nothing is lost, every promise holds on.
+        if lost > 0 {
+            history.begin_anew().map_err(|violation| violation.of(group))?;
+        }
         self.tally.recoveries += 1;
-        self.tally.entries_lost += before.0 - left.0;
-        let line = format_args!("{survivor} is recovered: {left} of {before} are left");
+        self.tally.entries_lost += lost;
+        let left = invariants.ghost().committed();
+        let line = format_args!("{survivor} is recovered: {left} are left, {lost} are lost");
         self.trace.line(self.agenda.now_us(), line);
         self.start(survivor)?;
-        self.replace_lost(group)
+        self.call_operator(group)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Mix, Options,
+        client::{OPERATOR, Reply},
+        history::Wish,
+        machine::{Answer, CommandId},
+    };
+    use raft::Index;
+
+    #[test]
+    fn promises_hold_on_if_nothing_is_lost() {
+        let mix = Mix { store: true, ..Mix::calm() };
+        let mut world = World::new(Options::new(0, 3), mix, None);
+        world.expect_leader().unwrap();
+        world.one(3).unwrap();
+        // What is committed has been on all disks for long.
+        world.run_for(5_000_000).unwrap();
+        world.lose_majority(GroupId::FIRST).unwrap();
+        assert_eq!((world.tally().recoveries, world.tally().entries_lost), (1, 0));
+        let now_us = world.now_us();
+        let history = &mut world.groups.get_mut(GroupId::FIRST).history;
+        let name = CommandId { client: OPERATOR, number: 1_000 };
+        history.ask(now_us, name, 0, Wish::Read);
+        history.hear(now_us, name, Reply::Read(Answer { index: Index(1_000), value: None }));
+        assert!(history.judge(u64::MAX).is_err(), "the write was acknowledged");
     }
 }

@@ -49,10 +49,19 @@ impl World {
         self.groups.get(group).is_bereft()
     }
 
+    /// Somebody of this group is lost. One operator at a time looks after it.
+    pub(crate) fn call_operator(&mut self, group: GroupId) -> Result<(), Violation> {
+        if std::mem::replace(&mut self.groups.get_mut(group).operator_called, true) {
+            return Ok(());
+        }
+        self.replace_lost(group)
+    }
+
     /// The operator has those removed who are lost, and others added, step by step; every member
     /// that takes itself for a leader is asked.
     pub(crate) fn replace_lost(&mut self, group: GroupId) -> Result<(), Violation> {
         if !self.is_bereft(group) {
+            self.groups.get_mut(group).operator_called = false;
             return Ok(());
         }
         let changes = self.next_step(group)?;

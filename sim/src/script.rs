@@ -59,16 +59,6 @@ impl World {
         self.start_group(self.spoken_of)
     }
 
-    /// What clients saw so far says nothing of what they will see: something has taken away what was
-    /// acknowledged to them, and has been allowed to.
-    ///
-    /// # Errors
-    /// What they saw so far can't be.
-    pub fn forget_history(&mut self) -> Result<(), Violation> {
-        let judged = self.groups.get_mut(self.spoken_of).history.begin_anew();
-        judged.map_err(|violation| violation.of(self.spoken_of))
-    }
-
     /// A link of the group that is spoken of.
     fn link(&self, from: NodeId, to: NodeId) -> Link {
         (self.spoken_of.member(from), self.spoken_of.member(to))

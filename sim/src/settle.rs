@@ -5,13 +5,16 @@
 //! whom all follow and who stays, a new entry must get committed, all members must have applied the same and be
 //! in the same state, and no request may be left open.
 
+use std::collections::BTreeMap;
+
 use raft::{Entry, NodeId, Replica, RoleKind};
 
 use crate::{
     World,
-    group::{Group, GroupId},
+    group::{Group, GroupId, Leaderships},
     invariants::{self, Violation},
     member::{ClockRate, Member},
+    step::broken_disk,
 };
 
 /// Until the last fault is over: a stalled sync, or a message that is late or is sent again, may
@@ -52,11 +55,18 @@ impl World {
         self.end_faults()?;
         self.run_for(FAULTS_END_WITHIN_US)?;
         let groups = self.groups();
-        let led = |world: &Self, group| world.followed_leader(group).is_some();
-        self.all_must(LEADER_WITHIN_US, "no leader whom all follow", led)?;
-        let replaced = |world: &Self, group| !world.is_bereft(group) && led(world, group);
+        // What each group had seen when it was led and nobody was to be replaced any more.
+        let mut before: BTreeMap<GroupId, Leaderships> = BTreeMap::new();
+        let mut led = |world: &Self, group| {
+            let led = world.followed_leader(group).is_some();
+            if led && !world.is_bereft(group) {
+                before.entry(group).or_insert(world.groups.get(group).leaderships);
+            }
+            led
+        };
+        self.all_must(LEADER_WITHIN_US, "no leader whom all follow", &mut led)?;
+        let replaced = |world: &Self, group| led(world, group) && !world.is_bereft(group);
         self.all_must(REPLACED_WITHIN_US, "who is lost is not replaced", replaced)?;
-        let (elections, removed) = (self.tally.elections, self.tally.leaders_removed);
         for &group in &groups {
             let backlog_us = ENTRY_WITHIN_US * self.backlog(group);
             if !self.commit_within(group, COMMIT_WITHIN_US + backlog_us)? {
@@ -67,15 +77,13 @@ impl World {
                 return Err(self.restless(group, "the members differ"));
             }
         }
-        // A change of the members that was under way may remove the leader in the end.
-        let excused = self.tally.leaders_removed - removed;
-        if self.tally.elections > elections + excused {
-            let what = "a leader whom all followed was replaced";
-            let standings: Vec<String> =
-                groups.iter().map(|&group| self.standings(group, what)).collect();
-            return Err(Violation::new("R23", standings.join("\n")));
-        }
         for &group in &groups {
+            let (before, now) = (before[&group], self.groups.get(group).leaderships);
+            // A change of the members that was under way may remove the leader in the end.
+            let excused = now.leaders_removed - before.leaders_removed;
+            if now.elections > before.elections + excused {
+                return Err(self.restless(group, "a leader whom all followed was replaced"));
+            }
             self.finish(group)?;
         }
         self.trace.line(self.agenda.now_us(), format_args!("all at rest"));
@@ -84,12 +92,18 @@ impl World {
 
     /// What can only be said when all is over.
     fn finish(&mut self, group: GroupId) -> Result<(), Violation> {
-        // After a snapshot that failed the log grows until the next one is due.
-        let compact = self.tally.snapshots_failed > 0
-            || self.run_until(COMPACT_WITHIN_US, |world| world.is_compact(group))?;
-        if !compact {
+        if !self.run_until(COMPACT_WITHIN_US, |world| world.is_compact(group))? {
             let what = self.standings(group, "the log is not compacted");
             return Err(Violation::new("R22", what));
+        }
+        let belonging: Vec<NodeId> = self.belonging(group).map(|member| member.id).collect();
+        for id in belonging.into_iter().map(|id| group.member(id)) {
+            let surplus = self.groups.member_mut(id).disk.tidy_up();
+            let surplus = surplus.map_err(|why| broken_disk(id, &why))?;
+            if surplus > 0 {
+                let what = format!("the store of {id} has {surplus} bytes that nobody needs");
+                return Err(Violation::new("R22", what));
+            }
         }
         let Group { members, invariants, .. } = self.groups.get(group);
         invariants.finish(members)
@@ -100,10 +114,12 @@ impl World {
         &mut self,
         limit_us: u64,
         what: &str,
-        holds: impl Fn(&Self, GroupId) -> bool,
+        mut holds: impl FnMut(&Self, GroupId) -> bool,
     ) -> Result<(), Violation> {
         let groups = self.groups();
-        self.run_until(limit_us, |world| groups.iter().all(|&group| holds(world, group)))?;
+        // Each is looked at, whatever another one is like.
+        let hold = |world: &Self| groups.iter().filter(|&&group| !holds(world, group)).count() == 0;
+        self.run_until(limit_us, hold)?;
         match groups.into_iter().find(|&group| !holds(self, group)) {
             Some(group) => Err(self.restless(group, what)),
             None => Ok(()),
@@ -193,8 +209,9 @@ impl World {
 
     /// Whether every log is bounded: by what may be behind the last snapshot, which is at most half
     /// as much again as makes one due, since members stagger theirs, and by what is kept before it.
+    /// After a snapshot that failed a log grows until the next one is due.
     fn is_compact(&self, group: GroupId) -> bool {
-        self.belonging(group).all(|member| {
+        self.belonging(group).filter(|member| !member.snapshot_failed).all(|member| {
             let Some(status) = member.replica().map(Replica::status) else { return false };
             let snapshot_bytes = status.snapshot.map_or(0, |root| root.bytes);
             let due = member.config.snapshot_log_bytes_min.max(snapshot_bytes);

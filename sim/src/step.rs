@@ -2,8 +2,8 @@
 //! only then is it done, in part if the member dies in the middle.
 
 use raft::{
-    AppendResult, Entry, Envelope, Index, Install, MessageKind, Output, Payload, Position, Term,
-    Write,
+    AppendResult, Entry, Envelope, Fetch, Index, Install, MessageKind, Output, Payload, Position,
+    Term, Write,
 };
 use rand::RngExt;
 
@@ -110,13 +110,17 @@ impl World {
             match event {
                 raft::Event::Leading { .. } => {
                     self.tally.elections += 1;
+                    self.groups.get_mut(id.group).leaderships.elections += 1;
                     self.plan_deposition(id);
                 }
                 raft::Event::LostQuorum { .. } => self.tally.quorums_lost += 1,
                 raft::Event::Transferring { .. } => self.tally.transfers += 1,
                 raft::Event::SlowDisk { .. } => self.tally.slow_disks += 1,
                 raft::Event::TransferFailed { .. } => self.tally.transfers_failed += 1,
-                raft::Event::Removed { .. } => self.tally.leaders_removed += 1,
+                raft::Event::Removed { .. } => {
+                    self.tally.leaders_removed += 1;
+                    self.groups.get_mut(id.group).leaderships.leaders_removed += 1;
+                }
                 raft::Event::Reconfigured { .. } => self.tally.reconfigured += 1,
                 raft::Event::Truncated { .. } => self.tally.truncations += 1,
                 raft::Event::Compacted { .. } => self.tally.snapshots += 1,
@@ -279,12 +283,27 @@ impl World {
         Ok(())
     }
 
+    /// Entries of a member's log are read, or its disk fails.
+    pub(crate) fn read(&mut self, id: MemberId, fetch: Fetch) -> Result<(), Violation> {
+        if self.mix.chance(&mut self.rng, self.mix.disk_error_per_mille) {
+            self.tally.disk_errors += 1;
+            self.trace.line(self.agenda.now_us(), format_args!("the disk of {id} fails to read"));
+            return self.die(id);
+        }
+        let entries = self.groups.member_mut(id).disk.read(fetch);
+        let entries = entries.map_err(|why| broken_disk(id, &why))?;
+        self.give(id, Input::Read(fetch.reader, entries));
+        Ok(())
+    }
+
     pub(crate) fn captured(&mut self, id: MemberId, stored: Stored) -> Result<(), Violation> {
         let full = self.groups.member(id).disk.full;
         let fails = full || self.mix.chance(&mut self.rng, self.mix.snapshot_failure_per_mille);
         let root = (!fails).then(|| stored.root.clone());
-        self.tally.snapshots_failed += u64::from(fails);
-        if !fails {
+        if fails {
+            self.tally.snapshots_failed += 1;
+            self.groups.member_mut(id).snapshot_failed = true;
+        } else {
             self.store(id, stored)?;
         }
         self.give(id, Input::Captured(root));
@@ -293,7 +312,9 @@ impl World {
 
     fn store(&mut self, id: MemberId, stored: Stored) -> Result<(), Violation> {
         self.groups.get(id.group).invariants.stored(id.node, &stored)?;
-        self.groups.member_mut(id).disk.store(stored);
+        let member = self.groups.member_mut(id);
+        member.snapshot_failed = false;
+        member.disk.store(stored);
         Ok(())
     }
 

@@ -94,48 +94,94 @@ pub struct Tally {
 impl Tally {
     /// Both together.
     pub fn add(&mut self, other: &Self) {
-        self.elections += other.elections;
-        self.commits += other.commits;
-        self.truncations += other.truncations;
-        self.snapshots += other.snapshots;
-        self.snapshots_failed += other.snapshots_failed;
-        self.slow_disks += other.slow_disks;
-        self.reads_to_apply += other.reads_to_apply;
-        self.reads_to_send += other.reads_to_send;
-        self.installs += other.installs;
-        self.suffixes_kept += other.suffixes_kept;
-        self.quorums_lost += other.quorums_lost;
-        self.transfers += other.transfers;
-        self.transfers_failed += other.transfers_failed;
-        self.reconfigured += other.reconfigured;
-        self.changes += other.changes;
-        self.leaders_removed += other.leaders_removed;
-        self.crashes += other.crashes;
-        self.pauses += other.pauses;
-        self.partitions += other.partitions;
-        self.clogs += other.clogs;
-        self.degraded += other.degraded;
-        self.deposed += other.deposed;
-        self.disk_errors += other.disk_errors;
-        self.torn += other.torn;
-        self.groups += other.groups;
-        self.groups_stopped += other.groups_stopped;
-        self.disks_refused += other.disks_refused;
-        self.damage_harmless += other.damage_harmless;
-        self.recoveries += other.recoveries;
-        self.entries_lost += other.entries_lost;
-        self.sent += other.sent;
-        self.requests += other.requests;
-        self.bytes += other.bytes;
-        self.messages += other.messages;
-        self.strangers += other.strangers;
-        self.done += other.done;
-        self.rejected += other.rejected;
-        self.unknown += other.unknown;
-        self.reads += other.reads;
-        self.reads_at_once += other.reads_at_once;
-        self.judged += other.judged;
-        self.refused += other.refused;
-        self.answers_lost += other.answers_lost;
+        // Exhaustive, so that a field that is forgotten does not compile.
+        let Self {
+            elections,
+            commits,
+            truncations,
+            snapshots,
+            snapshots_failed,
+            slow_disks,
+            reads_to_apply,
+            reads_to_send,
+            installs,
+            suffixes_kept,
+            quorums_lost,
+            transfers,
+            transfers_failed,
+            reconfigured,
+            changes,
+            leaders_removed,
+            crashes,
+            pauses,
+            partitions,
+            clogs,
+            degraded,
+            deposed,
+            disk_errors,
+            torn,
+            groups,
+            groups_stopped,
+            disks_refused,
+            damage_harmless,
+            recoveries,
+            entries_lost,
+            sent,
+            requests,
+            bytes,
+            messages,
+            strangers,
+            done,
+            rejected,
+            unknown,
+            reads,
+            reads_at_once,
+            judged,
+            refused,
+            answers_lost,
+        } = other;
+        self.elections += elections;
+        self.commits += commits;
+        self.truncations += truncations;
+        self.snapshots += snapshots;
+        self.snapshots_failed += snapshots_failed;
+        self.slow_disks += slow_disks;
+        self.reads_to_apply += reads_to_apply;
+        self.reads_to_send += reads_to_send;
+        self.installs += installs;
+        self.suffixes_kept += suffixes_kept;
+        self.quorums_lost += quorums_lost;
+        self.transfers += transfers;
+        self.transfers_failed += transfers_failed;
+        self.reconfigured += reconfigured;
+        self.changes += changes;
+        self.leaders_removed += leaders_removed;
+        self.crashes += crashes;
+        self.pauses += pauses;
+        self.partitions += partitions;
+        self.clogs += clogs;
+        self.degraded += degraded;
+        self.deposed += deposed;
+        self.disk_errors += disk_errors;
+        self.torn += torn;
+        self.groups += groups;
+        self.groups_stopped += groups_stopped;
+        self.disks_refused += disks_refused;
+        self.damage_harmless += damage_harmless;
+        self.recoveries += recoveries;
+        self.entries_lost += entries_lost;
+        self.sent += sent;
+        self.requests += requests;
+        self.bytes += bytes;
+        self.messages += messages;
+        self.strangers += strangers;
+        self.done += done;
+        self.rejected += rejected;
+        self.unknown += unknown;
+        self.reads += reads;
+        self.reads_at_once += reads_at_once;
+        self.judged += judged;
+        self.refused += refused;
+        self.answers_lost += answers_lost;
     }
 }

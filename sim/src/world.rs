@@ -257,10 +257,7 @@ impl World {
             }
             Happening::Read(life, fetch) => {
                 if self.is_alive(life) {
-                    let member = self.groups.member_mut(life.id);
-                    let entries = member.disk.read(fetch);
-                    let entries = entries.map_err(|why| broken_disk(life.id, &why))?;
-                    self.give(life.id, Input::Read(fetch.reader, entries));
+                    self.read(life.id, fetch)?;
                 }
             }
             Happening::Think { group, client } => {

@@ -3,7 +3,7 @@
 //!
 //! With `--nocapture` each test tells which seed was the first to catch its bug.
 
-use flotilla_sim::{HISTORY, Options, Plant, run};
+use flotilla_sim::{HISTORY, Mix, Options, Plant, run};
 
 /// A bug that has not been caught after so many seeds never will be.
 const SEEDS_MAX: u64 = 400;
@@ -153,4 +153,16 @@ fn clients_see_what_was_rejected() {
 #[test]
 fn ignoring_limits() {
     caught(Plant::IgnoreLimits, "R22");
+}
+
+/// Bugs of the model are planted without the real store, and nothing then asks for it.
+#[test]
+fn planted_bugs_do_without_the_store() {
+    let drawn = |seed: &u64| Mix::draw(*seed).majority_lost;
+    for seed in (0..100).filter(drawn).take(3) {
+        let (plant, only) = (Plant::LoseVote, Some("R24"));
+        let report = run(Options { plant, only, ..Options::new(seed, 3) }, None);
+        assert!(report.failure.is_none(), "{}", report.failure.expect("there is one"));
+        assert_eq!(report.tally.recoveries, 0);
+    }
 }

@@ -70,6 +70,8 @@ fn groups_of_three() {
     happened("groups stopped", total.groups_stopped, 10);
     happened("messages from another group", total.strangers, 100);
     happened("survivors recovered", total.recoveries, 1);
+    happened("damaged disks refused", total.disks_refused, 3);
+    happened("damage that was harmless", total.damage_harmless, 30);
     happened("acknowledged writes", total.done, 1_000);
     happened("reads", total.reads, 1_000);
     happened("operations judged", total.judged, 2_000);

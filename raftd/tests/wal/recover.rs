@@ -44,7 +44,7 @@ fn survivor() -> (Disk, Model) {
 
 fn recover(disk: &Disk) -> Result<Option<Recovery>, daemon::Failure> {
     let (mut engine, recovered) = open(disk)?;
-    recover_store(&mut engine, &recovered)
+    recover_store(&mut engine, &recovered, [7; 32])
 }
 
 /// Whether it is recovered; if so, wholly.

@@ -17,6 +17,9 @@ pub struct Image {
     pub(super) base: Position,
     base_history: History,
     pub(super) log: BTreeMap<Index, (Entry, History)>,
+    /// How many bytes others have that were in the places of what is in the log, or will be: they
+    /// are there until a snapshot covers them.
+    pub(super) overwritten: BTreeMap<Index, u64>,
 }
 
 impl Image {
@@ -91,7 +94,7 @@ impl Image {
                 if snapshot.first != covered.index.next() {
                     return Err(format!("a reset to {covered} that begins at {}", snapshot.first));
                 }
-                self.log.clear();
+                self.overwrite_from(Index(0));
                 (self.base, self.base_history) = (covered, history);
             }
             self.remove_before(snapshot.first);
@@ -102,7 +105,7 @@ impl Image {
                 let (base, last) = (self.base, self.last());
                 return Err(format!("entries from {} for a log {base}..{last}", first.position()));
             }
-            self.log.split_off(&first.index);
+            self.overwrite_from(first.index);
         }
         for entry in write.entries {
             if entry.index != self.last().index.next() {
@@ -116,7 +119,15 @@ impl Image {
         Ok(())
     }
 
+    /// Removes the end of the log, which is still on the disk.
+    fn overwrite_from(&mut self, first: Index) {
+        for (index, (entry, _)) in self.log.split_off(&first) {
+            *self.overwritten.entry(index).or_default() += entry.size();
+        }
+    }
+
     fn remove_before(&mut self, first: Index) {
+        self.overwritten = self.overwritten.split_off(&first);
         while let Some((&index, (entry, history))) = self.log.first_key_value()
             && index < first
         {

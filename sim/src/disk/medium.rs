@@ -39,7 +39,7 @@ struct State {
     former: Option<(Slot, Box<Block>)>,
     /// Nothing can be put.
     full: bool,
-    /// After how many operations more one is refused.
+    /// After how many operations more, reads among them, one is refused.
     refuses_after: Option<usize>,
     /// How many were asked for since one was refused, that one included.
     refused: usize,
@@ -87,6 +87,11 @@ impl Medium {
         let mut state = self.state();
         state.settle();
         Moment(state.done.len())
+    }
+
+    /// How many bytes the keys and values of the database have.
+    pub(super) fn bytes(&self) -> u64 {
+        self.state().keys.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum()
     }
 
     /// From now on nothing can be put, or everything can.
@@ -340,11 +345,15 @@ impl Records for Medium {
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.state().keys.get(key).cloned())
+        let mut state = self.state();
+        state.operate()?;
+        Ok(state.keys.get(key).cloned())
     }
 
     fn scan(&self, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        for (key, value) in self.state().keys.range(from.to_vec()..) {
+        let mut state = self.state();
+        state.operate()?;
+        for (key, value) in state.keys.range(from.to_vec()..) {
             if let ControlFlow::Break(()) = visit(key, value) {
                 break;
             }
@@ -370,6 +379,8 @@ impl Slots for Medium {
     }
 
     fn read(&self, slot: Slot) -> Result<Box<Block>, StoreError> {
-        Ok(self.state().slots[place(slot)].clone())
+        let mut state = self.state();
+        state.operate()?;
+        Ok(state.slots[place(slot)].clone())
     }
 }

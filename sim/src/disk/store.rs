@@ -20,8 +20,11 @@ const ADDRESS_BYTES: usize = 250;
 /// How often a start is cut short, at most.
 const STARTS_CUT_MAX: u32 = 2;
 
-/// The last operation of a write that may be refused: most take fewer.
-const OPERATIONS_MAX: usize = 10;
+/// The last operation of a write or a start that may be refused: most take fewer.
+const OPERATIONS_MAX: usize = 12;
+
+/// How many steps it takes at most until there is nothing left to do.
+const TIDYING_STEPS_MAX: usize = 100_000;
 
 /// The store of a member.
 #[derive(Debug)]
@@ -33,8 +36,6 @@ pub(super) struct Store {
     rng: StdRng,
     /// The write sequence that peers may have heard of.
     told: u64,
-    /// Something broke that no contract allows.
-    damaged: bool,
 }
 
 /// What is found on the disk.
@@ -65,59 +66,69 @@ impl Store {
             .and_then(|(mut engine, _)| engine.bear(group));
         born.map_err(|error| broken("a new store", &error))?;
         let rng = StdRng::seed_from_u64(seed);
-        Ok(Self { medium, engine: None, rng, told: 0, damaged: false })
+        Ok(Self { medium, engine: None, rng, told: 0 })
     }
 
-    /// Opens it, perhaps after starts that were cut short, and says what the last one found. Each
-    /// has to find `expected`.
+    /// Opens it, perhaps after starts that were cut short or met a disk that refuses, and says what
+    /// the last one found. Each has to find `expected`.
     pub(super) fn open(
         &mut self,
         window_bytes: u64,
         expected: impl Fn(&Recovered) -> bool,
-    ) -> Result<Found, Broken> {
+    ) -> Result<Recovered, Broken> {
         for _ in 0..self.rng.random_range(0..=STARTS_CUT_MAX) {
             let before = self.medium.now();
-            match self.find(window_bytes)? {
-                Found::Whole(found) if !expected(&found) => {
-                    return Err(Broken::Store("a start finds something else".to_owned()));
+            self.draw_refusal();
+            let found = self.find(window_bytes);
+            match (self.medium.refused(), found) {
+                (0, Ok(found)) if expected(&found) => {}
+                (0, Ok(_)) => return Err(Broken::Store("a start finds something else".to_owned())),
+                (1, Err(StoreError::Machine { .. })) => {}
+                (refused, Err(error)) => {
+                    return Err(broken(&format!("a start, {refused} operations refused"), &error));
                 }
-                Found::Whole(_) | Found::Refused(_) => {}
+                (_, Ok(_)) => return Err(Broken::Store("a refusal is overlooked".to_owned())),
             }
+            self.medium.refuse_after(None);
             self.engine = None;
             self.medium.cut(before, &mut self.rng);
         }
-        let found = self.find(window_bytes)?;
-        if let (Found::Whole(_), Some(engine)) = (&found, &self.engine) {
-            if engine.write_sequence() < self.told {
-                let (now, told) = (engine.write_sequence(), self.told);
-                let what = format!("it opens at write {now}, and peers have heard of {told}");
-                return Err(Broken::Store(what));
-            }
-            self.damaged = false;
+        let found = self.find(window_bytes).map_err(|error| broken("it does not open", &error))?;
+        let (now, told) = (self.engine().write_sequence(), self.told);
+        if now < told {
+            let what = format!("it opens at write {now}, and peers have heard of {told}");
+            return Err(Broken::Store(what));
         }
         self.medium.now();
         Ok(found)
     }
 
-    /// What a start would find, which changes nothing.
-    fn look(&mut self) -> Result<Found, Broken> {
+    /// What a start would find, which changes nothing. Only a damaged store may refuse, and only the
+    /// first time: what was whole then has to stay so.
+    fn look(&mut self, damaged: bool) -> Result<Found, Broken> {
         let before = self.medium.now();
         let found = self.find(u64::MAX);
         self.engine = None;
         self.medium.undo_to(before);
-        found
-    }
-
-    fn find(&mut self, window_bytes: u64) -> Result<Found, Broken> {
-        let floor = Floor::open(self.medium.clone());
-        match floor.and_then(|floor| Engine::open(self.medium.clone(), floor, window_bytes)) {
-            Ok((engine, recovered)) => {
-                self.engine = Some(engine);
-                Ok(Found::Whole(recovered))
-            }
-            Err(StoreError::Damaged(why)) if self.damaged => Ok(Found::Refused(why)),
+        match found {
+            Ok(recovered) => Ok(Found::Whole(recovered)),
+            Err(StoreError::Damaged(why)) if damaged => Ok(Found::Refused(why)),
             Err(error) => Err(broken("it does not open", &error)),
         }
+    }
+
+    fn find(&mut self, window_bytes: u64) -> Result<Recovered, StoreError> {
+        let floor = Floor::open(self.medium.clone())?;
+        let (engine, recovered) = Engine::open(self.medium.clone(), floor, window_bytes)?;
+        self.engine = Some(engine);
+        Ok(recovered)
+    }
+
+    /// In one of four times the disk refuses an operation soon, and from then on all.
+    fn draw_refusal(&mut self) {
+        let fails = self.rng.random_range(0..4) == 0;
+        let refused = fails.then(|| self.rng.random_range(0..OPERATIONS_MAX));
+        self.medium.refuse_after(refused);
     }
 
     fn engine(&mut self) -> &mut Engine<Medium, Medium> {
@@ -168,9 +179,7 @@ impl Store {
     ) -> Result<(Found, bool), Broken> {
         let before = self.medium.now();
         self.medium.set_full(full);
-        let fails = self.rng.random_range(0..4) == 0;
-        let refused = fails.then(|| self.rng.random_range(0..OPERATIONS_MAX));
-        self.medium.refuse_after(refused);
+        self.draw_refusal();
         let ended = self.die_writing(groups);
         match (self.medium.refused(), ended) {
             (0, Ok(())) | (1, Err(StoreError::Machine { .. })) => {}
@@ -182,14 +191,14 @@ impl Store {
         self.medium.set_full(false);
         self.medium.refuse_after(None);
         self.engine = None;
-        self.damaged = match damage {
+        let damaged = match damage {
             Some(damage) => self.medium.damage(before, damage, &mut self.rng),
             None => {
                 self.medium.cut(before, &mut self.rng);
                 false
             }
         };
-        Ok((self.look()?, self.damaged))
+        Ok((self.look(damaged)?, damaged))
     }
 
     /// Recovers the survivor of a lost majority, perhaps after attempts that were cut short. What a
@@ -198,20 +207,31 @@ impl Store {
         let cuts = self.rng.random_range(0..=STARTS_CUT_MAX);
         for attempt in 0..=cuts {
             let before = self.medium.now();
-            let Found::Whole(recovered) = self.find(0)? else {
-                return Err(Broken::Store("who is to be recovered is refused".to_owned()));
-            };
-            let done = recover_store(self.engine(), &recovered);
+            let recovered = self.find(0).map_err(|error| broken("a recovery", &error))?;
+            let id = self.rng.random();
+            let done = recover_store(self.engine(), &recovered, id);
             done.map_err(|error| Broken::Store(format!("a recovery: {error}")))?;
             self.engine = None;
             if attempt < cuts {
                 self.medium.cut(before, &mut self.rng);
             }
         }
-        match self.look()? {
+        match self.look(false)? {
             Found::Whole(found) => Ok(found),
             Found::Refused(why) => Err(Broken::Store(format!("a recovery: {why}"))),
         }
+    }
+
+    /// Does all that can wait. How many bytes the keys and values of the database have then.
+    pub(super) fn tidy_up(&mut self) -> Result<u64, Broken> {
+        for _ in 0..TIDYING_STEPS_MAX {
+            if !self.engine().is_untidy() {
+                return Ok(self.medium.bytes());
+            }
+            self.engine().tidy().map_err(|error| broken("what can wait", &error))?;
+            self.medium.now();
+        }
+        Err(Broken::Store("it is never tidy".to_owned()))
     }
 
     fn die_writing(&mut self, groups: &[&[Write]]) -> Result<(), StoreError> {

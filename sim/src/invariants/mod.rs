@@ -198,8 +198,8 @@ impl Invariants {
     }
 
     /// A majority was lost for good, and this member is to go on alone with its log, whose last
-    /// entry says so. What else was committed, or said of it, counts no more.
-    pub(crate) fn recovered(&mut self, member: &Member, entry: &Entry) -> Result<(), Violation> {
+    /// entry says so. What else was committed counts no more. How many entries are lost with it.
+    pub(crate) fn recovered(&mut self, member: &Member, entry: &Entry) -> Result<u64, Violation> {
         let image = member.disk().image();
         let mut machine = Machine::default();
         let mut from = Index(0);
@@ -214,9 +214,13 @@ impl Invariants {
         let log: Vec<Entry> = image.entries_behind(from).cloned().collect();
         assert_eq!(log.last(), Some(entry), "the log ends with the new membership");
         let kept = self.ghost.agrees_up_to(image);
+        let before = self.ghost.committed();
         self.ghost.forget(machine, kept, &log);
-        self.acknowledged = acknowledged::Acknowledged::default();
-        Ok(())
+        let lost = before.0 - self.ghost.committed().0;
+        if lost > 0 {
+            self.acknowledged.forget_rejected();
+        }
+        Ok(lost)
     }
 
     /// A member has taken in its inputs.
