@@ -94,94 +94,51 @@ pub struct Tally {
 impl Tally {
     /// Both together.
     pub fn add(&mut self, other: &Self) {
-        // Exhaustive, so that a field that is forgotten does not compile.
-        let Self {
-            elections,
-            commits,
-            truncations,
-            snapshots,
-            snapshots_failed,
-            slow_disks,
-            reads_to_apply,
-            reads_to_send,
-            installs,
-            suffixes_kept,
-            quorums_lost,
-            transfers,
-            transfers_failed,
-            reconfigured,
-            changes,
-            leaders_removed,
-            crashes,
-            pauses,
-            partitions,
-            clogs,
-            degraded,
-            deposed,
-            disk_errors,
-            torn,
-            groups,
-            groups_stopped,
-            disks_refused,
-            damage_harmless,
-            recoveries,
-            entries_lost,
-            sent,
-            requests,
-            bytes,
-            messages,
-            strangers,
-            done,
-            rejected,
-            unknown,
-            reads,
-            reads_at_once,
-            judged,
-            refused,
-            answers_lost,
-        } = other;
-        self.elections += elections;
-        self.commits += commits;
-        self.truncations += truncations;
-        self.snapshots += snapshots;
-        self.snapshots_failed += snapshots_failed;
-        self.slow_disks += slow_disks;
-        self.reads_to_apply += reads_to_apply;
-        self.reads_to_send += reads_to_send;
-        self.installs += installs;
-        self.suffixes_kept += suffixes_kept;
-        self.quorums_lost += quorums_lost;
-        self.transfers += transfers;
-        self.transfers_failed += transfers_failed;
-        self.reconfigured += reconfigured;
-        self.changes += changes;
-        self.leaders_removed += leaders_removed;
-        self.crashes += crashes;
-        self.pauses += pauses;
-        self.partitions += partitions;
-        self.clogs += clogs;
-        self.degraded += degraded;
-        self.deposed += deposed;
-        self.disk_errors += disk_errors;
-        self.torn += torn;
-        self.groups += groups;
-        self.groups_stopped += groups_stopped;
-        self.disks_refused += disks_refused;
-        self.damage_harmless += damage_harmless;
-        self.recoveries += recoveries;
-        self.entries_lost += entries_lost;
-        self.sent += sent;
-        self.requests += requests;
-        self.bytes += bytes;
-        self.messages += messages;
-        self.strangers += strangers;
-        self.done += done;
-        self.rejected += rejected;
-        self.unknown += unknown;
-        self.reads += reads;
-        self.reads_at_once += reads_at_once;
-        self.judged += judged;
-        self.refused += refused;
-        self.answers_lost += answers_lost;
+        // Of all fields, so that one that is forgotten does not compile.
+        *self = Self {
+            elections: self.elections + other.elections,
+            commits: self.commits + other.commits,
+            truncations: self.truncations + other.truncations,
+            snapshots: self.snapshots + other.snapshots,
+            snapshots_failed: self.snapshots_failed + other.snapshots_failed,
+            slow_disks: self.slow_disks + other.slow_disks,
+            reads_to_apply: self.reads_to_apply + other.reads_to_apply,
+            reads_to_send: self.reads_to_send + other.reads_to_send,
+            installs: self.installs + other.installs,
+            suffixes_kept: self.suffixes_kept + other.suffixes_kept,
+            quorums_lost: self.quorums_lost + other.quorums_lost,
+            transfers: self.transfers + other.transfers,
+            transfers_failed: self.transfers_failed + other.transfers_failed,
+            reconfigured: self.reconfigured + other.reconfigured,
+            changes: self.changes + other.changes,
+            leaders_removed: self.leaders_removed + other.leaders_removed,
+            crashes: self.crashes + other.crashes,
+            pauses: self.pauses + other.pauses,
+            partitions: self.partitions + other.partitions,
+            clogs: self.clogs + other.clogs,
+            degraded: self.degraded + other.degraded,
+            deposed: self.deposed + other.deposed,
+            disk_errors: self.disk_errors + other.disk_errors,
+            torn: self.torn + other.torn,
+            groups: self.groups + other.groups,
+            groups_stopped: self.groups_stopped + other.groups_stopped,
+            disks_refused: self.disks_refused + other.disks_refused,
+            damage_harmless: self.damage_harmless + other.damage_harmless,
+            recoveries: self.recoveries + other.recoveries,
+            entries_lost: self.entries_lost + other.entries_lost,
+            sent: self.sent + other.sent,
+            requests: self.requests + other.requests,
+            bytes: self.bytes + other.bytes,
+            messages: self.messages + other.messages,
+            strangers: self.strangers + other.strangers,
+            done: self.done + other.done,
+            rejected: self.rejected + other.rejected,
+            unknown: self.unknown + other.unknown,
+            reads: self.reads + other.reads,
+            reads_at_once: self.reads_at_once + other.reads_at_once,
+            judged: self.judged + other.judged,
+            refused: self.refused + other.refused,
+            answers_lost: self.answers_lost + other.answers_lost,
+        };
     }
 }
