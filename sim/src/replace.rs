@@ -105,10 +105,12 @@ impl Group {
         let members: Vec<NodeId> = membership.members().keys().copied().collect();
         let lost = members.iter().filter(|&&it| it == id || self.is_lost(it)).count();
         let halves = [membership.voters_before().count(), membership.voters_after().count()];
-        let unborn = MEMBERS_MAX - self.members.len() as u64;
+        // Also of those who were lost before some may not be replaced yet.
+        let missing = (self.founders.voters().count() + lost).saturating_sub(members.len());
+        let unborn = MEMBERS_MAX.saturating_sub(membership.last_id().0);
         members.contains(&id)
             && halves.iter().all(|voters| 2 * lost < *voters)
-            && lost as u64 <= unborn
+            && missing as u64 <= unborn
     }
 
     fn is_lost(&self, id: NodeId) -> bool {
