@@ -66,7 +66,8 @@ fn lost_syncs_and_repairs_are_refused_or_harmless() {
 fn fresh_database_is_refused() {
     let total = crashes(Some(Damage::DatabaseEmpty));
     assert!(total.disks_refused > 10, "{total:?}");
-    assert_eq!(total.damage_harmless, 0, "whose log was never empty");
+    // A log of which nothing was acknowledged yet may be gone: that of a member's first moments.
+    assert!(20 * total.damage_harmless < total.disks_refused, "{total:?}");
 }
 
 #[test]
