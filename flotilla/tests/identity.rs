@@ -5,16 +5,17 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
 use client::{KvClient, Options};
 use flotilla::local::{Cluster, Instance};
-use support::{FLOTILLA, READY_TIMEOUT, TestCluster, Watchdog, flotilla, ready, well};
+use support::{
+    FLOTILLA, READY_TIMEOUT, TestCluster, Watchdog, contents, copy, flotilla, ready, well,
+};
 use tokio::time::{Instant, sleep};
 
 const CONFIGURATION: Option<i32> = Some(78);
@@ -35,24 +36,6 @@ async fn end_of(cluster: &mut Cluster, instance: Instance) -> (Option<i32>, Stri
         assert!(Instant::now() < deadline, "{instance} still runs");
         sleep(Duration::from_millis(20)).await;
     }
-}
-
-fn copy(from: &Path, to: &Path) {
-    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
-    assert!(copied.success());
-}
-
-/// Every file below a directory and what is in it.
-fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
-        if entry.path().is_dir() {
-            found.extend(contents(&entry.path()));
-        } else {
-            found.insert(entry.path(), fs::read(entry.path()).unwrap());
-        }
-    }
-    found
 }
 
 #[tokio::test]

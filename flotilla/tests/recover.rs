@@ -5,7 +5,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +15,9 @@ use client::{KvClient, Options};
 use flotilla::local::Instance;
 use raftd::failpoint::{Failpoint, VARIABLE};
 use serde_json::Value;
-use support::{Depth, FLOTILLA, TestCluster, Watchdog, complained, flotilla, ready, said, well};
+use support::{
+    Depth, FLOTILLA, TestCluster, Watchdog, complained, contents, copy, flotilla, ready, said, well,
+};
 use tokio::time::{Instant, sleep};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -28,24 +29,6 @@ const GAP: u64 = 1 << 32;
 
 fn data(test: &TestCluster, node: u16) -> PathBuf {
     test.cluster.dir().join(format!("kvd-{node}"))
-}
-
-fn copy(from: &Path, to: &Path) {
-    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
-    assert!(copied.success());
-}
-
-/// Every file below a directory and what is in it.
-fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
-        if entry.path().is_dir() {
-            found.extend(contents(&entry.path()));
-        } else {
-            found.insert(entry.path(), fs::read(entry.path()).unwrap());
-        }
-    }
-    found
 }
 
 /// `flotilla members recover`, with failpoints.

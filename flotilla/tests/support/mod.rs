@@ -5,6 +5,7 @@
 
 pub(crate) mod proxy;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -132,6 +133,25 @@ pub(crate) fn complained(output: &Output) -> String {
 pub(crate) fn well(output: &Output) -> String {
     assert!(output.status.success(), "{}: {}", output.status, complained(output));
     said(output)
+}
+
+/// Copies a directory, as `cp -a` does.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(copied.success());
+}
+
+/// Every file below a directory and what is in it.
+pub(crate) fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        if entry.path().is_dir() {
+            found.extend(contents(&entry.path()));
+        } else {
+            found.insert(entry.path(), std::fs::read(entry.path()).unwrap());
+        }
+    }
+    found
 }
 
 /// A folder beside the workspace, where test data may be that is not part of it.
