@@ -327,3 +327,69 @@ impl Times {
         engine.is_untidy().then(|| self.wrote + IDLE_AFTER)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use bytes::Bytes;
+    use raft::{Entry, GroupTime, Index, Payload, Term, WriteId};
+
+    use super::*;
+    use crate::store::directory::{self, ExpectedIdentity};
+
+    /// A crash between the two leaves a log in which the member votes, and must leave what is known of
+    /// it, by which an old copy of its directory is refused.
+    #[test]
+    fn who_is_removed_is_forgotten_behind_the_write_that_removes_it() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().to_owned();
+        let expected = ExpectedIdentity { cluster: "harbour".to_owned(), node: NodeId(1) };
+        let directory = directory::open(&path, &expected).unwrap();
+        let (records, chunks) = (Arc::new(directory.log), Arc::new(directory.snapshots));
+        let (mut engine, _) = Engine::open(records, directory.floor, u64::MAX).unwrap();
+        engine.bear(Group { id: [7; 32], founders: Vec::new(), former: Vec::new() }).unwrap();
+        let away = [3; 16];
+        engine
+            .hear(HeardPeer { node: NodeId(3), incarnation: away, boot: 1, write_sequence: 9 })
+            .unwrap();
+        let (pace, fatal) = (Arc::new(Pace::new()), Arc::new(Fatal::new(Box::new(|_| ()))));
+        let snapshots = Snapshots::open(chunks, None, pace.clone(), fatal.clone()).unwrap();
+        let knows = move || {
+            let floor = std::fs::read(path.join("floor")).unwrap();
+            floor.windows(away.len()).any(|bytes| bytes == away)
+        };
+        let known_when_written = Arc::new(Mutex::new(Vec::new()));
+        let (known, look) = (known_when_written.clone(), knows.clone());
+        let mut writer = Writer {
+            shared: Arc::new(Shared::new(fatal)),
+            engine,
+            snapshots,
+            reserve: Reserve::new(temporary.path(), 0),
+            pace,
+            on_written: Box::new(move |_| known.lock().unwrap().push(look())),
+            on_read: Box::new(|_, _| ()),
+            members: None,
+            _lock: directory.lock,
+        };
+        let left = [1, 2].map(|id| (NodeId(id), Bytes::new()));
+        let left = Arc::new(Membership::from_parts(
+            Membership::founders(left).members().clone(),
+            NodeId(3),
+            false,
+        ));
+        let entry = Entry {
+            index: Index(1),
+            term: Term(0),
+            stamp: GroupTime(0),
+            payload: Payload::Membership(left.clone()),
+        };
+        let mut inbox = Inbox { members: Some(left), ..Inbox::default() };
+        let entries = vec![entry];
+        inbox.gathered.add(Write { id: WriteId(1), hard_state: None, entries, snapshot: None });
+        let mut times = Times { wrote: Instant::now(), dirty_since: None, looked: None };
+        writer.work(inbox, &mut times).unwrap();
+        assert_eq!(*known_when_written.lock().unwrap(), [true], "forgotten too early");
+        assert!(!knows(), "it is still known");
+    }
+}
