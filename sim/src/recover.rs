@@ -2,8 +2,9 @@
 //! voter of a group that goes on with its log, with the code of `flotilla members recover`.
 //!
 //! What was committed and is not in that log is lost, and with it what clients were told; the
-//! invariants go on from what is left. If nothing is lost every promise has to be kept. The survivor with the end of log that is furthest is taken,
-//! as docs/operations.md says. The others are of the former group and are listened to no more.
+//! invariants go on from what is left. If nothing is lost every promise has to be kept. The survivor
+//! with the end of log that is furthest is taken, as docs/operations.md says. The others are of the
+//! former group and are listened to no more.
 
 use raft::NodeId;
 use rand::{RngExt, seq::IndexedRandom};
