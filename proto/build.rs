@@ -5,11 +5,12 @@ use std::{env, fs, io, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "flotilla/raft/v1/raft.proto",
     "flotilla/raft/v1/forward.proto",
     "flotilla/log/v1/log.proto",
     "flotilla/kv/v1/kv.proto",
+    "flotilla/lock/v1/lock.proto",
     "flotilla/admin/v1/admin.proto",
     "flotilla/mapreduce/v1/mapreduce.proto",
 ];

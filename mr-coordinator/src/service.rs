@@ -111,6 +111,7 @@ impl Desk {
             Refused::Unborn
             | Refused::Overtaken
             | Refused::Transferring
+            | Refused::Doubted
             | Refused::Overloaded { .. }
             | Refused::Shutdown
             | Refused::Deadline

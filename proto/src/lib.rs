@@ -21,6 +21,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("flotilla/raft/v1/forward.proto", include_str!("../flotilla/raft/v1/forward.proto")),
     ("flotilla/log/v1/log.proto", include_str!("../flotilla/log/v1/log.proto")),
     ("flotilla/kv/v1/kv.proto", include_str!("../flotilla/kv/v1/kv.proto")),
+    ("flotilla/lock/v1/lock.proto", include_str!("../flotilla/lock/v1/lock.proto")),
     ("flotilla/admin/v1/admin.proto", include_str!("../flotilla/admin/v1/admin.proto")),
     (
         "flotilla/mapreduce/v1/mapreduce.proto",
@@ -50,6 +51,8 @@ packages! {
     log = "flotilla.log.v1";
     /// `flotilla.kv.v1`: the key/value store.
     kv = "flotilla.kv.v1";
+    /// `flotilla.lock.v1`: locks.
+    lock = "flotilla.lock.v1";
     /// `flotilla.admin.v1`: for operators.
     admin = "flotilla.admin.v1";
     /// `flotilla.mapreduce.v1`: jobs and workers.

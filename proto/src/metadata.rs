@@ -3,7 +3,12 @@
 
 use std::error::Error;
 
-use tonic::{ConnectError, Status, metadata::MetadataMap};
+use tonic::{
+    Code, ConnectError, Status,
+    metadata::{AsciiMetadataValue, MetadataMap},
+};
+
+use crate::raft::{Executed, Reason, Refusal};
 
 /// Says [`NEVER`] or [`MAYBE`] beside every status that is not OK.
 pub const EXECUTED: &str = "flotilla-executed";
@@ -31,6 +36,35 @@ pub fn was_never_executed(status: &Status) -> bool {
         Some(executed) => executed == NEVER,
         None => never_sent(status),
     }
+}
+
+/// A refusal as the status of a call.
+pub fn status(refusal: Refusal) -> Status {
+    let code = match refusal.reason() {
+        Reason::NotLeader | Reason::Shutdown => Code::Unavailable,
+        Reason::Deadline => Code::DeadlineExceeded,
+        Reason::Invalid => Code::InvalidArgument,
+        Reason::Limit => Code::ResourceExhausted,
+        Reason::Expired => Code::Aborted,
+        Reason::Acknowledged | Reason::OtherShards | Reason::NoSpace | Reason::Quota => {
+            Code::FailedPrecondition
+        }
+        Reason::OutOfRange => Code::OutOfRange,
+        Reason::Unspecified => Code::Unknown,
+    };
+    let executed = match refusal.executed() {
+        Executed::Never => NEVER,
+        Executed::Maybe | Executed::Unspecified => MAYBE,
+    };
+    let leader = refusal.leader.parse::<AsciiMetadataValue>();
+    let mut status = Status::new(code, refusal.message);
+    status.metadata_mut().insert(EXECUTED, AsciiMetadataValue::from_static(executed));
+    if let Ok(leader) = leader
+        && !leader.is_empty()
+    {
+        status.metadata_mut().insert(LEADER, leader);
+    }
+    status
 }
 
 /// The leader that is named, if one is.

@@ -46,6 +46,9 @@ pub struct Config {
     pub log_window_bytes: u64,
     /// A leader whose disk does not answer for so long hands the leadership over.
     pub slow_disk_ticks: u32,
+    /// How long a leader lets pass between two checks that all members hold the same state, if
+    /// something has changed meanwhile; 0: there are none.
+    pub check_ticks: u32,
     /// How much the state machine is given at once, unless a single entry is larger; and how much of
     /// the log is fetched at once from the disk.
     pub apply_bytes_max: u64,
@@ -72,6 +75,7 @@ impl Default for Config {
             unheard_ticks_max: 15_000,
             log_window_bytes: 32 << 20,
             slow_disk_ticks: 50,
+            check_ticks: 500,
             apply_bytes_max: 4 << 20,
         }
     }

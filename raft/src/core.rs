@@ -434,6 +434,47 @@ impl Core {
         true
     }
 
+    /// The state machine is put back: what is behind `to` is handed out again.
+    pub(crate) fn rewind(&mut self, to: Index) {
+        assert!(to >= self.log.base().index, "the log begins at {} behind {to}", self.log.first());
+        assert!(to <= self.handed, "{to} is not put back from {}", self.handed);
+        self.handed = to;
+        self.fetched.clear();
+        self.counted = self.log.held_first();
+        self.unapplied_bytes = self.log.range(to.next(), self.commit).map(Entry::size).sum();
+    }
+
+    /// A snapshot of what this log amounts to takes the place of a state that is wrong, and of the
+    /// snapshot before it, which may be as wrong. The log stays. Whether it does: one of another
+    /// history, or older than the one before, does not.
+    pub(crate) fn rebuild(&mut self, root: SnapshotRoot) -> bool {
+        self.installing = None;
+        if !self.may_rebuild(&root) || root.position.index > self.handed {
+            return false;
+        }
+        let covered = root.position.index;
+        self.rewind(covered);
+        self.memberships.compact(covered);
+        self.snapshot = Some(root.clone());
+        let first = self.log.first();
+        self.durability.snapshot(SnapshotWrite { root: root.clone(), first, reset: false });
+        self.events.push(Event::Installed { root, suffix_kept: true });
+        true
+    }
+
+    /// Whether a snapshot is of this log, as far as that can be told.
+    pub(crate) fn may_rebuild(&self, root: &SnapshotRoot) -> bool {
+        let index = root.position.index;
+        let last = self.snapshot.as_ref().map_or(Index(0), |last| last.position.index);
+        let stamped = self.log.get(index).is_none_or(|entry| entry.stamp == root.stamp)
+            && self.log.get(index.next()).is_none_or(|next| next.stamp >= root.stamp);
+        index >= last
+            && index <= self.commit
+            && stamped
+            && self.log.term_at(index) == Some(root.position.term)
+            && self.memberships.at(index) == Some(&root.membership)
+    }
+
     pub(crate) fn drop_message(&mut self, from: NodeId, reason: DropReason) {
         self.events.push(Event::Dropped { from, reason });
     }

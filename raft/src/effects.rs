@@ -81,6 +81,10 @@ pub enum Refused {
     /// Ask again, soon: the leadership is being handed over.
     #[error("the leadership is being handed over")]
     Transferring,
+    /// Ask another member: what this one holds differs from what others hold, see
+    /// [`crate::Trust`].
+    #[error("the state of this member is in doubt")]
+    Doubted,
     /// Ask again later.
     #[error("the limit {0} is reached")]
     Overloaded(&'static str),

@@ -121,8 +121,12 @@
 //!
 //! `node.rs` has the term rule and every change of role; `follower.rs`, `candidate.rs` and
 //! `leader.rs` what each role does; `reads.rs` how reads share a confirmation; `durability.rs` what the disk has proved; `progress.rs` what a
-//! leader knows of a follower; `replica.rs` how proposals and reads end.
+//! leader knows of a follower; `replica.rs` how proposals and reads end; `audit.rs` how a member finds
+//! that its state is not what it should be, and `mending.rs` how it gets another.
 
+mod audit;
+#[cfg(test)]
+mod audit_tests;
 mod candidate;
 mod clock;
 mod config;
@@ -136,14 +140,17 @@ mod leader;
 mod log;
 mod machine;
 mod membership;
+mod mending;
 mod message;
 mod node;
 mod progress;
 mod quorum;
 mod reads;
 mod replica;
+mod state;
 mod types;
 
+pub use audit::{AuditMessage, Audited, Finding, Report, Trust};
 pub use config::Config;
 pub use effects::{
     ChangeRefused, Effects, Fetch, Install, Progress, ReadOutcome, Refused, RoleKind, Status,
@@ -158,5 +165,6 @@ pub use machine::{Applied, BadSnapshot, CHUNK_BYTES_MAX, Capture, RECOVERY_GAP, 
 pub use membership::{BadChange, Change, Member, Membership, Standing};
 pub use message::{AppendResult, Ballot, Envelope, Message, MessageKind, NUMBER_MAX};
 pub use node::Node;
-pub use replica::{Frozen, Outcome, Output, Replica};
+pub use replica::{Ends, Frozen, Outcome, Output, Replica};
+pub use state::{Replay, State};
 pub use types::{GroupTime, Index, Instant, NodeId, Position, ReadId, Term, TicketId, WriteId};

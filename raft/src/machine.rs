@@ -24,8 +24,8 @@ pub trait StateMachine: Send + 'static {
     /// memory with the live state.
     type Capture: Capture;
 
-    /// Whether this build can execute the command. One that it can't is of a newer version, which
-    /// a newer member proposed: to go on would be to end with another state than the others, so the
+    /// Whether this build can execute the command. One that it can't is of another version, which
+    /// another build proposed: to go on would be to end with another state than the others, so the
     /// process ends before it applies one.
     fn understands(&self, command: &Bytes) -> bool;
 

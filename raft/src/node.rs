@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use crate::{
     AppendResult, Ballot, Change, ChangeRefused, Config, DropReason, Effects, Entry, Event, Index,
-    Instant, Membership, Message, MessageKind, NodeId, Payload, Position, Progress, ReadId,
-    Recovered, Refused, RoleKind, SnapshotRoot, Status, Term, WriteId, candidate::Candidate,
-    core::Core, follower::Follower, leader::Leader,
+    Install, Instant, Membership, Message, MessageKind, NodeId, Payload, Position, Progress,
+    ReadId, Recovered, Refused, RoleKind, SnapshotRoot, Status, Term, WriteId,
+    candidate::Candidate, core::Core, follower::Follower, leader::Leader,
 };
 
 /// One member of one group. It answers calls at once, by changing itself and by gathering
@@ -180,6 +180,33 @@ impl Node {
     /// Whether it takes the place of the state machine's state: if so, `committed` goes on behind it.
     pub fn installed(&mut self, root: SnapshotRoot) -> bool {
         self.core.install(root)
+    }
+
+    /// Asks for a snapshot of a member whose state is right, since that of this one is not. Whether it
+    /// is asked for: not while another is, nor one that is not of this log.
+    pub(crate) fn wants(&mut self, from: NodeId, root: SnapshotRoot) -> bool {
+        let fits = self.core.installing.is_none() && self.core.may_rebuild(&root);
+        if fits {
+            self.core.installing = Some(root.clone());
+            self.core.install = Some(Install { from, root: root.clone() });
+            self.core.events.push(Event::Installing { from, root });
+        }
+        fits
+    }
+
+    /// The snapshot that was asked for so, and is durable. Whether it takes the place of the state
+    /// machine's state: then [`Effects::committed`] goes on behind it.
+    pub(crate) fn rebuilt(&mut self, root: SnapshotRoot) -> bool {
+        self.core.rebuild(root)
+    }
+
+    /// The state machine is put back. Whether the log still holds what follows.
+    pub(crate) fn rewind(&mut self, to: Index) -> bool {
+        let can = to >= self.core.log.base().index;
+        if can {
+            self.core.rewind(to);
+        }
+        can
     }
 
     /// The snapshot that [`Effects::install`] asked for can't be had.

@@ -1,14 +1,16 @@
 //! A member together with its state machine: what a host drives and a simulator runs.
 //!
-//! Decides what becomes of proposals and reads, and when a snapshot is due. Still pure.
+//! Decides what becomes of proposals and reads, and when a snapshot is due. Still pure. What becomes
+//! of a state that is not what it should be is in `audit.rs` and `mending.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::{
-    Applied, Change, ChangeRefused, Config, Entry, Envelope, Event, Fetch, GroupTime, Index,
-    Install, Instant, Membership, Message, Node, NodeId, Payload, Position, ReadId, ReadOutcome,
-    Recovered, Refused, SnapshotRoot, StateMachine, Status, TicketId, Write, WriteId,
+    Applied, Audited, Change, ChangeRefused, Config, Entry, Envelope, Event, Fetch, GroupTime,
+    Index, Install, Instant, Membership, Message, Node, NodeId, Payload, Position, ReadId,
+    ReadOutcome, Recovered, Refused, Replay, SnapshotRoot, State, StateMachine, Status, TicketId,
+    Write, WriteId, audit::Audit,
 };
 
 /// A member and the state machine that it replicates.
@@ -17,11 +19,14 @@ use crate::{
 /// that was taken ends exactly once.
 #[derive(Debug)]
 pub struct Replica<S: StateMachine> {
-    id: NodeId,
+    pub(crate) id: NodeId,
     config: Config,
-    node: Node,
-    machine: S,
-    applied: Applied,
+    pub(crate) node: Node,
+    pub(crate) live: State<S>,
+    /// How many recoveries the group had seen when it was founded.
+    pub(crate) founded: u64,
+    /// What is known of the state, beside what it is.
+    pub(crate) audit: Audit,
     /// Ascending by the index that each was appended at. An index can be in dispute between tickets
     /// of several terms; what is applied there decides.
     tickets: VecDeque<Ticket>,
@@ -29,16 +34,21 @@ pub struct Replica<S: StateMachine> {
     changes: Vec<Ticket>,
     /// Who belongs to the group for certain, if that has not been told.
     committed_membership: Option<Arc<Membership>>,
-    /// How many recoveries of the group the machine has seen.
-    recoveries: u64,
-    queries: BTreeMap<ReadId, S::Query>,
+    queries: BTreeMap<ReadId, Question<S::Query>>,
     /// Those that wait for the state to have seen an index.
     ready: BTreeSet<(Index, ReadId)>,
     /// Log applied since the last capture.
-    bytes_since_capture: u64,
-    capturing: bool,
-    outcomes: Vec<(TicketId, Outcome<S::Response>)>,
+    pub(crate) bytes_since_capture: u64,
+    pub(crate) capturing: bool,
+    /// Since the capture that runs was taken, the state was found to be in doubt.
+    pub(crate) capture_spoiled: bool,
+    /// Another member needs a snapshot, however little the log has grown.
+    pub(crate) capture_wanted: bool,
+    pub(crate) outcomes: Vec<(TicketId, Outcome<S::Response>)>,
 }
+
+/// What reads came to.
+pub type Ends<T> = Vec<(ReadId, Result<T, Refused>)>;
 
 #[derive(Debug)]
 struct Ticket {
@@ -46,6 +56,14 @@ struct Ticket {
     /// Where it was appended.
     at: Position,
     deadline: Instant,
+}
+
+/// What is read.
+#[derive(Debug)]
+enum Question<Q> {
+    Answer(Q),
+    /// All of it.
+    State,
 }
 
 /// How a proposal that was appended ended.
@@ -86,7 +104,9 @@ pub struct Output<S: StateMachine> {
     /// Proposals that have come to an end.
     pub outcomes: Vec<(TicketId, Outcome<S::Response>)>,
     /// Reads that have come to an end.
-    pub answers: Vec<(ReadId, Result<S::Answer, Refused>)>,
+    pub answers: Ends<S::Answer>,
+    /// States that were asked for and have come to an end.
+    pub states: Ends<Frozen<S::Capture>>,
     /// A snapshot to be fetched.
     pub install: Option<Install>,
     /// Who belongs to the group now, if that has changed. It may be undone.
@@ -97,6 +117,11 @@ pub struct Output<S: StateMachine> {
     pub capture: Option<Frozen<S::Capture>>,
     /// What happened.
     pub events: Vec<Event>,
+    /// What the check of the state has to say.
+    pub audited: Audited,
+    /// A state to be made once more; [`Replica::replayed`] tells what came of it. An earlier one that
+    /// is not finished is not needed any more.
+    pub replay: Option<Replay<S>>,
 }
 
 impl<S: StateMachine> Replica<S> {
@@ -111,23 +136,27 @@ impl<S: StateMachine> Replica<S> {
         seed: u64,
         now: Instant,
     ) -> Self {
-        let applied = recovered.snapshot.as_ref().map_or(Applied::default(), Applied::from);
+        let root = recovered.snapshot.as_ref();
+        let live = State::new(machine, root, founders.recoveries());
+        let audit = Audit::new(&config, id, recovered.log.last().index);
         let committed = recovered.snapshot.as_ref().map_or(&founders, |root| &root.membership);
         let committed = committed.clone();
         Self {
             id,
             config,
+            founded: founders.recoveries(),
             node: Node::new(config, id, founders, recovered, seed, now),
-            machine,
-            applied,
+            live,
+            audit,
             tickets: VecDeque::new(),
             changes: Vec::new(),
-            recoveries: committed.recoveries(),
             committed_membership: Some(committed),
             queries: BTreeMap::new(),
             ready: BTreeSet::new(),
             bytes_since_capture: 0,
             capturing: false,
+            capture_spoiled: false,
+            capture_wanted: false,
             outcomes: Vec::new(),
         }
     }
@@ -150,6 +179,7 @@ impl<S: StateMachine> Replica<S> {
         };
         self.tickets.retain(&mut waits);
         self.changes.retain(&mut waits);
+        self.tick_audit(now);
     }
 
     /// Appends a command, or an entry that only tells the time. What becomes of it comes with a
@@ -164,6 +194,7 @@ impl<S: StateMachine> Replica<S> {
         payload: Payload,
         deadline: Instant,
     ) -> Result<(), Refused> {
+        self.check_trust()?;
         let at = self.node.propose(now, payload)?;
         self.expect(at, ticket, deadline);
         Ok(())
@@ -197,11 +228,30 @@ impl<S: StateMachine> Replica<S> {
     /// # Errors
     /// [`Refused`]: there will be no answer.
     pub fn query(&mut self, now: Instant, id: ReadId, query: S::Query) -> Result<(), Refused> {
+        self.ask(now, id, Question::Answer(query))
+    }
+
+    /// Freezes a state that has seen everything acknowledged before this call, for whoever wants all
+    /// of it. It comes with a later [`Output`].
+    ///
+    /// # Errors
+    /// [`Refused`]: there will be none.
+    pub fn freeze(&mut self, now: Instant, id: ReadId) -> Result<(), Refused> {
+        self.ask(now, id, Question::State)
+    }
+
+    fn ask(
+        &mut self,
+        now: Instant,
+        id: ReadId,
+        question: Question<S::Query>,
+    ) -> Result<(), Refused> {
+        self.check_trust()?;
         if self.ready.len() >= self.config.reads_waiting_max {
             return Err(Refused::Overloaded("reads_waiting_max"));
         }
         self.node.read(now, id)?;
-        self.queries.insert(id, query);
+        self.queries.insert(id, question);
         Ok(())
     }
 
@@ -213,9 +263,13 @@ impl<S: StateMachine> Replica<S> {
         self.node.transfer(to)
     }
 
-    /// Answers from the state as it is here and now, however old.
-    pub fn query_stale(&self, query: S::Query) -> S::Answer {
-        self.machine.query(query)
+    /// Answers from the state as it is here and now, however old, but not from one in doubt.
+    ///
+    /// # Errors
+    /// [`Refused`]: there is no answer.
+    pub fn query_stale(&self, query: S::Query) -> Result<S::Answer, Refused> {
+        self.check_trust()?;
+        Ok(self.live.machine.query(query))
     }
 
     /// The disk has made all writes up to `id` durable.
@@ -231,24 +285,27 @@ impl<S: StateMachine> Replica<S> {
     /// The snapshot of [`Output::capture`] is durable, or none if it could not be stored.
     pub fn captured(&mut self, root: Option<SnapshotRoot>) {
         self.capturing = false;
-        if let Some(root) = root {
+        // What was found to be in doubt meanwhile is no snapshot to build on.
+        let spoiled = std::mem::take(&mut self.capture_spoiled);
+        if let Some(root) = root.filter(|_| !spoiled) {
             self.node.compact(root);
         }
     }
 
     /// The snapshot of [`Output::install`], or one that a leader offered before, is durable here, and
     /// `machine` was restored from its chunks. Whether the two machines changed places; one that has
-    /// been overtaken meanwhile changes nothing.
+    /// been overtaken meanwhile changes nothing, unless the state here is wrong.
     pub fn installed(&mut self, root: SnapshotRoot, machine: &mut S) -> bool {
         let covered = root.position.index;
         if covered <= self.node.commit() {
-            self.node.install_failed();
-            return false;
+            return self.rebuilt(root, machine);
         }
-        std::mem::swap(&mut self.machine, machine);
-        self.applied = Applied::from(&root);
+        std::mem::swap(&mut self.live.machine, machine);
+        self.live.applied = Applied::from(&root);
+        self.live.recoveries = root.membership.recoveries();
+        self.audit.forget_own();
+        self.capture_spoiled |= self.capturing;
         self.committed_membership = Some(root.membership.clone());
-        self.recoveries = root.membership.recoveries();
         self.bytes_since_capture = 0;
         let taken = self.node.installed(root);
         assert!(taken, "a snapshot beyond the commit index is taken");
@@ -270,7 +327,8 @@ impl<S: StateMachine> Replica<S> {
         for entry in effects.committed {
             self.apply(&entry);
         }
-        let answers = self.answer(effects.reads);
+        let replay = self.conclude();
+        let (answers, states) = self.answer(effects.reads);
         Output {
             messages: effects.messages,
             write: effects.write,
@@ -278,11 +336,14 @@ impl<S: StateMachine> Replica<S> {
             again: effects.again,
             outcomes: std::mem::take(&mut self.outcomes),
             answers,
+            states,
             install: effects.install,
             membership: effects.membership,
             committed_membership: self.committed_membership.take(),
             capture: self.maybe_capture(),
             events: effects.events,
+            audited: self.audit.take(),
+            replay,
         }
     }
 
@@ -298,47 +359,29 @@ impl<S: StateMachine> Replica<S> {
 
     /// The state machine.
     pub fn machine(&self) -> &S {
-        &self.machine
+        &self.live.machine
     }
 
     /// The last entry that the state has seen.
     pub fn applied(&self) -> Applied {
-        self.applied
+        self.live.applied
     }
 
     fn apply(&mut self, entry: &Entry) {
-        assert_eq!(entry.index, self.applied.index.next(), "entries are applied in order");
-        assert!(entry.stamp >= self.applied.time, "group time never falls");
-        self.applied = Applied { index: entry.index, term: entry.term, time: entry.stamp };
         self.bytes_since_capture += entry.size();
-        let mut response = match &entry.payload {
-            Payload::Command(command) => {
-                assert!(
-                    self.machine.understands(command),
-                    "entry {} is a command of a newer version: run this member with a newer build",
-                    entry.index
-                );
-                Some(self.machine.apply(self.applied, command))
-            }
-            Payload::Noop | Payload::Tick => {
-                self.machine.pass(self.applied);
-                None
-            }
+        let mut response = self.live.apply(entry);
+        match &entry.payload {
+            Payload::Command(_) => {}
+            Payload::Noop | Payload::Tick => self.sample(),
             Payload::Membership(membership) => {
-                self.machine.pass(self.applied);
-                if membership.recoveries() > self.recoveries {
-                    self.recoveries = membership.recoveries();
-                    self.machine.recover();
-                }
                 self.committed_membership = Some(membership.clone());
                 self.pass_change(entry.position(), membership.is_joint());
-                None
             }
-        };
+        }
         while let Some(ticket) = self.tickets.pop_front_if(|it| it.at.index == entry.index) {
             // A leader appends one entry at an index in its term, so the term tells whose it is.
             let outcome = if ticket.at.term == entry.term {
-                Outcome::Done(response.take())
+                self.believed(Outcome::Done(response.take()))
             } else {
                 Outcome::Rejected
             };
@@ -359,25 +402,33 @@ impl<S: StateMachine> Replica<S> {
     }
 
     /// Ends the reads that can be: a follower may be told of an index that it has yet to reach.
-    fn answer(&mut self, outcomes: Vec<ReadOutcome>) -> Vec<(ReadId, Result<S::Answer, Refused>)> {
-        let mut answers = Vec::new();
+    fn answer(
+        &mut self,
+        outcomes: Vec<ReadOutcome>,
+    ) -> (Ends<S::Answer>, Ends<Frozen<S::Capture>>) {
+        let (mut answers, mut states) = (Vec::new(), Vec::new());
         for outcome in outcomes {
             match outcome {
                 ReadOutcome::Ready { id, index } => drop(self.ready.insert((index, id))),
-                ReadOutcome::Refused { id, why } => {
-                    self.queries.remove(&id);
-                    answers.push((id, Err(why)));
-                }
+                ReadOutcome::Refused { id, why } => match self.queries.remove(&id) {
+                    Some(Question::State) => states.push((id, Err(why))),
+                    Some(Question::Answer(_)) | None => answers.push((id, Err(why))),
+                },
             }
         }
         while let Some(&(index, id)) = self.ready.first()
-            && index <= self.applied.index
+            && index <= self.live.applied.index
         {
             self.ready.pop_first();
-            let query = self.queries.remove(&id).expect("every read has its query");
-            answers.push((id, Ok(self.machine.query(query))));
+            let trusted = self.check_trust();
+            match self.queries.remove(&id).expect("every read has its question") {
+                Question::Answer(query) => {
+                    answers.push((id, trusted.map(|()| self.live.machine.query(query))));
+                }
+                Question::State => states.push((id, trusted.map(|()| self.frozen()))),
+            }
         }
-        answers
+        (answers, states)
     }
 
     /// A snapshot is due when more log was applied since the last one than that one is large, so
@@ -386,21 +437,21 @@ impl<S: StateMachine> Replica<S> {
         let last = self.node.snapshot().map_or(0, |root| root.bytes);
         let due = last.max(self.config.snapshot_log_bytes_min);
         let staggered = due + due / 16 * (self.id.0 % 8);
-        if self.capturing || self.bytes_since_capture < staggered {
+        let due = self.bytes_since_capture >= staggered || self.capture_wanted;
+        if self.capturing || !due || !self.trust().serves() {
             return None;
         }
-        self.capturing = true;
+        (self.capturing, self.capture_wanted) = (true, false);
         self.bytes_since_capture = 0;
-        let position = Position { term: self.applied.term, index: self.applied.index };
+        Some(self.frozen())
+    }
+
+    fn frozen(&self) -> Frozen<S::Capture> {
+        let applied = self.live.applied;
+        let position = Position { term: applied.term, index: applied.index };
         let membership = self.node.membership_at(position.index);
         let membership = membership.expect("the one before the last snapshot is known").clone();
-        let (stamp, capture) = (self.applied.time, self.machine.capture());
-        Some(Frozen { position, stamp, membership, capture })
-    }
-}
-
-impl From<&SnapshotRoot> for Applied {
-    fn from(root: &SnapshotRoot) -> Self {
-        Self { index: root.position.index, term: root.position.term, time: root.stamp }
+        let (stamp, capture) = (applied.time, self.live.machine.capture());
+        Frozen { position, stamp, membership, capture }
     }
 }

@@ -85,6 +85,7 @@ struct Driver {
     outcomes: Vec<(TicketId, Outcome<usize>)>,
     answers: Vec<(ReadId, Result<Vec<Bytes>, Refused>)>,
     captures: Vec<Position>,
+    states: Vec<(ReadId, Result<Position, Refused>)>,
     wanted: Vec<SnapshotRoot>,
     sent: Vec<MessageKind>,
 }
@@ -108,6 +109,7 @@ impl Driver {
             outcomes: Vec::new(),
             answers: Vec::new(),
             captures: Vec::new(),
+            states: Vec::new(),
             wanted: Vec::new(),
             sent: Vec::new(),
         }
@@ -159,8 +161,10 @@ impl Driver {
     /// Does what the replica asks for until it asks for nothing that leads on.
     fn act(&mut self) {
         loop {
-            let Output { messages, write, outcomes, answers, capture, install, .. } =
+            let Output { messages, write, outcomes, answers, states, capture, install, .. } =
                 self.replica.take_output();
+            let states = states.into_iter();
+            self.states.extend(states.map(|(id, state)| (id, state.map(|state| state.position))));
             self.sent.extend(messages.into_iter().map(|envelope| envelope.message.kind));
             self.outcomes.extend(outcomes);
             self.answers.extend(answers);
@@ -394,6 +398,27 @@ fn query_is_refused_at_stepping_down() {
     assert_eq!(driver.answers, [], "nobody has confirmed it");
     driver.hear(2, 2, append(at(0, 0), 0, vec![]));
     assert_eq!(driver.answers, [(ReadId(1), Err(Refused::NotLeader))]);
+}
+
+#[test]
+fn frozen_state_has_seen_what_was_acknowledged_and_is_no_snapshot() {
+    let mut driver = Driver::alone(config(), 1);
+    driver.propose(7, "a", LATER);
+    driver.replica.freeze(driver.now, ReadId(1)).expect("a leader freezes its state");
+    driver.act();
+    assert_eq!(driver.states, [(ReadId(1), Ok(driver.replica.status().last))]);
+    assert_eq!(driver.captures, [], "nothing is to be stored");
+}
+
+#[test]
+fn frozen_state_is_refused_at_stepping_down() {
+    let mut driver = Driver::leader_of_three();
+    driver.replica.freeze(driver.now, ReadId(1)).expect("a leader freezes its state");
+    driver.act();
+    assert_eq!(driver.states, [], "nobody has confirmed that it leads");
+    driver.hear(2, 2, append(at(0, 0), 0, vec![]));
+    assert_eq!(driver.states, [(ReadId(1), Err(Refused::NotLeader))]);
+    assert_eq!(driver.answers, []);
 }
 
 /// A follower is asked and asks its leader, which answers with an index.

@@ -1,14 +1,18 @@
 //! The admin service of every daemon that hosts a group.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use proto::admin as pb;
 use proto::admin::admin_server::{Admin, AdminServer};
-use raft::{BadChange, ChangeRefused, Index, NodeId, Standing, StateMachine};
+use raft::{BadChange, ChangeRefused, Index, NodeId, Standing, StateMachine, Trust};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response};
 
+use crate::backup;
 use crate::handle::{
     ChangeRejected, Changed, Handle, MemberStatus, Refused, Role, Status, TransferRefused, Wanted,
 };
@@ -22,19 +26,33 @@ const CHANGE_LIMIT: Duration = Duration::from_secs(30);
 /// How long a transfer of the leadership may take. The core gives up much sooner.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long it may take until a state is frozen.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How many backups a member streams at a time: each keeps the state from which it is made.
+const BACKUPS_MAX: usize = 2;
+
+/// How long a part of a backup may take to be taken.
+const BACKUP_PART_LIMIT: Duration = Duration::from_secs(60);
+
+/// How many parts of a backup wait for their connection.
+const BACKUP_PARTS_WAITING_MAX: usize = 8;
+
 /// The admin service, for the client port.
 pub fn service<S: StateMachine>(
     handle: Handle<S>,
     daemon: &'static str,
     version: &'static str,
 ) -> AdminServer<impl Admin> {
-    AdminServer::new(Service { handle, daemon, version })
+    let backups = Arc::new(Semaphore::new(BACKUPS_MAX));
+    AdminServer::new(Service { handle, daemon, version, backups })
 }
 
 struct Service<S: StateMachine> {
     handle: Handle<S>,
     daemon: &'static str,
     version: &'static str,
+    backups: Arc<Semaphore>,
 }
 
 #[tonic::async_trait]
@@ -81,6 +99,43 @@ where
                 "the members may have changed, or may change yet: look at their list",
             )),
         }
+    }
+
+    type BackupStream = ReceiverStream<Result<pb::BackupPart, tonic::Status>>;
+
+    async fn backup(
+        &self,
+        _: Request<pb::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, tonic::Status> {
+        let place = self.backups.clone().try_acquire_owned().map_err(|_| {
+            let message =
+                format!("this member streams backups_max backups, which is {BACKUPS_MAX}");
+            tonic::Status::resource_exhausted(message)
+        })?;
+        let frozen = self.handle.freeze(Instant::now() + FREEZE_LIMIT).await;
+        let frozen = frozen.map_err(|refused| not_done(&refused))?;
+        let Status { cluster, group, .. } = self.handle.status();
+        let head = pb::BackupHead {
+            daemon: self.daemon.to_owned(),
+            version: self.version.to_owned(),
+            cluster,
+            group: group.map_or_else(Bytes::new, |group| Bytes::copy_from_slice(&group)),
+            index: frozen.position.index.0,
+            term: frozen.position.term.0,
+            group_time_ms: frozen.stamp.0,
+        };
+        let (parts, waiting) = mpsc::channel(BACKUP_PARTS_WAITING_MAX);
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || {
+            let _place = place;
+            for part in backup::parts(head, frozen) {
+                // Whoever asked for it has gone, or takes nothing any more: the state is let go.
+                if runtime.block_on(parts.send_timeout(Ok(part), BACKUP_PART_LIMIT)).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(waiting)))
     }
 }
 
@@ -169,6 +224,17 @@ fn to_wire(status: Status, daemon: &str, version: &str) -> pb::StatusReply {
             total_bytes: transfer.total_bytes,
         }),
         lease_reads: status.lease_reads,
+        trust: trust(status.trust).into(),
+    }
+}
+
+fn trust(trust: Trust) -> pb::Trust {
+    match trust {
+        Trust::Sound => pb::Trust::Sound,
+        Trust::Unverified => pb::Trust::Unverified,
+        Trust::Wrong => pb::Trust::Wrong,
+        Trust::Doubtful => pb::Trust::Doubtful,
+        Trust::Undecided => pb::Trust::Undecided,
     }
 }
 

@@ -7,13 +7,15 @@
 use std::time::Duration;
 
 use metrics::{Counter, Histogram};
-use proto::metadata::{EXECUTED, LEADER, MAYBE, NEVER};
+use proto::metadata::LEADER;
+pub use proto::metadata::status;
 use proto::raft::{Executed, Reason, Refusal};
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 
-use crate::handle::Refused;
+use crate::handle::{Refused, Status as MemberState};
 use crate::settings::Member;
 
 /// The longest that any request may take, whatever its caller asks for.
@@ -48,6 +50,23 @@ impl Measure {
     }
 }
 
+/// Waits for the answer to a client's request and counts it.
+///
+/// # Errors
+/// The refusal.
+pub async fn measured<K>(
+    measure: &Measure,
+    answer: impl Future<Output = Result<Replied<K>, Refusal>>,
+) -> Result<Replied<K>, Refusal> {
+    let began = Instant::now();
+    let answer = answer.await;
+    measure.seconds.record(began.elapsed());
+    if answer.is_err() {
+        measure.refused.increment(1);
+    }
+    answer
+}
+
 /// Waits for the answer to a client's request, counts it, and makes it the answer to a call. `pick`
 /// takes the reply out of those that the service knows.
 ///
@@ -58,13 +77,7 @@ pub async fn respond<K, R>(
     answer: impl Future<Output = Result<Replied<K>, Refusal>>,
     pick: impl FnOnce(K) -> Option<R>,
 ) -> Result<Response<R>, Status> {
-    let began = Instant::now();
-    let answer = answer.await;
-    measure.seconds.record(began.elapsed());
-    let Replied { reply, leader } = answer.map_err(|refusal| {
-        measure.refused.increment(1);
-        status(refusal)
-    })?;
+    let Replied { reply, leader } = measured(measure, answer).await.map_err(status)?;
     let reply = pick(reply)
         .ok_or_else(|| status(maybe(Reason::NotLeader, "the leader answered something else")))?;
     let mut response = Response::new(reply);
@@ -78,11 +91,11 @@ pub async fn respond<K, R>(
 
 /// Until when the caller waits, as gRPC's header says it; `limit` is for one that says nothing.
 pub fn deadline(metadata: &MetadataMap, limit: Duration) -> Instant {
-    Instant::now() + timeout(metadata).unwrap_or(limit).min(DEADLINE_MAX)
+    Instant::now() + asked_timeout(metadata).unwrap_or(limit).min(DEADLINE_MAX)
 }
 
 /// At most eight digits and a unit.
-fn timeout(metadata: &MetadataMap) -> Option<Duration> {
+fn asked_timeout(metadata: &MetadataMap) -> Option<Duration> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -97,6 +110,33 @@ fn timeout(metadata: &MetadataMap) -> Option<Duration> {
         "u" => Some(Duration::from_micros(count)),
         "n" => Some(Duration::from_nanos(count)),
         _ => None,
+    }
+}
+
+/// How long a stream waits on a member that knows no leader: it would wait for as long as the
+/// member is cut off, though others may serve its reader.
+const LEADERLESS_MAX: Duration = Duration::from_secs(3);
+
+/// Ends when the member has known no leader for too long, or its state is in doubt; why a stream
+/// ends then.
+pub async fn cut_off(status: &mut watch::Receiver<MemberState>) -> Refusal {
+    loop {
+        let ends = |status: &MemberState| status.leader.is_none() || !status.trust.serves();
+        let lost = match status.wait_for(ends).await {
+            Ok(status) if !status.trust.serves() => return refused(&Refused::Doubted),
+            lost => lost.is_ok(),
+        };
+        let led = status.wait_for(|status| status.leader.is_some());
+        let found = timeout(LEADERLESS_MAX, led).await.map(|found| found.is_ok());
+        match (lost, found) {
+            (true, Err(_)) => {
+                let message = "the group has no leader, as far as this member knows";
+                return never(Reason::NotLeader, message);
+            }
+            (true, Ok(true)) => {}
+            // The host has ended, which is told elsewhere.
+            (true, Ok(false)) | (false, _) => std::future::pending().await,
+        }
     }
 }
 
@@ -122,7 +162,7 @@ pub fn refused(refused: &Refused) -> Refusal {
             let leader = leader.as_ref().map(|leader| leader.client_address.clone());
             Refusal { leader: leader.unwrap_or_default(), ..never(Reason::NotLeader, message) }
         }
-        Refused::Overtaken | Refused::Unborn | Refused::Transferring => {
+        Refused::Overtaken | Refused::Unborn | Refused::Transferring | Refused::Doubted => {
             never(Reason::NotLeader, message)
         }
         Refused::Overloaded { .. } => never(Reason::Limit, message),
@@ -131,35 +171,6 @@ pub fn refused(refused: &Refused) -> Refusal {
         Refused::Deadline => never(Reason::Deadline, message),
         Refused::Shutdown => never(Reason::Shutdown, message),
     }
-}
-
-/// A refusal as the status of a call.
-pub fn status(refusal: Refusal) -> Status {
-    let code = match refusal.reason() {
-        Reason::NotLeader | Reason::Shutdown => Code::Unavailable,
-        Reason::Deadline => Code::DeadlineExceeded,
-        Reason::Invalid => Code::InvalidArgument,
-        Reason::Limit => Code::ResourceExhausted,
-        Reason::Expired => Code::Aborted,
-        Reason::Acknowledged | Reason::OtherShards | Reason::NoSpace | Reason::Quota => {
-            Code::FailedPrecondition
-        }
-        Reason::OutOfRange => Code::OutOfRange,
-        Reason::Unspecified => Code::Unknown,
-    };
-    let executed = match refusal.executed() {
-        Executed::Never => NEVER,
-        Executed::Maybe | Executed::Unspecified => MAYBE,
-    };
-    let leader = refusal.leader.parse::<AsciiMetadataValue>();
-    let mut status = Status::new(code, refusal.message);
-    status.metadata_mut().insert(EXECUTED, AsciiMetadataValue::from_static(executed));
-    if let Ok(leader) = leader
-        && !leader.is_empty()
-    {
-        status.metadata_mut().insert(LEADER, leader);
-    }
-    status
 }
 
 #[cfg(test)]
@@ -171,7 +182,7 @@ mod tests {
         let read = |text: &str| {
             let mut metadata = MetadataMap::new();
             metadata.insert("grpc-timeout", text.parse().unwrap());
-            timeout(&metadata)
+            asked_timeout(&metadata)
         };
         assert_eq!(read("10S"), Some(Duration::from_secs(10)));
         assert_eq!(read("2500m"), Some(Duration::from_millis(2_500)));
@@ -181,8 +192,8 @@ mod tests {
             if let Ok(value) = wrong.parse() {
                 metadata.insert("grpc-timeout", value);
             }
-            assert_eq!(timeout(&metadata), None, "{wrong}");
+            assert_eq!(asked_timeout(&metadata), None, "{wrong}");
         }
-        assert_eq!(timeout(&MetadataMap::new()), None);
+        assert_eq!(asked_timeout(&MetadataMap::new()), None);
     }
 }

@@ -1,7 +1,7 @@
 //! What the core reports, as logs and metrics.
 
-use raft::{DropReason, Event};
-use tracing::{debug, info, trace, warn};
+use raft::{DropReason, Event, Finding, NodeId};
+use tracing::{debug, error, info, trace, warn};
 
 use crate::handle::{Role, Status};
 
@@ -20,11 +20,8 @@ pub(crate) fn observe(event: &Event) {
         Event::Leading { term, last } => info!(%term, %last, "leading"),
         Event::Removed { term } => info!(%term, "stepping down: this member votes no more"),
         Event::Reconfigured { index, membership } => {
-            let ids = |voters: Vec<raft::NodeId>| {
-                voters.iter().map(raft::NodeId::to_string).collect::<Vec<_>>().join(",")
-            };
-            let before = ids(membership.voters_before().collect());
-            let after = ids(membership.voters_after().collect());
+            let before = ids(&membership.voters_before().collect::<Vec<_>>());
+            let after = ids(&membership.voters_after().collect::<Vec<_>>());
             info!(%index, before, after, "the members have changed");
         }
         Event::Transferring { to } => info!(%to, "handing the leadership over"),
@@ -55,6 +52,63 @@ pub(crate) fn observe(event: &Event) {
     }
 }
 
+/// Logs and counts what the check of the state has found.
+pub(crate) fn found(finding: &Finding) {
+    let kind = match finding {
+        Finding::Wrong { index, own, majority, agreed } => {
+            let (own, majority) = (hexadecimal(*own), hexadecimal(*majority));
+            error!(
+                %index, own, majority, agreed = ids(agreed),
+                "the state of this member is wrong: it serves nothing until it is rebuilt"
+            );
+            "wrong"
+        }
+        Finding::Doubtful { index, digests } => {
+            error!(
+                %index, digests = told(digests),
+                "members hold different states and no majority agrees: making this one's once more \
+                 from its last snapshot and its log; it serves nothing until that is settled"
+            );
+            "doubtful"
+        }
+        Finding::Replayed { index, before, after } => {
+            let (before, after) = (hexadecimal(*before), hexadecimal(*after));
+            if before == after {
+                info!(%index, digest = after, "made once more, the state is what it was");
+            } else {
+                error!(%index, before, after, "the state was wrong: the one made once more replaces it");
+            }
+            "replayed"
+        }
+        Finding::Undecided { index, digests } => {
+            error!(
+                %index, digests = told(digests),
+                "members hold different states after all were made once more: a person has to \
+                 decide, see docs/operations.md; until then this member serves nothing"
+            );
+            "undecided"
+        }
+        Finding::Sound { index } => {
+            info!(%index, "a majority agrees with the state of this member: it serves again");
+            "sound"
+        }
+    };
+    metrics::counter!("flotilla_raft_state_findings_total", "finding" => kind).increment(1);
+}
+
+fn hexadecimal(digest: u128) -> String {
+    format!("{digest:032x}")
+}
+
+fn ids(nodes: &[NodeId]) -> String {
+    nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn told(digests: &[(NodeId, u128)]) -> String {
+    let told = digests.iter().map(|(node, digest)| format!("{node}: {digest:032x}"));
+    told.collect::<Vec<_>>().join(", ")
+}
+
 fn dropped(from: raft::NodeId, reason: DropReason) {
     metrics::counter!("flotilla_raft_messages_refused_total").increment(1);
     match reason {
@@ -77,4 +131,6 @@ pub(crate) fn measure(status: &Status) {
     metrics::gauge!("flotilla_raft_applied_index").set(status.applied.0 as f64);
     metrics::gauge!("flotilla_raft_durable_index").set(status.durable.0 as f64);
     metrics::gauge!("flotilla_raft_log_bytes").set(status.log_bytes as f64);
+    let sound = f64::from(u8::from(status.trust.serves()));
+    metrics::gauge!("flotilla_raft_state_sound").set(sound);
 }

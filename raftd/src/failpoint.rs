@@ -2,8 +2,9 @@
 //!
 //! For tests of crashes between any two steps, on real processes and disks. Decides which places
 //! there are and how they are asked for: `FLOTILLA_FAILPOINTS="log.sync.before=crash@3"` ends the
-//! process when it comes there for the third time. Not for production: a daemon that has any says
-//! so when it starts. While none is asked for, a place costs one load.
+//! process when it comes there for the third time. At one place nothing dies: `state.flip=flip@3`
+//! damages the state there, as memory does that fails. Not for production: a daemon that has any
+//! says so when it starts. While none is asked for, a place costs one load.
 
 use std::ffi::OsStr;
 use std::sync::OnceLock;
@@ -11,7 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use daemon::Failure;
 
-/// The variable that asks for failpoints: `NAME=crash` or `NAME=crash@N`, with commas between them.
+/// The variable that asks for failpoints: `NAME=crash` or `NAME=crash@N`, with commas between them;
+/// `flip` instead of `crash` at `state.flip`.
 pub const VARIABLE: &str = "FLOTILLA_FAILPOINTS";
 
 /// Makes the failpoints from their one list: the enum, and their names.
@@ -56,6 +58,8 @@ failpoints! {
     ApplyBefore = "apply.before",
     /// Entries are applied, and nobody was answered.
     ApplyAfter = "apply.after",
+    /// Entries are committed: with the next command that is applied a bit of the state changes.
+    StateFlip = "state.flip",
     /// A frozen state is to be stored.
     SnapshotCreateBefore = "snapshot.create.before",
     /// Some chunks of a snapshot are stored.
@@ -80,6 +84,10 @@ failpoints! {
     CompactRepackAfter = "compact.repack.after",
     /// Chunks of an older snapshot are removed, but that is not synced.
     CompactChunksAfter = "compact.chunks.after",
+    /// A leader knows leases that are over, and has proposed no end of them.
+    ExpireProposeBefore = "expire.propose.before",
+    /// The ends of leases that a leader has proposed are applied, or their fate is not known.
+    ExpireProposeAfter = "expire.propose.after",
     /// `flotilla members recover` has looked at the directory, and is to change it.
     RecoverIdentityBefore = "recover.identity.before",
     /// The group has its new identity; the log has the old members.
@@ -109,20 +117,28 @@ pub fn arm_from_environment() -> Result<(), Failure> {
 /// Tells the log that this process is meant to die.
 pub fn warn() {
     if ARMED.get().is_some() {
-        tracing::warn!("{VARIABLE} is set: this process will end by itself; for tests only");
+        tracing::warn!(
+            "{VARIABLE} is set: this process will end by itself or damage its state; for tests only"
+        );
     }
 }
 
 /// The process is at this place, and ends here if it was told to.
 #[inline]
 pub fn reach(at: Failpoint) {
-    if let Some(armed) = ARMED.get() {
+    if is_struck(at) {
+        crash(at);
+    }
+}
+
+/// Whether something is to happen at this place now, at which nothing dies.
+#[inline]
+pub fn is_struck(at: Failpoint) -> bool {
+    ARMED.get().is_some_and(|armed| {
         let visits = &armed[at as usize];
         let count = |left: u64| left.checked_sub(1);
-        if visits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count) == Ok(1) {
-            crash(at);
-        }
-    }
+        visits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count) == Ok(1)
+    })
 }
 
 /// Nothing is flushed or dropped, as if the process were killed. It is not quite SIGKILL, so that
@@ -143,16 +159,19 @@ fn parse(asked: &OsStr) -> Result<[u64; Failpoint::ALL.len()], Failure> {
     for one in asked.split(',') {
         let (name, action) = one.split_once('=').unwrap_or((one, ""));
         let point = Failpoint::ALL.iter().find(|point| point.name() == name.trim());
+        let wanted = if point == Some(&Failpoint::StateFlip) { "flip" } else { "crash" };
         let count = match action.trim().split_once('@') {
-            None if action.trim() == "crash" => Some(1),
-            Some(("crash", count)) => count.parse().ok().filter(|&count: &u64| count > 0),
+            None if action.trim() == wanted => Some(1),
+            Some((action, count)) if action == wanted => {
+                count.parse().ok().filter(|&count: &u64| count > 0)
+            }
             None | Some(_) => None,
         };
         let (Some(&point), Some(count)) = (point, count) else {
             let names: Vec<_> = Failpoint::ALL.iter().map(|point| point.name()).collect();
             return Err(Failure::configuration(format!(
                 "{VARIABLE}: \"{one}\" is not NAME=crash or NAME=crash@N with N at least 1 and one \
-                 of the names {}",
+                 of the names {}; at state.flip it is flip instead of crash",
                 names.join(", ")
             )));
         };
@@ -169,11 +188,12 @@ mod tests {
 
     #[test]
     fn names_are_read_with_their_counts() {
-        let visits = parse(OsStr::new("log.sync.before=crash@3, floor.write.between=crash"));
-        let visits = visits.unwrap();
+        let asked = "log.sync.before=crash@3, floor.write.between=crash, state.flip=flip@2";
+        let visits = parse(OsStr::new(asked)).unwrap();
+        assert_eq!(visits[Failpoint::StateFlip as usize], 2);
         assert_eq!(visits[Failpoint::LogSyncBefore as usize], 3);
         assert_eq!(visits[Failpoint::FloorWriteBetween as usize], 1);
-        assert_eq!(visits.iter().sum::<u64>(), 4);
+        assert_eq!(visits.iter().sum::<u64>(), 6);
     }
 
     #[test]
@@ -182,6 +202,8 @@ mod tests {
             "log.sink.before=crash",
             "log.sync.before",
             "log.sync.before=pause",
+            "log.sync.before=flip",
+            "state.flip=crash",
             "log.sync.before=crash@0",
             "log.sync.before=crash@x",
             "log.sync.before=crash,",

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::edge::{Replied, maybe, never, refused};
+use crate::edge::{DEADLINE_MAX, Replied, maybe, never, refused};
 use crate::handle::{Handle, Outcome, Refused, Role};
 use crate::settings::Member;
 
@@ -64,6 +64,13 @@ pub trait Ask: Sync {
     ) -> impl Future<Output = Result<Option<Result<Self::Reply, Refusal>>, Status>> + Send;
 }
 
+/// Until when a request is answered that another member has passed on, and how often it may still be
+/// passed on: what its message says, within what any may ask for.
+pub fn passed_on(deadline_ms: u64, hops_left: u32) -> (Instant, u32) {
+    let limit = Duration::from_millis(deadline_ms).min(DEADLINE_MAX);
+    (Instant::now() + limit, hops_left.min(HOPS_MAX))
+}
+
 /// Answers a request by `deadline`, passing it on at most `hops_left` times.
 ///
 /// # Errors
@@ -75,6 +82,7 @@ pub async fn answer<S: StateMachine, A: Ask>(
     mut hops_left: u32,
 ) -> Result<Replied<A::Reply>, Refusal> {
     let deadline = deadline - ANSWER_MARGIN.min(deadline.duration_since(Instant::now()) / 10);
+    let mut never_executed = true;
     loop {
         let attempt = if handle.leads() {
             ask.execute(deadline).await.map(|reply| Replied { reply, leader: None })
@@ -82,7 +90,7 @@ pub async fn answer<S: StateMachine, A: Ask>(
             match leader(handle, deadline).await {
                 Some(leader) if hops_left > 0 && leader.node != handle.node() => {
                     hops_left -= 1;
-                    let reply = if ask.is_read() {
+                    let reply = if ask.is_read() && handle.serves() {
                         ask.execute(deadline).await
                     } else {
                         pass_on(handle, ask, &leader, deadline, hops_left).await
@@ -97,8 +105,10 @@ pub async fn answer<S: StateMachine, A: Ask>(
             Ok(replied) => return Ok(replied),
             Err(refusal) => refusal,
         };
+        let repeats = ask.may_repeat() || refusal.executed() == Executed::Never;
+        let refusal = of_all_attempts(&mut never_executed, refusal);
         let again = match refusal.reason() {
-            Reason::NotLeader => ask.may_repeat() || refusal.executed() == Executed::Never,
+            Reason::NotLeader => repeats,
             Reason::Unspecified
             | Reason::Deadline
             | Reason::Invalid
@@ -117,6 +127,16 @@ pub async fn answer<S: StateMachine, A: Ask>(
         }
         wait_for_change(handle, pause).await;
     }
+}
+
+/// What the last attempt was told, as it is told of all of them: what is certain of the last one is
+/// not of those before.
+fn of_all_attempts(never_executed: &mut bool, mut refusal: Refusal) -> Refusal {
+    *never_executed &= refusal.executed() == Executed::Never;
+    if !*never_executed {
+        refusal.set_executed(Executed::Maybe);
+    }
+    refusal
 }
 
 /// The leader; waits a little for there to be one.
@@ -156,7 +176,10 @@ async fn pass_on<S: StateMachine, A: Ask>(
     };
     let left = deadline.saturating_duration_since(Instant::now());
     let node = leader.node;
-    match timeout_at(deadline, ask.send(channel, left, hops_left)).await {
+    // In a place of its own: a call to a peer is large, and every request, also one that is never
+    // passed on, would be as large as it.
+    let sent = Box::pin(ask.send(channel, left, hops_left));
+    match timeout_at(deadline, sent).await {
         Ok(Ok(Some(answer))) => answer,
         Ok(Ok(None)) => Err(maybe(Reason::NotLeader, "the leader gave an empty answer")),
         Ok(Err(status)) if proto::metadata::was_never_executed(&status) => {
@@ -256,5 +279,21 @@ impl Stamps {
     fn now_ms(&self) -> u64 {
         // From 1, so that 0 stays "none".
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_that_may_have_been_executed_is_not_forgotten() {
+        let lost = || maybe(Reason::NotLeader, "the connection broke");
+        let refused = || never(Reason::NotLeader, "nobody leads");
+        let mut never_executed = true;
+        let mut told = |refusal| of_all_attempts(&mut never_executed, refusal).executed();
+        assert_eq!(told(refused()), Executed::Never);
+        assert_eq!(told(lost()), Executed::Maybe);
+        assert_eq!(told(refused()), Executed::Maybe);
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::{
-    Change, ChangeRefused, GroupTime, Index, NodeId, SnapshotRoot, Standing, StateMachine, Term,
+    Change, ChangeRefused, Frozen, GroupTime, Index, NodeId, SnapshotRoot, Standing, StateMachine,
+    Term, Trust,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -44,6 +45,12 @@ pub enum Refused {
     /// Ask again, soon; it may be another member then.
     #[error("the leadership is being handed over")]
     Transferring,
+    /// Ask another member.
+    #[error(
+        "the state of this member is in doubt: it differs from that of others, and serves nothing \
+         until that is settled"
+    )]
+    Doubted,
     /// Ask again later.
     #[error("the member has too much to do (limit {limit})")]
     Overloaded {
@@ -183,6 +190,8 @@ pub struct Status {
     pub snapshot: Option<SnapshotRoot>,
     /// The digest of its state at `applied`.
     pub state_digest: u128,
+    /// What it makes of its own state.
+    pub trust: Trust,
     /// Less than `free_bytes_min` is free on its disk.
     pub low_on_space: bool,
     /// The snapshot that it is fetching.
@@ -237,6 +246,9 @@ pub(crate) enum Request<S: StateMachine> {
     QueryStale {
         query: S::Query,
         answer: oneshot::Sender<Result<S::Answer, Refused>>,
+    },
+    Freeze {
+        answer: oneshot::Sender<Result<Frozen<S::Capture>, Refused>>,
     },
     Transfer {
         to: Option<NodeId>,
@@ -320,6 +332,20 @@ impl<S: StateMachine> Handle<S> {
         self.submit(Request::Query { query, answer })?;
         match tokio::time::timeout_at(deadline, answered).await {
             Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Refused::Shutdown),
+            Err(_) => Err(Refused::Deadline),
+        }
+    }
+
+    /// Freezes a state that has seen everything acknowledged before this call, of any member.
+    ///
+    /// # Errors
+    /// [`Refused`]: no state.
+    pub async fn freeze(&self, deadline: Instant) -> Result<Frozen<S::Capture>, Refused> {
+        let (answer, answered) = oneshot::channel();
+        self.submit(Request::Freeze { answer })?;
+        match tokio::time::timeout_at(deadline, answered).await {
+            Ok(Ok(frozen)) => frozen,
             Ok(Err(_)) => Err(Refused::Shutdown),
             Err(_) => Err(Refused::Deadline),
         }
@@ -413,6 +439,11 @@ impl<S: StateMachine> Handle<S> {
     /// Whether this member leads, as far as it knows.
     pub fn leads(&self) -> bool {
         self.status.borrow().role == Role::Leader
+    }
+
+    /// Whether this member answers anything from its state.
+    pub fn serves(&self) -> bool {
+        self.status.borrow().trust.serves()
     }
 
     /// Whether there is room to grow on this member's disk. A service asks before it proposes what

@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use daemon::{Failure, Shutdown};
 use raft::{
-    Change, ChangeRefused, Entry, Event, Index, Instant, Membership, NodeId, Output, Payload,
-    ReadId, Replica, RoleKind, SnapshotRoot, StateMachine, TicketId,
+    Change, ChangeRefused, Entry, Event, Frozen, Index, Instant, Membership, NodeId, Output,
+    Payload, ReadId, Replica, RoleKind, SnapshotRoot, StateMachine, TicketId,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
+use crate::audit::Doubt;
 use crate::clock::{after, is_past, left, now};
 use crate::events;
 use crate::failpoint::{self, Failpoint};
@@ -26,7 +27,7 @@ use crate::handle::{
     MemberStatus, Outcome, Refused, Request, Role, Status, TransferRefused, Transferred,
 };
 use crate::jobs::{Job, Jobs};
-use crate::peer::{Directory, Incoming, News, Peers, Senders};
+use crate::peer::{Directory, Incoming, News, Parcel, Peers, Senders};
 use crate::settings::Member;
 use crate::store::{Store, Written};
 
@@ -68,7 +69,11 @@ pub(crate) struct Driver<S: StateMachine> {
     pub(crate) again: bool,
     /// Since when it is certain that this member belongs to the group no more.
     pub(crate) removed: Option<std::time::Instant>,
+    pub(crate) doubt: Doubt<S>,
 }
+
+/// What a state that is to be frozen comes to.
+type Freezing<S> = Result<Frozen<<S as StateMachine>::Capture>, Refused>;
 
 /// Who waits for an answer.
 pub(crate) struct Waiting<S: StateMachine> {
@@ -76,6 +81,7 @@ pub(crate) struct Waiting<S: StateMachine> {
     proposals: HashMap<TicketId, oneshot::Sender<Outcome<S::Response>>>,
     ticks: HashMap<TicketId, oneshot::Sender<Outcome<()>>>,
     queries: HashMap<ReadId, oneshot::Sender<Result<S::Answer, Refused>>>,
+    states: HashMap<ReadId, oneshot::Sender<Freezing<S>>>,
     /// Who waits for the leadership to be handed over, and to whom.
     transfers: Vec<(NodeId, oneshot::Sender<Transferred>)>,
     changes: HashMap<TicketId, oneshot::Sender<Outcome<Result<(), ChangeRefused>>>>,
@@ -88,6 +94,7 @@ impl<S: StateMachine> Default for Waiting<S> {
             proposals: HashMap::new(),
             ticks: HashMap::new(),
             queries: HashMap::new(),
+            states: HashMap::new(),
             transfers: Vec::new(),
             changes: HashMap::new(),
         }
@@ -123,9 +130,7 @@ impl<S: StateMachine> Driver<S> {
                 _ = clock.tick() => { ticked = true; self.tick() },
                 Some(news) = inputs.news.recv() => self.remember(news),
                 Ok(()) = inputs.written.changed() => self.written(&mut inputs.written),
-                Some((reader, entries)) = inputs.read.recv() => {
-                    self.replica.fetched(reader, entries);
-                }
+                Some((reader, entries)) = inputs.read.recv() => self.fetched(reader, entries),
                 Some(incoming) = inputs.inbox.recv() => self.step(incoming),
                 Some(request) = inputs.requests.recv() => self.take(request),
                 () = tokio::task::yield_now(), if self.again => {}
@@ -148,6 +153,7 @@ impl<S: StateMachine> Driver<S> {
         let now = now();
         self.replica.tick(now);
         self.senders.part();
+        self.keep_mark();
     }
 
     fn leads(&self) -> bool {
@@ -177,7 +183,7 @@ impl<S: StateMachine> Driver<S> {
         }
         // One for each follower and one for the machine: a busy disk must not keep them waiting.
         while let Ok((reader, entries)) = inputs.read.try_recv() {
-            self.replica.fetched(reader, entries);
+            self.fetched(reader, entries);
         }
         for _ in 0..DRAIN_MAX {
             let Ok(news) = inputs.news.try_recv() else { break };
@@ -197,12 +203,16 @@ impl<S: StateMachine> Driver<S> {
         let Written { id, write_sequence } = *written.borrow_and_update();
         self.peers.write_sequence.store(write_sequence, Ordering::Relaxed);
         self.replica.written(id);
+        self.doubt.written = id;
     }
 
     fn step(&mut self, incoming: Incoming) {
         let now = now();
         for message in incoming.messages {
             self.replica.step(now, incoming.from, message);
+        }
+        for audit in incoming.audits {
+            self.replica.hear(incoming.from, audit);
         }
     }
 
@@ -227,7 +237,15 @@ impl<S: StateMachine> Driver<S> {
                 }
             }
             Request::QueryStale { query, answer } => {
-                reply(answer, Ok(self.replica.query_stale(query)));
+                let answered = self.replica.query_stale(query);
+                reply(answer, answered.map_err(|refused| self.refused(refused)));
+            }
+            Request::Freeze { answer } => {
+                let id = ReadId(self.waiting.number());
+                match self.replica.freeze(now(), id) {
+                    Ok(()) => drop(self.waiting.states.insert(id, answer)),
+                    Err(refused) => reply(answer, Err(self.refused(refused))),
+                }
             }
             Request::Transfer { to, answer } => match self.transfer(to) {
                 Ok(to) if to == self.peers.me.node => reply(answer, Ok(to)),
@@ -321,6 +339,7 @@ impl<S: StateMachine> Driver<S> {
         match refused {
             raft::Refused::NotLeader => Refused::NotLeader { leader: self.leader() },
             raft::Refused::Transferring => Refused::Transferring,
+            raft::Refused::Doubted => Refused::Doubted,
             raft::Refused::Overloaded(limit) => Refused::Overloaded { limit },
         }
     }
@@ -348,6 +367,8 @@ impl<S: StateMachine> Driver<S> {
                 let (root, machine) = restored?;
                 self.take_place(root, machine);
             }
+            Job::Replayed(replay) => self.go_on_with(replay?),
+            Job::Marked(marked) => self.doubt.marked(marked?),
         }
         Ok(())
     }
@@ -370,6 +391,9 @@ impl<S: StateMachine> Driver<S> {
         let applies = self.replica.node().commit() > self.replica.applied().index;
         if applies {
             failpoint::reach(Failpoint::ApplyBefore);
+            if failpoint::is_struck(Failpoint::StateFlip) {
+                self.replica.flip();
+            }
         }
         let output: Output<S> = self.replica.take_output();
         if applies {
@@ -388,11 +412,12 @@ impl<S: StateMachine> Driver<S> {
             }
         }
         for envelope in output.messages {
-            if !self.senders.send(envelope.to, envelope.message) {
+            if !self.senders.send(envelope.to, Parcel::Message(envelope.message)) {
                 metrics::counter!("flotilla_raft_messages_dropped_total").increment(1);
             }
         }
         if let Some(write) = output.write {
+            self.doubt.submitted = write.id;
             self.store.submit(write);
         }
         // Behind the write that may hold it: who was removed is forgotten only then.
@@ -413,9 +438,15 @@ impl<S: StateMachine> Driver<S> {
                 reply(waiting, answer.map_err(|refused| self.refused(refused)));
             }
         }
+        for (id, state) in output.states {
+            if let Some(waiting) = self.waiting.states.remove(&id) {
+                reply(waiting, state.map_err(|refused| self.refused(refused)));
+            }
+        }
         if let Some(frozen) = output.capture {
             self.jobs.capture(frozen);
         }
+        self.audit(output.audited, output.replay);
         if let Some(install) = output.install {
             self.jobs.fetch(install, self.replica.node().commit());
         }
@@ -465,6 +496,7 @@ impl<S: StateMachine> Driver<S> {
                 || last.leader != node.leader()
                 || last.role != role(node.role())
                 || last.low_on_space != self.store.is_low_on_space()
+                || last.trust != self.replica.trust()
         };
         let moved = ticked && {
             let last = self.status.borrow();
@@ -514,6 +546,7 @@ impl<S: StateMachine> Driver<S> {
             log_bytes: core.log_bytes,
             snapshot: core.snapshot,
             state_digest: self.replica.machine().digest(),
+            trust: self.replica.trust(),
             low_on_space: self.store.is_low_on_space(),
             transfer: self.jobs.transfer(),
             lease_reads: core.membership.lease_reads(),

@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use daemon::Failure;
-use raft::{Frozen, Index, Install, SnapshotRoot, StateMachine};
+use raft::{Entry, Frozen, Index, Install, Replay, SnapshotRoot, StateMachine};
 use tokio::sync::mpsc;
 
 use crate::failpoint::{self, Failpoint};
 use crate::handle::Transferring;
 use crate::peer::Fetcher;
-use crate::store::{self, Snapshots};
+use crate::store::{self, Mark, Snapshots};
 
 /// How long to wait after a snapshot that did not arrive.
 const FETCH_PAUSE: Duration = Duration::from_secs(1);
@@ -23,6 +23,10 @@ pub(crate) enum Job<S> {
     Fetched(Result<SnapshotRoot, String>),
     /// A machine was made of it.
     Restored(Result<(SnapshotRoot, S), Failure>),
+    /// A state that is made once more has come so far.
+    Replayed(Result<Replay<S>, Failure>),
+    /// It is remembered whether the state is in doubt.
+    Marked(Result<bool, Failure>),
 }
 
 /// Begins jobs, of each kind one at a time, as the replica asks for them.
@@ -71,8 +75,39 @@ impl<S: StateMachine> Jobs<S> {
         });
     }
 
+    /// Begins to make a state once more: from the snapshot, if there is one.
+    pub(crate) fn begin_replay(&self, mut replay: Replay<S>) {
+        let snapshots = self.fetcher.snapshots.clone();
+        self.block(move || {
+            let Some(root) = &replay.root else { return Job::Replayed(Ok(replay)) };
+            let chunks = snapshots.read(root.manifest);
+            let state = &mut replay.state;
+            let restored = store::take_chunks(chunks, |chunks| state.restore(chunks));
+            let restored = restored.map_err(Failure::from).and_then(|restored| {
+                let message = "the snapshot that the log builds on is not readable";
+                restored.map_err(|error| Failure::damaged(message).because(error))
+            });
+            Job::Replayed(restored.map(|()| replay))
+        });
+    }
+
+    /// Goes on with the next entries.
+    pub(crate) fn replay(&self, mut replay: Replay<S>, entries: Vec<Entry>) {
+        self.block(move || {
+            for entry in entries.iter().filter(|entry| entry.index <= replay.upto) {
+                drop(replay.state.apply(entry));
+            }
+            Job::Replayed(Ok(replay))
+        });
+    }
+
+    /// Remembers for the next start whether the state is in doubt.
+    pub(crate) fn mark(&self, mark: Mark, is_doubted: bool) {
+        self.block(move || Job::Marked(mark.set(is_doubted).map(|()| is_doubted)));
+    }
+
     /// Gives back the memory of a machine that is of no more use, which takes a while if it is large.
-    pub(crate) fn discard(&self, machine: S) {
+    pub(crate) fn discard<T: Send + 'static>(&self, machine: T) {
         tokio::task::spawn_blocking(move || drop(machine));
     }
 

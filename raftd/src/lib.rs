@@ -38,6 +38,8 @@
 #![allow(clippy::disallowed_types, clippy::disallowed_methods)]
 
 pub mod admin;
+mod audit;
+pub mod backup;
 mod birth;
 pub mod cli;
 mod clock;
@@ -55,6 +57,7 @@ mod membership;
 mod network;
 mod peer;
 pub mod recovery;
+pub mod restoration;
 mod serve;
 mod settings;
 mod start;

@@ -100,7 +100,9 @@ async fn follow(mut status: watch::Receiver<Status>, readiness: &Readiness) {
                 }
                 (Role::Follower | Role::Candidate | Role::Leader, Some(_)) => {
                     caught_up |= now.applied >= now.commit;
-                    if caught_up {
+                    if !now.trust.serves() {
+                        readiness.not_ready("the state of this member is in doubt");
+                    } else if caught_up {
                         readiness.ready();
                     } else {
                         readiness.not_ready("catching up with the group");

@@ -34,6 +34,9 @@ const BYTES_LIMIT: u64 = 1 << 40;
 /// The most ticks of a timeout.
 const TICKS_MAX: u64 = 100_000;
 
+/// The longest time between two checks of the state, a day.
+const CHECK_INTERVAL_S_MAX: u64 = 86_400;
+
 /// The table `group` of a daemon's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -78,6 +81,9 @@ pub struct Settings {
     pub requests_max: u64,
     /// How many bytes of commands may wait so.
     pub requests_bytes_max: u64,
+    /// How long a leader lets pass between two checks that all members hold the same state, if
+    /// something has changed meanwhile, in seconds; 0: there are none.
+    pub check_interval_s: u64,
     /// Writes that grow the store are refused while less than this is free on its disk.
     pub free_bytes_min: u64,
 }
@@ -104,6 +110,7 @@ impl Default for Settings {
             inflight_bytes_max: core.inflight_bytes_max,
             requests_max: 16_384,
             requests_bytes_max: 64 << 20,
+            check_interval_s: 10,
             free_bytes_min: 256 << 20,
         }
     }
@@ -238,7 +245,11 @@ impl Settings {
         let one = COMMAND_BYTES_MAX as u64;
         check_range("group.requests_max", self.requests_max, 1..=REQUESTS_LIMIT)?;
         check_range("group.requests_bytes_max", self.requests_bytes_max, one..=BYTES_LIMIT)?;
+        check_range("group.check_interval_s", self.check_interval_s, 0..=CHECK_INTERVAL_S_MAX)?;
+        // At least one, unless there are to be none; at most what a day has of the shortest.
+        let check_ticks = (self.check_interval_s * 1_000).div_ceil(self.tick_ms);
         let config = raft::Config {
+            check_ticks: u32::try_from(check_ticks).unwrap_or(u32::MAX),
             tick_us: self.tick_ms.saturating_mul(1_000),
             heartbeat_ticks: self.heartbeat_ticks,
             election_ticks_min: self.election_ticks_min,

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use daemon::{Failure, Shutdown};
-use raft::{GroupTime, Index, NodeId, Replica, Standing, StateMachine, Term};
+use raft::{GroupTime, Index, NodeId, Replica, Standing, StateMachine, Term, Trust};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -14,6 +15,7 @@ use tonic::service::Routes;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
+use crate::audit::Doubt;
 use crate::birth::Birth;
 use crate::clock;
 use crate::handle::{Handle, MemberStatus, Outcome, Refused, Request, Role, Status};
@@ -76,9 +78,11 @@ impl Host {
         let join = join.collect::<Result<Vec<_>, _>>()?;
         let core = settings.core()?;
         let directory = Arc::new(Directory::new(members.iter().cloned())?);
+        let doubt = Doubt::look(&settings.data, core.check_ticks > 0)?;
         // All that can be wrong with the settings is known by now, and nothing was made.
         let (opened, signals, machine) = open(settings, machine).await?;
         let (peers, news) = acquaint(settings, advertised, &members, &opened);
+        peers.doubted.store(doubt.is_marked(), Ordering::Relaxed);
 
         let (requests, requests_in) = mpsc::channel(settings.requests_max as usize);
         let room = Arc::new(Semaphore::new(settings.requests_bytes_max as usize));
@@ -121,6 +125,7 @@ impl Host {
             jobs,
             shutdown: shutdown.clone(),
             connections: connections.clone(),
+            doubt,
         };
         let task = tokio::spawn(async move {
             let ended = life.run(inputs).await;
@@ -167,6 +172,7 @@ struct Life<S: StateMachine> {
     jobs: mpsc::Sender<Job<S>>,
     shutdown: Shutdown,
     connections: Shutdown,
+    doubt: Doubt<S>,
 }
 
 impl<S: StateMachine> Life<S> {
@@ -180,7 +186,7 @@ impl<S: StateMachine> Life<S> {
         self.peers.bear(group);
         let recovered = std::mem::take(&mut self.opened.recovered);
         let seed = rand::random();
-        let replica = Replica::new(
+        let mut replica = Replica::new(
             self.core,
             self.peers.me.node,
             as_born.clone(),
@@ -189,6 +195,9 @@ impl<S: StateMachine> Life<S> {
             seed,
             clock::now(),
         );
+        if self.doubt.is_marked() {
+            replica.distrust();
+        }
         let fetcher = Fetcher {
             snapshots: self.opened.snapshots,
             peers: self.peers.clone(),
@@ -214,6 +223,7 @@ impl<S: StateMachine> Life<S> {
             waiting: Waiting::default(),
             again: false,
             removed: None,
+            doubt: self.doubt,
         };
         driver.run(inputs, self.shutdown).await
     }
@@ -426,6 +436,7 @@ pub(crate) fn unborn(settings: &Settings, members: &[Member]) -> Status {
         log_bytes: 0,
         snapshot: None,
         state_digest: 0,
+        trust: Trust::Sound,
         low_on_space: false,
         transfer: None,
         lease_reads: false,
@@ -441,6 +452,7 @@ fn refuse_unborn<S: StateMachine>(request: Request<S>) {
         Request::Query { answer, .. } | Request::QueryStale { answer, .. } => {
             drop(answer.send(Err(Refused::Unborn)));
         }
+        Request::Freeze { answer } => drop(answer.send(Err(Refused::Unborn))),
         Request::Transfer { answer, .. } => drop(answer.send(Err(Refused::Unborn.into()))),
         Request::Change { answer, .. } => drop(answer.send(Outcome::Rejected(Refused::Unborn))),
     }

@@ -4,8 +4,8 @@
 use bytes::{Bytes, BytesMut};
 use proto::raft as pb;
 use raft::{
-    AppendResult, Ballot, Digest, Entry, GroupTime, Index, Message, MessageKind, Payload, Position,
-    SnapshotRoot, Term,
+    AppendResult, AuditMessage, Ballot, Digest, Entry, GroupTime, Index, Message, MessageKind,
+    Payload, Position, Report, SnapshotRoot, Term,
 };
 
 use crate::membership;
@@ -54,15 +54,7 @@ pub(crate) fn to_wire(message: Message) -> pb::Message {
                 }
             }),
         }),
-        MessageKind::SnapshotOffer(root) => Kind::SnapshotOffer(pb::SnapshotOffer {
-            index: root.position.index.0,
-            term: root.position.term.0,
-            stamp_ms: root.stamp.0,
-            manifest: Bytes::copy_from_slice(&root.manifest.0),
-            chunks: root.chunks,
-            bytes: root.bytes,
-            membership: Some(membership::to_wire(&root.membership)),
-        }),
+        MessageKind::SnapshotOffer(root) => Kind::SnapshotOffer(offer_to_wire(&root)),
     };
     pb::Message { term: message.term.0, kind: Some(kind) }
 }
@@ -103,19 +95,71 @@ pub(crate) fn from_wire(message: pb::Message) -> Result<Message, Malformed> {
                 },
             },
         },
-        Kind::SnapshotOffer(offer) => MessageKind::SnapshotOffer(SnapshotRoot {
-            position: position(offer.index, offer.term),
-            stamp: GroupTime(offer.stamp_ms),
-            manifest: digest(&offer.manifest).ok_or(Malformed("a digest is not 32 bytes"))?,
-            chunks: offer.chunks,
-            bytes: offer.bytes,
-            membership: offer
-                .membership
-                .and_then(|it| membership::from_wire(&it))
-                .ok_or(Malformed("an offer without a membership"))?,
-        }),
+        Kind::SnapshotOffer(offer) => MessageKind::SnapshotOffer(offer_from_wire(offer)?),
     };
     Ok(Message { term: Term(message.term), kind })
+}
+
+pub(crate) fn audit_to_wire(audit: AuditMessage) -> pb::Audit {
+    use pb::audit::Kind;
+    let kind = match audit {
+        AuditMessage::Report(Report { index, digest, replayed, is_answer }) => {
+            let digest = Bytes::copy_from_slice(&digest.to_be_bytes());
+            Kind::Report(pb::StateReport { index: index.0, digest, replayed, is_answer })
+        }
+        AuditMessage::CheckWanted => Kind::CheckWanted(pb::CheckWanted {}),
+        AuditMessage::SnapshotWanted { from } => {
+            Kind::SnapshotWanted(pb::SnapshotWanted { from: from.0 })
+        }
+        AuditMessage::SnapshotOffer(root) => Kind::SnapshotOffer(offer_to_wire(&root)),
+    };
+    pb::Audit { kind: Some(kind) }
+}
+
+/// None: it is of a kind that only newer builds know.
+pub(crate) fn audit_from_wire(audit: pb::Audit) -> Result<Option<AuditMessage>, Malformed> {
+    use pb::audit::Kind;
+    Ok(match audit.kind {
+        None => None,
+        Some(Kind::Report(pb::StateReport { index, digest, replayed, is_answer })) => {
+            let digest = digest.as_ref().try_into().map(u128::from_be_bytes);
+            let digest = digest.map_err(|_| Malformed("a state's digest is not 16 bytes"))?;
+            Some(AuditMessage::Report(Report { index: Index(index), digest, replayed, is_answer }))
+        }
+        Some(Kind::CheckWanted(pb::CheckWanted {})) => Some(AuditMessage::CheckWanted),
+        Some(Kind::SnapshotWanted(pb::SnapshotWanted { from })) => {
+            Some(AuditMessage::SnapshotWanted { from: Index(from) })
+        }
+        Some(Kind::SnapshotOffer(offer)) => {
+            Some(AuditMessage::SnapshotOffer(offer_from_wire(offer)?))
+        }
+    })
+}
+
+fn offer_to_wire(root: &SnapshotRoot) -> pb::SnapshotOffer {
+    pb::SnapshotOffer {
+        index: root.position.index.0,
+        term: root.position.term.0,
+        stamp_ms: root.stamp.0,
+        manifest: Bytes::copy_from_slice(&root.manifest.0),
+        chunks: root.chunks,
+        bytes: root.bytes,
+        membership: Some(membership::to_wire(&root.membership)),
+    }
+}
+
+fn offer_from_wire(offer: pb::SnapshotOffer) -> Result<SnapshotRoot, Malformed> {
+    Ok(SnapshotRoot {
+        position: position(offer.index, offer.term),
+        stamp: GroupTime(offer.stamp_ms),
+        manifest: digest(&offer.manifest).ok_or(Malformed("a digest is not 32 bytes"))?,
+        chunks: offer.chunks,
+        bytes: offer.bytes,
+        membership: offer
+            .membership
+            .and_then(|it| membership::from_wire(&it))
+            .ok_or(Malformed("an offer without a membership"))?,
+    })
 }
 
 /// The digest in `bytes`, if they are as many as a digest has.
@@ -216,10 +260,20 @@ mod tests {
                 round: 4,
                 result: AppendResult::Conflict { refused: Index(9), hint: at },
             },
-            MessageKind::SnapshotOffer(root),
+            MessageKind::SnapshotOffer(root.clone()),
         ] {
             let message = Message { term: Term(3), kind };
             assert_eq!(from_wire(to_wire(message.clone())).unwrap(), message);
+        }
+        let report = Report { index: Index(7), digest: 1 << 99, replayed: true, is_answer: false };
+        for audit in [
+            AuditMessage::Report(report),
+            AuditMessage::Report(Report { replayed: false, is_answer: true, ..report }),
+            AuditMessage::CheckWanted,
+            AuditMessage::SnapshotWanted { from: Index(9) },
+            AuditMessage::SnapshotOffer(root),
+        ] {
+            assert_eq!(audit_from_wire(audit_to_wire(audit.clone())).unwrap(), Some(audit));
         }
     }
 
@@ -229,6 +283,9 @@ mod tests {
         let reply = pb::AppendReply { round: 0, result: None };
         let kind = Some(pb::message::Kind::AppendReply(reply));
         assert!(from_wire(pb::Message { term: 1, kind }).is_err());
+        assert!(audit_from_wire(pb::Audit { kind: None }).unwrap().is_none());
+        let report = pb::audit::Kind::Report(pb::StateReport::default());
+        assert!(audit_from_wire(pb::Audit { kind: Some(report) }).is_err());
         let unknown = pb::Entry { kind: 99, ..pb::Entry::default() };
         assert!(entries_from_wire(Index(0), vec![unknown]).is_err());
     }

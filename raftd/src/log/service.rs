@@ -13,13 +13,12 @@ use proto::log::{
     log_server::{Log, LogServer},
     request,
 };
-use proto::raft::{Reason, Refusal};
-use tokio::time::Instant;
+use proto::raft::Reason;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use crate::edge::{self, DEADLINE_MAX, Measure, Replied, never};
-use crate::forward::HOPS_MAX;
+use crate::edge::{self, Measure, Replied, never};
+use crate::forward::{HOPS_MAX, passed_on};
 use crate::log::requests::{MESSAGE_BYTES_MAX, Requests};
 use crate::log::subscribe::Subscriptions;
 
@@ -146,24 +145,12 @@ impl Forward for PeerPort {
         request: Request<ForwardRequest>,
     ) -> Result<Response<ForwardReply>, Status> {
         let ForwardRequest { request, deadline_ms, hops_left } = request.into_inner();
-        let kind = match request.and_then(|request| request.kind) {
-            Some(kind) => self.execute(kind, deadline_ms, hops_left).await,
+        let (deadline, hops_left) = passed_on(deadline_ms, hops_left);
+        let replied = match request.and_then(|request| request.kind) {
+            Some(kind) => self.requests.answer(kind, deadline, hops_left).await,
             None => Err(never(Reason::Invalid, "a forwarded request of no known kind")),
         };
-        let kind = kind.unwrap_or_else(forward_reply::Kind::Refusal);
+        let kind = replied.map_or_else(forward_reply::Kind::Refusal, |replied| replied.reply);
         Ok(Response::new(ForwardReply { kind: Some(kind) }))
-    }
-}
-
-impl PeerPort {
-    async fn execute(
-        &self,
-        kind: request::Kind,
-        deadline_ms: u64,
-        hops_left: u32,
-    ) -> Result<forward_reply::Kind, Refusal> {
-        let limit = Duration::from_millis(deadline_ms).min(DEADLINE_MAX);
-        let deadline = Instant::now() + limit;
-        Ok(self.requests.answer(kind, deadline, hops_left.min(HOPS_MAX)).await?.reply)
     }
 }

@@ -7,7 +7,6 @@
 //! change of leaders does not matter to a stream, since every member applies everything.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use daemon::Shutdown;
 use futures::stream::{BoxStream, StreamExt, try_unfold};
@@ -15,7 +14,7 @@ use proto::log::{Entry, StatusRequest, SubscribeReply, SubscribeRequest, forward
 use proto::raft::{Reason, Refusal};
 use raft::{GroupTime, Index};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::edge::{self, never, refused};
@@ -37,10 +36,6 @@ pub(crate) struct Subscriptions {
     places: Arc<Semaphore>,
     shutdown: Shutdown,
 }
-
-/// How long a stream waits on a member that knows no leader: it would wait for as long as the
-/// member is cut off, though others may serve its subscriber.
-const LEADERLESS_MAX: Duration = Duration::from_secs(3);
 
 /// One subscriber.
 struct Subscription {
@@ -169,7 +164,9 @@ impl Subscription {
             tokio::select! {
                 biased;
                 () = self.shutdown.requested() => return Err(stopping()),
-                () = leaderless(&mut self.status), if !self.stale => return Err(cut_off()),
+                refusal = edge::cut_off(&mut self.status), if !self.stale => {
+                    return Err(edge::status(refusal));
+                }
                 changed = self.applied.changed() => changed.map_err(|_| stopping())?,
             }
         }
@@ -184,24 +181,4 @@ impl Subscription {
         self.next = LogIndex(self.next.0 + entries.len() as u64);
         SubscribeReply { header: Some(wire::header(header)), entries }
     }
-}
-
-/// Ends when the member has known no leader for too long.
-async fn leaderless(status: &mut watch::Receiver<MemberState>) {
-    loop {
-        let lost = status.wait_for(|status| status.leader.is_none()).await.is_ok();
-        let led = status.wait_for(|status| status.leader.is_some());
-        let found = timeout(LEADERLESS_MAX, led).await.map(|found| found.is_ok());
-        match (lost, found) {
-            (true, Err(_)) => return,
-            (true, Ok(true)) => {}
-            // The host has ended, which is told elsewhere.
-            (true, Ok(false)) | (false, _) => std::future::pending().await,
-        }
-    }
-}
-
-fn cut_off() -> Status {
-    let message = "the group has no leader, as far as this member knows";
-    edge::status(never(Reason::NotLeader, message))
 }

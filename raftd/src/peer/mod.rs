@@ -17,13 +17,13 @@ mod service;
 mod transfer_tests;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proto::raft as pb;
-use raft::{Membership, Message, NodeId};
+use raft::{AuditMessage, Membership, Message, NodeId};
 use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 
@@ -57,6 +57,14 @@ const LEADERLESS_MIN: Duration = Duration::from_secs(5);
 pub(crate) struct Incoming {
     pub(crate) from: NodeId,
     pub(crate) messages: Vec<Message>,
+    pub(crate) audits: Vec<AuditMessage>,
+}
+
+/// Something for a peer.
+#[derive(Debug)]
+pub(crate) enum Parcel {
+    Message(Message),
+    Audit(AuditMessage),
 }
 
 /// What is known of this member and the others. Shared by the tasks of this module and the host;
@@ -71,6 +79,8 @@ pub(crate) struct Peers {
     pub(crate) boot_write_sequence: u64,
     /// The highest durable write sequence.
     pub(crate) write_sequence: AtomicU64,
+    /// This member's state is in doubt: it gives no snapshots.
+    pub(crate) doubted: AtomicBool,
     /// Since when this member knows of no leader; none: it knows one.
     leaderless: Mutex<Option<Instant>>,
     trust: Mutex<Trust>,
@@ -116,6 +126,7 @@ impl Peers {
             nonce,
             boot_write_sequence,
             write_sequence,
+            doubted: AtomicBool::new(false),
             leaderless,
             trust,
             news,

@@ -8,14 +8,14 @@ use daemon::Shutdown;
 use daemon::addresses::host_and_port;
 use proto::raft as pb;
 use proto::raft::raft_client::RaftClient;
-use raft::{Message, MessageKind, NodeId};
+use raft::{MessageKind, NodeId};
 use rand::RngExt;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 
-use super::{BATCH_BYTES_MAX, Peers, founder_from_wire};
+use super::{BATCH_BYTES_MAX, Parcel, Peers, founder_from_wire};
 use crate::identity::{FORMER_MAX, Founder, Group, GroupId, group_id};
 use crate::settings::ADDRESS_BYTES_MAX;
 use crate::wire;
@@ -39,19 +39,19 @@ const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// The host's end of the queue to one peer.
 #[derive(Debug)]
 pub(crate) struct Sender {
-    queue: mpsc::Sender<Message>,
+    queue: mpsc::Sender<Parcel>,
 }
 
 impl Sender {
     /// A queue and its two ends.
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Message>) {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Parcel>) {
         let (queue, messages) = mpsc::channel(QUEUE_MESSAGES_MAX);
         (Self { queue }, messages)
     }
 
-    /// Sends a message, or drops it. Whether it was taken.
-    pub(crate) fn send(&self, message: Message) -> bool {
-        self.queue.try_send(message).is_ok()
+    /// Sends something, or drops it. Whether it was taken.
+    pub(crate) fn send(&self, parcel: Parcel) -> bool {
+        self.queue.try_send(parcel).is_ok()
     }
 }
 
@@ -76,7 +76,7 @@ pub(crate) async fn run(
     peers: Arc<Peers>,
     to: NodeId,
     channel: Channel,
-    mut messages: mpsc::Receiver<Message>,
+    mut messages: mpsc::Receiver<Parcel>,
     lost: watch::Sender<Option<String>>,
     shutdown: Shutdown,
 ) {
@@ -205,7 +205,7 @@ async fn converse(
     peers: &Peers,
     to: NodeId,
     channel: &Channel,
-    messages: &mut mpsc::Receiver<Message>,
+    messages: &mut mpsc::Receiver<Parcel>,
     lost: &watch::Sender<Option<String>>,
     shutdown: &Shutdown,
 ) -> Ended {
@@ -247,23 +247,27 @@ async fn converse(
 fn gather(
     peers: &Peers,
     to: NodeId,
-    first: Message,
-    messages: &mut mpsc::Receiver<Message>,
+    first: Parcel,
+    waiting: &mut mpsc::Receiver<Parcel>,
 ) -> pb::Batch {
-    let mut bytes = size(&first);
-    let mut batch = vec![wire::to_wire(first)];
-    while batch.len() < BATCH_MESSAGES_MAX
-        && bytes < BATCH_BYTES_MAX / 4
-        && let Ok(message) = messages.try_recv()
-    {
-        bytes += size(&message);
-        batch.push(wire::to_wire(message));
+    let (mut bytes, mut count) = (0, 0);
+    let (mut messages, mut audits) = (Vec::new(), Vec::new());
+    let mut next = Some(first);
+    while let Some(parcel) = next {
+        (bytes, count) = (bytes + size(&parcel), count + 1);
+        match parcel {
+            Parcel::Message(message) => messages.push(wire::to_wire(message)),
+            Parcel::Audit(audit) => audits.push(wire::audit_to_wire(audit)),
+        }
+        let has_room = count < BATCH_MESSAGES_MAX && bytes < BATCH_BYTES_MAX / 4;
+        next = if has_room { waiting.try_recv().ok() } else { None };
     }
-    pb::Batch { from: Some(peers.identity()), to: to.0, messages: batch }
+    pb::Batch { from: Some(peers.identity()), to: to.0, messages, audits }
 }
 
-/// What a message weighs, roughly.
-fn size(message: &Message) -> usize {
+/// What it weighs, roughly.
+fn size(parcel: &Parcel) -> usize {
+    let Parcel::Message(message) = parcel else { return 64 };
     match &message.kind {
         MessageKind::AppendRequest { entries, .. } => {
             let bytes: u64 = entries.iter().map(raft::Entry::size).sum();
@@ -296,7 +300,7 @@ fn refused(
 
 /// Drops what is queued for `pause`: it would be old news. False: the member is stopping.
 async fn discard(
-    messages: &mut mpsc::Receiver<Message>,
+    messages: &mut mpsc::Receiver<Parcel>,
     pause: Duration,
     shutdown: &Shutdown,
 ) -> bool {

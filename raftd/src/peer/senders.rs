@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daemon::Shutdown;
-use raft::{Membership, Message, NodeId};
+use raft::{Membership, NodeId};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-use super::{Directory, Peers, Sender, connect, run_sender};
+use super::{Directory, Parcel, Peers, Sender, connect, run_sender};
 
 /// How long there is still a queue to a member that was removed: it is to hear of it.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -38,14 +38,14 @@ impl Senders {
         Self { peers, directory, founders, lost, closing, queues, leaving }
     }
 
-    /// Sends a message, or drops it. Whether it was taken.
-    pub(crate) fn send(&mut self, to: NodeId, message: Message) -> bool {
+    /// Sends something, or drops it. Whether it was taken.
+    pub(crate) fn send(&mut self, to: NodeId, parcel: Parcel) -> bool {
         if !self.queues.contains_key(&to)
             && let Some(channel) = self.peers.caller(to).and_then(|at| connect(&at).ok())
         {
             self.converse(to, channel);
         }
-        self.queues.get(&to).is_some_and(|queue| queue.send(message))
+        self.queues.get(&to).is_some_and(|queue| queue.send(parcel))
     }
 
     /// These are the members now.

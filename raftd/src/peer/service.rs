@@ -2,9 +2,10 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use daemon::Shutdown;
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use proto::raft as pb;
 use proto::raft::raft_server::{Raft, RaftServer};
 use tokio::sync::mpsc;
@@ -89,7 +90,11 @@ impl Raft for Service {
                         .collect::<Result<Vec<_>, _>>();
                     let messages =
                         messages.map_err(|error| Status::invalid_argument(error.to_string()))?;
-                    if self.inbox.send(Incoming { from, messages }).await.is_err() {
+                    let audits = batch.audits.into_iter().map(wire::audit_from_wire);
+                    let audits = audits.filter_map(Result::transpose).collect::<Result<_, _>>();
+                    let audits =
+                        audits.map_err(|error| Status::invalid_argument(error.to_string()))?;
+                    if self.inbox.send(Incoming { from, messages, audits }).await.is_err() {
                         break;
                     }
                 }
@@ -115,7 +120,15 @@ impl Raft for Service {
         if claim.group.is_none() {
             return Err(Status::permission_denied("who fetches a snapshot belongs to the group"));
         }
+        // A transfer that runs ends as well when the doubt begins.
+        let trusted = |peers: &Peers| match peers.doubted.load(Ordering::Relaxed) {
+            true => Err(Status::unavailable("the state of this member is in doubt")),
+            false => Ok(()),
+        };
+        trusted(&self.peers)?;
+        let peers = self.peers.clone();
         let chunks = self.giver.give(claim.node, &request)?;
+        let chunks = chunks.map(move |chunk| trusted(&peers).and(chunk));
         Ok(Response::new(Box::pin(chunks)))
     }
 }
