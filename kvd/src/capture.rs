@@ -6,8 +6,11 @@
 //! maximum. Long values are cut at fixed offsets from their start, each part a chunk of its own, so
 //! that an Append to a long value leaves all but its last part as they were.
 //!
-//! The records, in order: a header; for each shard its counters, its pairs in key order, its
-//! exactly-once rows in client order, each followed by its replies; an end with the digest. The
+//! The records, in order: a header; for each shard its counters, its leases, its locks, each
+//! followed by those who wait for it, its pairs, its changes, its exactly-once rows, each followed
+//! by its replies, all in the order of their names; an end with the digest. What follows from
+//! something else is left out: what is attached to a lease, and what a change led to, which is what
+//! was there before the next change of the key. So the record of a change never changes. The
 //! inverse is `restore.rs`.
 
 use std::{
@@ -21,16 +24,18 @@ use raftd::codec::{put_bytes, put_number};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    command::ClientId,
+    command::{ClientId, LeaseId},
+    kept,
     limits::LONG_VALUE_BYTES,
     machine::MACHINE_VERSION,
-    outcome::{Outcome, Pair},
-    reply::{Kept, Reply},
-    shard::{Key, Shard},
+    outcome::{Key, Revision},
+    reply::Reply,
+    shard::Shard,
+    view::Change,
 };
 
 /// The version of the snapshot's encoding.
-pub(crate) const SNAPSHOT_VERSION: u8 = 2;
+pub(crate) const SNAPSHOT_VERSION: u8 = 3;
 
 /// The kinds of records.
 pub(crate) mod kind {
@@ -41,17 +46,20 @@ pub(crate) mod kind {
     pub(crate) const REPLY: u8 = 4;
     pub(crate) const PART: u8 = 5;
     pub(crate) const END: u8 = 6;
+    pub(crate) const LEASE: u8 = 7;
+    pub(crate) const LOCK: u8 = 8;
+    pub(crate) const WAITER: u8 = 9;
+    pub(crate) const CHANGE: u8 = 10;
 }
 
-/// The kinds of kept outcomes.
-pub(crate) mod outcome_kind {
-    pub(crate) const WRITTEN: u8 = 1;
-    pub(crate) const MISMATCH_ABSENT: u8 = 2;
-    pub(crate) const MISMATCH: u8 = 3;
-    pub(crate) const APPENDED: u8 = 4;
-    pub(crate) const TOO_LARGE: u8 = 5;
-    pub(crate) const REMOVED: u8 = 6;
-    pub(crate) const ABSENT: u8 = 7;
+/// What the record of a change says.
+pub(crate) mod change_flag {
+    /// There was something before.
+    pub(crate) const PREVIOUS: u8 = 1;
+    /// There is something since.
+    pub(crate) const CURRENT: u8 = 2;
+    /// It was removed since its lease ended.
+    pub(crate) const EXPIRED: u8 = 4;
 }
 
 /// How many bytes of a long value one chunk holds, behind its kind.
@@ -95,7 +103,10 @@ struct Chunks {
 enum Stage {
     Header,
     Shard(usize),
+    Leases(usize, Option<LeaseId>),
+    Locks(usize, Option<Key>),
     Pairs(usize, Option<Key>),
+    Changes(usize, Revision),
     Rows(usize, Option<ClientId>),
     End,
     Finished,
@@ -137,13 +148,32 @@ impl Chunks {
                 None => Stage::End,
                 Some(shard) => {
                     self.writer.record(Cut::Never, |out| encode_shard(out, shard));
-                    Stage::Pairs(at, None)
+                    Stage::Leases(at, None)
                 }
             },
+            Stage::Leases(at, after) => {
+                match encode_leases(&mut self.writer, &self.capture.shards[at], after) {
+                    Some(last) => Stage::Leases(at, Some(last)),
+                    None => Stage::Locks(at, None),
+                }
+            }
+            Stage::Locks(at, after) => {
+                let shard = &self.capture.shards[at];
+                match encode_lock(&mut self.writer, shard, after.as_ref()) {
+                    Some(last) => Stage::Locks(at, Some(last)),
+                    None => Stage::Pairs(at, None),
+                }
+            }
             Stage::Pairs(at, after) => {
                 let shard = &self.capture.shards[at];
                 match encode_pairs(&mut self.writer, shard, after.as_ref()) {
                     Some(last) => Stage::Pairs(at, Some(last)),
+                    None => Stage::Changes(at, Revision(0)),
+                }
+            }
+            Stage::Changes(at, after) => {
+                match encode_changes(&mut self.writer, &self.capture.shards[at], after) {
+                    Some(last) => Stage::Changes(at, last),
                     None => Stage::Rows(at, None),
                 }
             }
@@ -172,19 +202,98 @@ fn encode_shard(out: &mut Vec<u8>, shard: &Shard) {
     out.push(kind::SHARD);
     put_number(out, u64::from(shard.number));
     put_number(out, shard.revision.0);
+    put_number(out, shard.changes.compacted().0);
     put_number(out, shard.time_offset_ms);
     put_number(out, shard.sessions.next_order());
+}
+
+/// Encodes some leases behind `after`; answers with the last one, none at the end.
+fn encode_leases(writer: &mut Writer, shard: &Shard, after: Option<LeaseId>) -> Option<LeaseId> {
+    let from = after.map_or(Unbounded, Excluded);
+    let mut last = None;
+    for (id, lease) in shard.leases.map().range((from, Unbounded)).take(RECORDS_PER_STEP) {
+        writer.record(Cut::By(xxh3_64(&id.get().to_le_bytes())), |out| {
+            out.push(kind::LEASE);
+            put_number(out, id.get());
+            put_number(out, lease.ttl_ms);
+            put_number(out, lease.renewal);
+            put_number(out, lease.deadline.0);
+            put_bytes(out, lease.own.as_deref().unwrap_or_default());
+        });
+        last = Some(*id);
+    }
+    last
+}
+
+/// Encodes the lock behind `after` with those who wait for it; answers with its name, none at the
+/// end.
+fn encode_lock(writer: &mut Writer, shard: &Shard, after: Option<&Key>) -> Option<Key> {
+    let from = after.map_or(Unbounded, |name| Excluded(&name[..]));
+    let (name, lock) = shard.locks.map().range::<_, [u8]>((from, Unbounded)).next()?;
+    let hash = xxh3_64(name);
+    writer.record(Cut::By(hash), |out| {
+        out.push(kind::LOCK);
+        put_bytes(out, name);
+        put_number(out, lock.lease.get());
+        put_number(out, lock.token.0);
+        put_bytes(out, &lock.owner);
+    });
+    for (arrival, waiter) in &lock.waiters {
+        writer.record(Cut::By(hash ^ xxh3_64(&arrival.0.to_le_bytes())), |out| {
+            out.push(kind::WAITER);
+            put_number(out, arrival.0);
+            put_number(out, waiter.lease.get());
+            put_number(out, waiter.until.0);
+            put_bytes(out, &waiter.owner);
+        });
+    }
+    Some(name.clone())
+}
+
+/// Encodes the changes of some revisions behind `after`; answers with the last one, none at the end.
+fn encode_changes(writer: &mut Writer, shard: &Shard, after: Revision) -> Option<Revision> {
+    let mut last = None;
+    for (revision, changes) in shard.changes.after(after).take(RECORDS_PER_STEP) {
+        for change in changes {
+            encode_change(writer, revision, change);
+        }
+        last = Some(revision);
+    }
+    last
+}
+
+fn encode_change(writer: &mut Writer, revision: Revision, change: &Change) {
+    let Change { key, previous, current, expired } = change;
+    let flag = |there: bool, flag: u8| if there { flag } else { 0 };
+    writer.record(Cut::By(xxh3_64(key) ^ xxh3_64(&revision.0.to_le_bytes())), |out| {
+        out.push(kind::CHANGE);
+        put_number(out, revision.0);
+        out.push(
+            flag(previous.is_some(), change_flag::PREVIOUS)
+                | flag(current.is_some(), change_flag::CURRENT)
+                | flag(*expired, change_flag::EXPIRED),
+        );
+        put_bytes(out, key);
+        if let Some(pair) = previous {
+            kept::put_pair_numbers(out, pair);
+            put_value(out, &pair.value);
+        }
+    });
+    if let Some(pair) = previous {
+        writer.parts(&pair.value);
+    }
 }
 
 /// Encodes some pairs behind `after`; answers with the last one's key, none at the end.
 fn encode_pairs(writer: &mut Writer, shard: &Shard, after: Option<&Key>) -> Option<Key> {
     let from = after.map_or(Unbounded, |key| Excluded(&key[..]));
     let mut last = None;
-    for (key, pair) in shard.pairs.range::<_, [u8]>((from, Unbounded)).take(RECORDS_PER_STEP) {
+    for (key, pair) in shard.pairs.map().range::<_, [u8]>((from, Unbounded)).take(RECORDS_PER_STEP)
+    {
         writer.record(Cut::By(xxh3_64(key)), |out| {
             out.push(kind::PAIR);
             put_bytes(out, key);
-            put_pair_numbers(out, pair);
+            kept::put_pair_numbers(out, pair);
             put_value(out, &pair.value);
         });
         writer.parts(&pair.value);
@@ -216,55 +325,22 @@ fn encode_rows(writer: &mut Writer, shard: &Shard, after: Option<ClientId>) -> O
 
 fn encode_reply(writer: &mut Writer, client: &ClientId, reply: &Reply) {
     let answered = reply.kept.recall();
-    let outcome = &answered.outcome;
+    let body = kept::body(&answered.outcome);
     let hash = xxh3_64(&client.0) ^ xxh3_64(&reply.sequence.to_le_bytes());
     writer.record(Cut::By(hash), |out| {
         out.push(kind::REPLY);
         put_number(out, reply.sequence);
         put_number(out, reply.expires.0);
-        put_outcome(out, outcome, &reply.kept);
+        kept::put_outcome(out, &answered.outcome);
+        if let Some(body) = &body {
+            put_number(out, reply.kept.order().unwrap_or(0));
+            out.push(u8::from(reply.kept.body_dropped()));
+            put_value(out, body);
+        }
     });
-    if let Some(body) = outcome.body() {
+    if let Some(body) = &body {
         writer.parts(body);
     }
-}
-
-fn put_outcome(out: &mut Vec<u8>, outcome: &Outcome, kept: &Kept) {
-    let mut numbers = |kind: u8, first: u64, second: u64| {
-        out.push(kind);
-        put_number(out, first);
-        put_number(out, second);
-    };
-    match outcome {
-        Outcome::Written(written) => {
-            numbers(outcome_kind::WRITTEN, written.version.0, written.revision.0);
-        }
-        Outcome::Mismatch(None) => out.push(outcome_kind::MISMATCH_ABSENT),
-        Outcome::Mismatch(Some(pair)) => {
-            out.push(outcome_kind::MISMATCH);
-            put_pair_numbers(out, pair);
-        }
-        Outcome::Appended { written, .. } => {
-            numbers(outcome_kind::APPENDED, written.version.0, written.revision.0);
-        }
-        Outcome::TooLarge { bytes, limit } => numbers(outcome_kind::TOO_LARGE, *bytes, *limit),
-        Outcome::Removed { written, pair } => {
-            numbers(outcome_kind::REMOVED, written.version.0, written.revision.0);
-            put_pair_numbers(out, pair);
-        }
-        Outcome::Absent => out.push(outcome_kind::ABSENT),
-    }
-    if let Some(body) = outcome.body() {
-        put_number(out, kept.order().unwrap_or(0));
-        out.push(u8::from(kept.body_dropped()));
-        put_value(out, body);
-    }
-}
-
-fn put_pair_numbers(out: &mut Vec<u8>, pair: &Pair) {
-    put_number(out, pair.version.0);
-    put_number(out, pair.create_revision.0);
-    put_number(out, pair.mod_revision.0);
 }
 
 /// A short value in place; of a long one only its length: its parts follow.

@@ -1,39 +1,57 @@
-//! What the log carries: a mutation of one shard, as bytes.
+//! What the log carries: what is to be done in one shard.
 //!
-//! Decides the encoding, which lives in logs for ever: a version byte first, so that a member can
-//! tell a command that it is too old for. Decoding is total. Reads are not commands, and whether a
-//! command makes sense for the state is the machine's business.
+//! Decides what can be asked, and which shard it is asked of. The bytes are in `encoding.rs`.
+//! Reads are not commands, and whether a command makes sense for the state is the machine's
+//! business.
+
+use std::{fmt, num::NonZeroU64};
 
 use bytes::Bytes;
-use raftd::codec::{Malformed, Reader, put_bytes, put_number};
+use proto::shard_of;
+use raftd::codec::Malformed;
 
-use crate::outcome::{Revision, ShardTime, Version};
+use crate::{
+    limits::{SHARDS_MAX, VALUE_BYTES_MAX},
+    outcome::{Refusal, Revision, ShardTime, Version},
+};
 
-/// The newest command version that this build understands.
-pub const COMMAND_VERSION: u8 = 1;
+/// The command version that this build understands.
+pub const COMMAND_VERSION: u8 = 2;
 
-const KIND_PUT: u8 = 1;
-const KIND_APPEND: u8 = 2;
-const KIND_DELETE: u8 = 3;
-
-const FLAG_ID: u8 = 1;
-const FLAG_EXPECTED_VERSION: u8 = 2;
-const FLAG_EXPECTED_REVISION: u8 = 4;
-
-/// A mutation of one key. Borrows, so that neither side copies a value for the codec's sake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Something to be done in one shard. Borrows, so that neither side copies a value for the codec's
+/// sake.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command<'a> {
     /// How many shards the proposer believes the cluster has. The first command of a cluster
     /// fixes the number; later ones must repeat it.
     pub shards: u32,
-    /// Makes it exactly-once.
+    /// Makes it exactly-once. Only for what `Operation::takes_id` says.
     pub id: Option<RequestId>,
+    /// Lets it happen only while a lock is held. Only for what `Operation::takes_guard` says.
+    pub guard: Option<Guard<'a>>,
+    /// How far it may let the state grow.
+    pub bounds: Bounds,
     /// What to do.
     pub operation: Operation<'a>,
 }
 
-/// What a command does.
+/// Settings of the proposer by which every member must decide alike: they travel with the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// How long a value may become by an Append, at most [`VALUE_BYTES_MAX`].
+    pub value_bytes_max: u64,
+    /// How many bytes the group may store; what would grow beyond is refused.
+    pub stored_bytes_max: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { value_bytes_max: VALUE_BYTES_MAX as u64, stored_bytes_max: u64::MAX }
+    }
+}
+
+/// What a command does.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation<'a> {
     /// Writes a value.
     Put {
@@ -43,16 +61,149 @@ pub enum Operation<'a> {
         value: &'a [u8],
         /// Only if this holds.
         condition: Condition,
+        /// What the pair is attached to from now on.
+        lease: Option<LeaseId>,
     },
-    /// Appends to a value; an absent key counts as empty.
+    /// Appends to a value; an absent key counts as empty. The pair stays attached to its lease.
     Append {
         /// Where.
         key: &'a [u8],
         /// What is added.
         value: &'a [u8],
-        /// How long the whole may become. It travels with the command since it is a setting of
-        /// the proposer's and every member must decide alike.
-        value_bytes_max: u64,
+    },
+    /// Removes a key.
+    Delete {
+        /// Which.
+        key: &'a [u8],
+    },
+    /// Compares, and executes one list or the other, all of it or nothing.
+    Txn(Txn<'a>),
+    /// Forgets the changes of a shard.
+    Compact {
+        /// Which shard.
+        shard: u32,
+        /// Up to which revision; none: all there are.
+        revision: Option<Revision>,
+    },
+    /// Makes a lease.
+    Grant {
+        /// In the shard of this key.
+        key: &'a [u8],
+        /// How long it lives without being kept alive.
+        ttl_ms: u64,
+    },
+    /// Lets leases of one shard begin anew.
+    KeepAlive {
+        /// Which.
+        leases: Vec<LeaseId>,
+    },
+    /// Ends a lease.
+    Revoke {
+        /// Which.
+        lease: LeaseId,
+    },
+    /// Ends a lease that nobody kept alive: proposed by a leader, and done only if the lease was
+    /// not renewed meanwhile and its deadline has passed by this entry's own stamp.
+    Expire {
+        /// Which.
+        lease: LeaseId,
+        /// What the leader saw.
+        renewal: u64,
+    },
+    /// Takes a lock, or a place in its queue.
+    Acquire {
+        /// Which lock.
+        name: &'a [u8],
+        /// Under which lease.
+        tenure: Tenure,
+        /// How long to wait for it; 0: not at all.
+        wait_ms: u64,
+        /// For people: who it is.
+        owner: &'a [u8],
+    },
+    /// Gives a lock back, or a place in its queue.
+    Release {
+        /// Which lock.
+        name: &'a [u8],
+        /// The lease that holds it or waits for it.
+        lease: LeaseId,
+    },
+}
+
+/// Compares what keys hold, and what to do then.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Txn<'a> {
+    /// What must hold, all of it.
+    pub compares: Vec<Compare<'a>>,
+    /// Executed in order if it does.
+    pub then: Vec<Action<'a>>,
+    /// Executed in order if it does not.
+    pub otherwise: Vec<Action<'a>>,
+}
+
+/// Compares what a key holds with something: the key's is on the left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compare<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// How they have to be to each other.
+    pub relation: Relation,
+    /// What it is compared with.
+    pub operand: Operand<'a>,
+}
+
+/// How two things are to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relation {
+    /// The same.
+    Equal,
+    /// Not the same; so is a value that is not there.
+    NotEqual,
+    /// Less.
+    Less,
+    /// Greater.
+    Greater,
+}
+
+/// What is compared. An absent key has version 0, revisions 0, no lease, and no value, which is
+/// neither equal to one nor less nor greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand<'a> {
+    /// The version.
+    Version(Version),
+    /// When it came into being.
+    CreateRevision(Revision),
+    /// When it was last written.
+    ModRevision(Revision),
+    /// The value, byte for byte.
+    Value(&'a [u8]),
+    /// What it is attached to; none counts as less than any.
+    Lease(Option<LeaseId>),
+}
+
+/// One operation of a Txn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action<'a> {
+    /// Reads a key.
+    Get {
+        /// Which.
+        key: &'a [u8],
+    },
+    /// Writes a value.
+    Put {
+        /// Where.
+        key: &'a [u8],
+        /// What.
+        value: &'a [u8],
+        /// What the pair is attached to from now on.
+        lease: Option<LeaseId>,
+    },
+    /// Appends to a value.
+    Append {
+        /// Where.
+        key: &'a [u8],
+        /// What is added.
+        value: &'a [u8],
     },
     /// Removes a key.
     Delete {
@@ -61,11 +212,22 @@ pub enum Operation<'a> {
     },
 }
 
-impl<'a> Operation<'a> {
+impl<'a> Action<'a> {
     /// The key that it is about.
     pub fn key(&self) -> &'a [u8] {
         match self {
-            Self::Put { key, .. } | Self::Append { key, .. } | Self::Delete { key } => key,
+            Self::Get { key }
+            | Self::Put { key, .. }
+            | Self::Append { key, .. }
+            | Self::Delete { key } => key,
+        }
+    }
+
+    /// Whether it may change something.
+    pub fn mutates(&self) -> bool {
+        match self {
+            Self::Get { .. } => false,
+            Self::Put { .. } | Self::Append { .. } | Self::Delete { .. } => true,
         }
     }
 }
@@ -79,6 +241,71 @@ pub enum Condition {
     Version(Version),
     /// While the pair was last written at this revision; 0: while there is no pair.
     ModRevision(Revision),
+}
+
+/// Lets a mutation happen only while a lock is held under a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guard<'a> {
+    /// The lock's name.
+    pub lock: &'a [u8],
+    /// What its holder was given.
+    pub token: Token,
+}
+
+/// Under which lease a lock is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tenure {
+    /// One that is made for it and ends with it; lives for so many milliseconds without being kept
+    /// alive, from when the lock is granted.
+    Own {
+        /// How long.
+        ttl_ms: u64,
+    },
+    /// One that lives already.
+    Lease(LeaseId),
+}
+
+/// Fences off who held a lock before: the shard's revision at the grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// A lease, by a number that contains its shard: the shard's revision at the grant above
+/// [`LeaseId::SHARD_BITS`] bits of the shard. Revisions never repeat, so neither do these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub NonZeroU64);
+
+impl LeaseId {
+    /// How many bits name the shard.
+    pub const SHARD_BITS: u32 = 14;
+
+    /// The lease that is granted at this revision; none when the revision is too large to be told.
+    pub fn of(revision: Revision, shard: u32) -> Option<Self> {
+        let fits = revision.0.leading_zeros() >= Self::SHARD_BITS && shard < SHARDS_MAX;
+        fits.then(|| NonZeroU64::new(revision.0 << Self::SHARD_BITS | u64::from(shard)).map(Self))?
+    }
+
+    /// A number from the wire; none for 0, which stands for no lease.
+    pub fn new(number: u64) -> Option<Self> {
+        NonZeroU64::new(number).map(Self)
+    }
+
+    /// The number on the wire.
+    pub fn get(self) -> u64 {
+        self.0.get()
+    }
+
+    /// The shard that it is in.
+    pub fn shard(self) -> u32 {
+        (self.get() & u64::from(SHARDS_MAX - 1)) as u32
+    }
+}
+
+const _: () = assert!(SHARDS_MAX == 1 << LeaseId::SHARD_BITS);
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// A client, by 16 random bytes.
@@ -98,13 +325,59 @@ pub struct RequestId {
     pub expires: ShardTime,
 }
 
+/// Something by which a command names its shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A key.
+    Key(Bytes),
+    /// A lock's name.
+    Lock(Bytes),
+    /// A lease.
+    Lease(LeaseId),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(key) => write!(f, "key \"{}\"", key.escape_ascii()),
+            Self::Lock(name) => write!(f, "lock \"{}\"", name.escape_ascii()),
+            Self::Lease(lease) => write!(f, "lease {lease}"),
+        }
+    }
+}
+
+/// As [`Place`], without a copy.
+#[derive(Clone, Copy)]
+enum Named<'a> {
+    Key(&'a [u8]),
+    Lock(&'a [u8]),
+    Lease(LeaseId),
+}
+
+impl Named<'_> {
+    fn shard(&self, shards: u32) -> u32 {
+        match self {
+            Self::Key(name) | Self::Lock(name) => shard_of(name, shards),
+            Self::Lease(lease) => lease.shard(),
+        }
+    }
+
+    fn to_place(self) -> Place {
+        match self {
+            Self::Key(key) => Place::Key(Bytes::copy_from_slice(key)),
+            Self::Lock(name) => Place::Lock(Bytes::copy_from_slice(name)),
+            Self::Lease(lease) => Place::Lease(lease),
+        }
+    }
+}
+
 /// A command that does not decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadCommand {
-    /// A newer build wrote it. A member that cannot execute what others execute must stop before
+    /// Another build wrote it. A member that cannot execute what others execute must stop before
     /// it applies this entry.
-    #[error("command version {0} is newer than {COMMAND_VERSION}, which this build understands")]
-    NewerVersion(u8),
+    #[error("command version {0} is not {COMMAND_VERSION}, which this build understands")]
+    OtherVersion(u8),
     /// Its kind is unknown.
     #[error("command kind {0} is unknown")]
     UnknownKind(u8),
@@ -113,176 +386,140 @@ pub enum BadCommand {
     Malformed(#[from] Malformed),
 }
 
-/// Whether this build may apply the command: asked before `apply`. Only a newer
-/// version is an error; a malformed command is applied, to a response that says so, since every
-/// build agrees on that.
+/// Whether this build may apply the command: asked before `apply`. Only another version is an
+/// error; a malformed command is applied, to a response that says so, since every build of its
+/// version agrees on that.
 ///
 /// # Errors
-/// [`BadCommand::NewerVersion`].
+/// [`BadCommand::OtherVersion`].
 pub fn check_version(command: &[u8]) -> Result<(), BadCommand> {
     match command.first() {
-        Some(&version) if version > COMMAND_VERSION => Err(BadCommand::NewerVersion(version)),
+        Some(&version) if version != COMMAND_VERSION => Err(BadCommand::OtherVersion(version)),
         Some(_) | None => Ok(()),
     }
 }
 
 impl<'a> Command<'a> {
-    /// The bytes for the log.
-    pub fn encode(&self) -> Bytes {
-        let (kind, value, condition) = match &self.operation {
-            Operation::Put { value, condition, .. } => (KIND_PUT, *value, *condition),
-            Operation::Append { value, .. } => (KIND_APPEND, *value, Condition::Always),
-            Operation::Delete { .. } => (KIND_DELETE, &[][..], Condition::Always),
-        };
-        let key = self.operation.key();
-        let mut out = Vec::with_capacity(key.len() + value.len() + 80);
-        out.extend_from_slice(&[COMMAND_VERSION, kind]);
-        put_number(&mut out, u64::from(self.shards));
-        let id_flag = if self.id.is_some() { FLAG_ID } else { 0 };
-        match condition {
-            Condition::Always => out.push(id_flag),
-            Condition::Version(version) => {
-                out.push(id_flag | FLAG_EXPECTED_VERSION);
-                put_number(&mut out, version.0);
-            }
-            Condition::ModRevision(revision) => {
-                out.push(id_flag | FLAG_EXPECTED_REVISION);
-                put_number(&mut out, revision.0);
-            }
-        }
-        if let Some(id) = &self.id {
-            out.extend_from_slice(&id.client.0);
-            put_number(&mut out, id.sequence);
-            put_number(&mut out, id.acknowledged);
-            put_number(&mut out, id.expires.0);
-        }
-        if let Operation::Append { value_bytes_max, .. } = self.operation {
-            put_number(&mut out, value_bytes_max);
-        }
-        put_bytes(&mut out, key);
-        out.extend_from_slice(value);
-        Bytes::from(out)
+    /// A command without a name, a guard and bounds.
+    pub fn new(shards: u32, operation: Operation<'a>) -> Self {
+        Self { shards, id: None, guard: None, bounds: Bounds::default(), operation }
     }
 
-    /// Reads a command from the log.
+    /// The shard that it is about.
     ///
     /// # Errors
-    /// [`BadCommand`]; never panics, whatever the bytes.
-    pub fn decode(bytes: &'a [u8]) -> Result<Self, BadCommand> {
-        check_version(bytes)?;
-        let mut reader = Reader::new(bytes);
-        if reader.byte("command version")? == 0 {
-            return Err(Malformed("command version").into());
+    /// [`Refusal::Apart`] when it names two, [`Refusal::NoSuchShard`] when there is none such, and
+    /// [`Refusal::NoPlace`] when it names nothing.
+    pub fn shard(&self) -> Result<u32, Refusal> {
+        self.shard_among(self.shards)
+    }
+
+    /// The same if there were so many shards.
+    pub(crate) fn shard_among(&self, shards: u32) -> Result<u32, Refusal> {
+        if let Operation::Compact { shard, .. } = self.operation {
+            return exists(shard, shards);
         }
-        let kind = reader.byte("command kind")?;
-        let shards = reader.number32("number of shards")?;
-        let flags = reader.byte("flags")?;
-        let condition = match flags & !FLAG_ID {
-            0 => Condition::Always,
-            FLAG_EXPECTED_VERSION => {
-                Condition::Version(Version(reader.number("expected version")?))
+        let mut first: Option<(Named<'_>, u32)> = None;
+        let mut apart: Option<Named<'_>> = None;
+        self.operation.for_each_name(&mut |name| match first {
+            None => first = Some((name, name.shard(shards))),
+            Some((_, shard)) if apart.is_none() && name.shard(shards) != shard => {
+                apart = Some(name);
             }
-            FLAG_EXPECTED_REVISION => {
-                Condition::ModRevision(Revision(reader.number("expected revision")?))
-            }
-            _ => return Err(Malformed("flags").into()),
-        };
-        let id = if flags & FLAG_ID == 0 { None } else { Some(decode_id(&mut reader)?) };
-        if kind != KIND_PUT && condition != Condition::Always {
-            return Err(Malformed("flags").into());
-        }
-        let operation = match kind {
-            KIND_PUT => {
-                let key = reader.bytes("key")?;
-                Operation::Put { key, value: reader.rest(), condition }
-            }
-            KIND_APPEND => {
-                let value_bytes_max = reader.number("value limit")?;
-                let key = reader.bytes("key")?;
-                Operation::Append { key, value: reader.rest(), value_bytes_max }
-            }
-            KIND_DELETE => Operation::Delete { key: reader.bytes("key")? },
-            unknown => return Err(BadCommand::UnknownKind(unknown)),
-        };
-        if reader.is_empty() {
-            Ok(Self { shards, id, operation })
-        } else {
-            Err(Malformed("end").into())
+            Some(_) => {}
+        });
+        let Some((one, shard)) = first else { return Err(Refusal::NoPlace) };
+        let guard = self.guard.map(|guard| Named::Lock(guard.lock));
+        let guard = guard.filter(|name| name.shard(shards) != shard);
+        match apart.or(guard) {
+            Some(other) => Err(Refusal::Apart { one: one.to_place(), other: other.to_place() }),
+            None => exists(shard, shards),
         }
     }
 }
 
-fn decode_id(reader: &mut Reader<'_>) -> Result<RequestId, Malformed> {
-    Ok(RequestId {
-        client: ClientId(reader.array("client id")?),
-        sequence: reader.number("sequence")?,
-        acknowledged: reader.number("acknowledged sequence")?,
-        expires: ShardTime(reader.number("expiry")?),
-    })
+fn exists(shard: u32, shards: u32) -> Result<u32, Refusal> {
+    if shard < shards { Ok(shard) } else { Err(Refusal::NoSuchShard { shard, shards }) }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn id() -> RequestId {
-        RequestId {
-            client: ClientId([7; 16]),
-            sequence: 300,
-            acknowledged: 299,
-            expires: ShardTime(70_000),
+impl<'a> Operation<'a> {
+    /// Whether it can be made exactly-once. The others change nothing when they are repeated.
+    pub fn takes_id(&self) -> bool {
+        match self {
+            Self::Put { .. }
+            | Self::Append { .. }
+            | Self::Delete { .. }
+            | Self::Txn(_)
+            | Self::Grant { .. }
+            | Self::Acquire { .. } => true,
+            Self::Compact { .. }
+            | Self::KeepAlive { .. }
+            | Self::Revoke { .. }
+            | Self::Expire { .. }
+            | Self::Release { .. } => false,
         }
     }
 
-    #[test]
-    fn every_kind_comes_back() {
-        let put = |condition| Operation::Put { key: b"k", value: b"value", condition };
-        let operations = [
-            put(Condition::Always),
-            put(Condition::Version(Version(0))),
-            put(Condition::ModRevision(Revision(u64::MAX))),
-            Operation::Append { key: b"key", value: b"", value_bytes_max: 1 << 20 },
-            Operation::Delete { key: b"key" },
-        ];
-        for operation in operations {
-            for id in [None, Some(id())] {
-                let command = Command { shards: 256, id, operation };
-                assert_eq!(Command::decode(&command.encode()), Ok(command));
+    /// Whether it can depend on a lock.
+    pub fn takes_guard(&self) -> bool {
+        match self {
+            Self::Put { .. } | Self::Append { .. } | Self::Delete { .. } | Self::Txn(_) => true,
+            Self::Compact { .. }
+            | Self::Grant { .. }
+            | Self::KeepAlive { .. }
+            | Self::Revoke { .. }
+            | Self::Expire { .. }
+            | Self::Acquire { .. }
+            | Self::Release { .. } => false,
+        }
+    }
+
+    fn for_each_name(&self, see: &mut dyn FnMut(Named<'a>)) {
+        match self {
+            Self::Put { key, lease, .. } => {
+                see(Named::Key(key));
+                lease.map(Named::Lease).into_iter().for_each(see);
+            }
+            Self::Append { key, .. } | Self::Delete { key } | Self::Grant { key, .. } => {
+                see(Named::Key(key));
+            }
+            Self::Txn(txn) => txn.for_each_name(see),
+            Self::Compact { .. } => {}
+            Self::KeepAlive { leases } => leases.iter().copied().map(Named::Lease).for_each(see),
+            Self::Revoke { lease } | Self::Expire { lease, .. } => see(Named::Lease(*lease)),
+            Self::Acquire { name, tenure, .. } => {
+                see(Named::Lock(name));
+                match tenure {
+                    Tenure::Own { .. } => {}
+                    Tenure::Lease(lease) => see(Named::Lease(*lease)),
+                }
+            }
+            Self::Release { name, lease } => {
+                see(Named::Lock(name));
+                see(Named::Lease(*lease));
             }
         }
     }
+}
 
-    #[test]
-    fn the_encoding_never_changes() {
-        let operation =
-            Operation::Put { key: b"k", value: b"v", condition: Condition::Version(Version(300)) };
-        let encoded = Command { shards: 256, id: Some(id()), operation }.encode();
-        let mut expected = vec![1, 1, 0x80, 2, 3, 0xac, 2];
-        expected.extend_from_slice(&[7; 16]);
-        expected.extend_from_slice(&[0xac, 2, 0xab, 2, 0xf0, 0xa2, 4, 1, b'k', b'v']);
-        assert_eq!(&encoded[..], &expected[..]);
+impl<'a> Txn<'a> {
+    /// All its operations, of both lists.
+    pub fn actions(&self) -> impl Iterator<Item = &Action<'a>> {
+        self.then.iter().chain(&self.otherwise)
     }
 
-    #[test]
-    fn a_newer_version_is_told_apart_from_damage() {
-        assert_eq!(check_version(&[2, 9, 9]), Err(BadCommand::NewerVersion(2)));
-        assert_eq!(Command::decode(&[2]), Err(BadCommand::NewerVersion(2)));
-        assert_eq!(check_version(&[]), Ok(()));
-        assert!(matches!(Command::decode(&[]), Err(BadCommand::Malformed(_))));
-        assert_eq!(Command::decode(&[1, 77, 1, 0, 1, 1]), Err(BadCommand::UnknownKind(77)));
-    }
-
-    proptest! {
-        #[test]
-        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
-            let _ = Command::decode(&bytes);
-            let mut versioned = vec![COMMAND_VERSION];
-            versioned.extend_from_slice(&bytes);
-            if let Ok(command) = Command::decode(&versioned) {
-                let again = command.encode();
-                prop_assert_eq!(Command::decode(&again), Ok(command));
+    fn for_each_name(&self, see: &mut dyn FnMut(Named<'a>)) {
+        for compare in &self.compares {
+            see(Named::Key(compare.key));
+        }
+        for action in self.actions() {
+            see(Named::Key(action.key()));
+            match action {
+                Action::Put { lease: Some(lease), .. } => see(Named::Lease(*lease)),
+                Action::Put { lease: None, .. }
+                | Action::Get { .. }
+                | Action::Append { .. }
+                | Action::Delete { .. } => {}
             }
         }
     }

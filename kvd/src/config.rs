@@ -1,5 +1,7 @@
 //! The settings of kvd.
 
+use std::time::Duration;
+
 use daemon::{
     Failure,
     addresses::{self, Addresses},
@@ -11,9 +13,16 @@ use raftd::{cli::Configuration, edge::DEADLINE_MAX};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{KEY_BYTES_MAX, PairLimits, SHARDS_MAX, VALUE_BYTES_MAX};
+use crate::pipeline::PipelineLimits;
+use crate::wire::request::Terms;
 
 /// The daemon's name: of its binary, and in the environment (`FLOTILLA_KVD__...`).
 pub const NAME: &str = "kvd";
+
+/// The most that a member may be told to take in of one stream: more than this is memory that a
+/// single client could fill.
+const PIPELINE_REQUESTS_LIMIT: u64 = 1 << 16;
+const PIPELINE_BYTES_LIMIT: u64 = 1 << 30;
 
 /// Everything that can be set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,8 +50,17 @@ pub struct Config {
     pub key_bytes_max: usize,
     /// The longest value.
     pub value_bytes_max: usize,
+    /// How many bytes the group may store: keys, values, what can be read of the past, and what
+    /// each of them costs beside its bytes. What would grow beyond is refused.
+    pub stored_bytes_max: u64,
+    /// How many streams of changes this member serves.
+    pub watchers_max: u32,
     /// How long a request may take whose caller says nothing, in milliseconds.
     pub deadline_ms: u64,
+    /// How many requests of one pipeline may be in flight before no more of it is read.
+    pub pipeline_requests_max: usize,
+    /// How many bytes of them.
+    pub pipeline_bytes_max: usize,
     /// The process.
     pub process: runtime::Process,
     /// The group and this member of it.
@@ -61,7 +79,11 @@ impl Default for Config {
             shards: SHARDS_DEFAULT,
             key_bytes_max: KEY_BYTES_MAX,
             value_bytes_max: VALUE_BYTES_MAX,
+            stored_bytes_max: 4 << 30,
+            watchers_max: 10_000,
             deadline_ms: 10_000,
+            pipeline_requests_max: 1_024,
+            pipeline_bytes_max: 8 << 20,
             process: runtime::Process::default(),
             group: raftd::Settings::default(),
         }
@@ -77,14 +99,29 @@ impl Config {
         check_range("shards", self.shards.into(), 1..=SHARDS_MAX.into())?;
         check_range("key_bytes_max", self.key_bytes_max as u64, 1..=KEY_BYTES_MAX as u64)?;
         check_range("value_bytes_max", self.value_bytes_max as u64, 1..=VALUE_BYTES_MAX as u64)?;
+        check_range("stored_bytes_max", self.stored_bytes_max, 1 << 20..=1 << 40)?;
+        check_range("watchers_max", self.watchers_max.into(), 1..=1_000_000)?;
         let longest = u64::try_from(DEADLINE_MAX.as_millis()).unwrap_or(u64::MAX);
-        check_range("deadline_ms", self.deadline_ms, 1..=longest)
+        check_range("deadline_ms", self.deadline_ms, 1..=longest)?;
+        let (requests, bytes) = (self.pipeline_requests_max, self.pipeline_bytes_max);
+        check_range("pipeline_requests_max", requests as u64, 1..=PIPELINE_REQUESTS_LIMIT)?;
+        check_range("pipeline_bytes_max", bytes as u64, 1..=PIPELINE_BYTES_LIMIT)
     }
 
-    /// The limits on keys and values.
-    pub fn pair_limits(&self) -> PairLimits {
-        let Self { key_bytes_max, value_bytes_max, .. } = *self;
-        PairLimits { key_bytes_max, value_bytes_max }
+    /// How much of one pipeline may be in flight.
+    pub(crate) fn pipeline_limits(&self) -> PipelineLimits {
+        PipelineLimits {
+            requests_max: self.pipeline_requests_max,
+            bytes_max: self.pipeline_bytes_max,
+            deadline: Duration::from_millis(self.deadline_ms),
+        }
+    }
+
+    /// What is said here about requests.
+    pub(crate) fn terms(&self) -> Terms {
+        let Self { shards, key_bytes_max, value_bytes_max, stored_bytes_max, .. } = *self;
+        let limits = PairLimits { key_bytes_max, value_bytes_max };
+        Terms { shards, limits, stored_bytes_max }
     }
 }
 
@@ -134,6 +171,11 @@ mod tests {
             (Config { key_bytes_max: 8193, ..Config::default() }, "key_bytes_max is 8193"),
             (Config { value_bytes_max: 0, ..Config::default() }, "value_bytes_max is 0"),
             (Config { deadline_ms: 60_001, ..Config::default() }, "deadline_ms is 60001"),
+            (
+                Config { pipeline_requests_max: 0, ..Config::default() },
+                "pipeline_requests_max is 0",
+            ),
+            (Config { pipeline_bytes_max: 0, ..Config::default() }, "pipeline_bytes_max is 0"),
         ] {
             let refused = config.check().unwrap_err().to_string();
             assert!(refused.contains(name), "{refused}");

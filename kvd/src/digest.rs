@@ -7,7 +7,11 @@
 
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-use crate::outcome::{Outcome, Pair};
+use crate::{
+    command::{LeaseId, Token},
+    kept,
+    outcome::{Outcome, Pair, Revision, Waiter},
+};
 
 const SEED_KEY: u64 = 1;
 const SEED_VALUE: u64 = 2;
@@ -16,6 +20,13 @@ const SEED_ROW: u64 = 4;
 const SEED_REPLY: u64 = 5;
 const SEED_SHARD: u64 = 6;
 const SEED_MACHINE: u64 = 7;
+const SEED_WRITTEN: u64 = 8;
+const SEED_OUTCOME: u64 = 9;
+const SEED_BOTH: u64 = 10;
+const SEED_CHANGE: u64 = 11;
+const SEED_LEASE: u64 = 12;
+const SEED_LOCK: u64 = 13;
+const SEED_WAITER: u64 = 14;
 
 /// Collects fixed-size numbers for one hash without allocating.
 struct Numbers {
@@ -45,6 +56,10 @@ impl Numbers {
     }
 }
 
+fn key_hash(key: &[u8]) -> [u8; 16] {
+    xxh3_128_with_seed(key, SEED_KEY).to_le_bytes()
+}
+
 fn value_hash(value: &[u8]) -> [u8; 16] {
     xxh3_128_with_seed(value, SEED_VALUE).to_le_bytes()
 }
@@ -53,12 +68,66 @@ fn value_hash(value: &[u8]) -> [u8; 16] {
 pub(crate) fn pair(shard: u32, key: &[u8], pair: &Pair) -> u128 {
     Numbers::new()
         .number(u64::from(shard))
-        .add(xxh3_128_with_seed(key, SEED_KEY).to_le_bytes())
+        .add(key_hash(key))
         .add(value_hash(&pair.value))
         .number(pair.version.0)
         .number(pair.create_revision.0)
         .number(pair.mod_revision.0)
+        .number(pair.lease.map_or(0, LeaseId::get))
         .hash(SEED_PAIR)
+}
+
+/// What a key held before and after a change, by the digests of the pairs; 0: nothing.
+pub(crate) fn both(before: u128, after: u128) -> u128 {
+    Numbers::new().add(before.to_le_bytes()).add(after.to_le_bytes()).hash(SEED_BOTH)
+}
+
+/// What a change contributes to its shard's log. `both` names its pairs, and with them the key and
+/// the shard.
+pub(crate) fn change(revision: Revision, both: u128, expired: bool) -> u128 {
+    Numbers::new()
+        .number(revision.0)
+        .add(both.to_le_bytes())
+        .add([u8::from(expired)])
+        .hash(SEED_CHANGE)
+}
+
+/// What a lease contributes; its number names its shard.
+pub(crate) fn lease(
+    id: LeaseId,
+    ttl_ms: u64,
+    renewal: u64,
+    deadline: u64,
+    own: Option<&[u8]>,
+) -> u128 {
+    Numbers::new()
+        .number(id.get())
+        .number(ttl_ms)
+        .number(renewal)
+        .number(deadline)
+        .add(own.map_or([0; 16], key_hash))
+        .hash(SEED_LEASE)
+}
+
+/// What a lock contributes without those who wait for it; its lease names its shard.
+pub(crate) fn lock(name: &[u8], lease: LeaseId, token: Token, owner: &[u8]) -> u128 {
+    Numbers::new()
+        .add(key_hash(name))
+        .number(lease.get())
+        .number(token.0)
+        .add(value_hash(owner))
+        .hash(SEED_LOCK)
+}
+
+/// What one who waits for a lock contributes.
+pub(crate) fn waiter(name: &[u8], arrival: Revision, waiter: &Waiter) -> u128 {
+    Numbers::new()
+        .add(key_hash(name))
+        .number(arrival.0)
+        .number(waiter.lease.get())
+        .number(waiter.until.0)
+        .add(value_hash(&waiter.owner))
+        .hash(SEED_WAITER)
 }
 
 /// What a row of the exactly-once table contributes, without its replies.
@@ -75,41 +144,34 @@ pub(crate) fn reply(
     order: u64,
     dropped: bool,
 ) -> u128 {
-    let (kind, [first, second, third]) = match outcome {
-        Outcome::Written(written) => (1, [written.version.0, written.revision.0, 0]),
-        Outcome::Mismatch(None) => (2, [0; 3]),
-        Outcome::Mismatch(Some(pair)) => (3, numbers_of(pair)),
-        Outcome::Appended { written, .. } => (4, [written.version.0, written.revision.0, 0]),
-        Outcome::TooLarge { bytes, limit } => (5, [*bytes, *limit, 0]),
-        Outcome::Removed { written, pair } => {
-            let [version, create, modified] = numbers_of(pair);
-            (6, [version, create, modified ^ written.revision.0.rotate_left(32)])
-        }
-        Outcome::Absent => (7, [0; 3]),
-    };
-    let body = outcome.body().map_or([0; 16], |body| value_hash(body));
-    Numbers::new()
+    let numbers = Numbers::new()
         .add(*client)
         .number(sequence)
         .number(expires)
         .number(order)
-        .add([kind, u8::from(dropped)])
-        .number(first)
-        .number(second)
-        .number(third)
-        .add(body)
-        .hash(SEED_REPLY)
-}
-
-fn numbers_of(pair: &Pair) -> [u64; 3] {
-    [pair.version.0, pair.create_revision.0, pair.mod_revision.0]
+        .add([u8::from(dropped)]);
+    // The plain write, which is what most are, without an allocation.
+    if let Outcome::Written(written) = outcome {
+        return numbers.number(written.version.0).number(written.revision.0).hash(SEED_WRITTEN);
+    }
+    let mut said = Vec::with_capacity(64);
+    kept::put_outcome(&mut said, outcome);
+    let body = kept::body(outcome).map_or([0; 16], |body| value_hash(&body));
+    numbers.add(xxh3_128_with_seed(&said, SEED_OUTCOME).to_le_bytes()).add(body).hash(SEED_REPLY)
 }
 
 /// What a shard's counters contribute.
-pub(crate) fn shard(shard: u32, revision: u64, time_offset_ms: u64, next_order: u64) -> u128 {
+pub(crate) fn shard(
+    shard: u32,
+    revision: Revision,
+    compacted: Revision,
+    time_offset_ms: u64,
+    next_order: u64,
+) -> u128 {
     Numbers::new()
         .number(u64::from(shard))
-        .number(revision)
+        .number(revision.0)
+        .number(compacted.0)
         .number(time_offset_ms)
         .number(next_order)
         .hash(SEED_SHARD)

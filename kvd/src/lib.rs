@@ -11,19 +11,55 @@
 pub mod command;
 pub mod config;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod due;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 pub mod limits;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 pub mod machine;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 pub mod outcome;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod query;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod range;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod refusal;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 pub mod session;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod view;
 
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod answer;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod capture;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod changes;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod check;
+mod claims;
 mod cli;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod digest;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod encoding;
+mod expiry;
+mod keep_alive;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod kept;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod lease;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod lock;
+mod locks;
+mod look;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod pairs;
+mod pipeline;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod rebuild;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod recount;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod reply;
 mod requests;
@@ -33,11 +69,18 @@ mod run;
 mod service;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod shard;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod tenure;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod txn;
+mod watch;
 mod wire;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+mod write;
 
 pub use capture::KvCapture;
 pub use cli::main;
 pub use config::Config;
-pub use machine::KvMachine;
+pub use machine::{KvMachine, MachineLimits};
 pub use raftd::codec::Malformed;
 pub use run::run;

@@ -4,6 +4,8 @@
 //! cluster fixes the number. Pure: no clock, no randomness, no IO; the same commands give the same
 //! state and the same digest on every member.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use proto::shard_of;
 use raft::{Applied, BadSnapshot, GroupTime, RECOVERY_GAP, StateMachine};
@@ -12,44 +14,95 @@ use crate::{
     capture::KvCapture,
     command::{Command, check_version},
     digest,
-    limits::SHARDS_MAX,
+    limits::{CHANGES_BYTES_MAX, CHANGES_BYTES_PER_SHARD_MIN, PairLimits, SHARDS_MAX},
     outcome::{Answer, Header, Query, Refusal, Response, Revision},
     restore,
     session::SessionLimits,
-    shard::{self, Shard},
+    shard::{Group, Shard, ShardLimits},
 };
 
 /// The version of the machine's semantics, part of its snapshots.
 pub const MACHINE_VERSION: u32 = 1;
 
+/// How much of some things the machine may hold. The same on all members; other than the default
+/// only in tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineLimits {
+    /// Of each shard's exactly-once table.
+    pub sessions: SessionLimits,
+    /// Bytes of all shards' change logs together.
+    pub changes_bytes: u64,
+    /// Bytes of a shard's change log that it may have anyway.
+    pub changes_bytes_per_shard_min: u64,
+}
+
+impl Default for MachineLimits {
+    fn default() -> Self {
+        SessionLimits::default().into()
+    }
+}
+
+impl From<SessionLimits> for MachineLimits {
+    fn from(sessions: SessionLimits) -> Self {
+        Self {
+            sessions,
+            changes_bytes: CHANGES_BYTES_MAX,
+            changes_bytes_per_shard_min: CHANGES_BYTES_PER_SHARD_MIN,
+        }
+    }
+}
+
+impl MachineLimits {
+    /// Those of one of so many shards.
+    pub(crate) fn of_shard(&self, shards: u32) -> ShardLimits {
+        let part = self.changes_bytes / u64::from(shards.max(1));
+        let changes_bytes = part.max(self.changes_bytes_per_shard_min);
+        ShardLimits { sessions: self.sessions, changes_bytes }
+    }
+}
+
 /// The state of one group.
+///
+/// Invariants: `digest` and `stored_bytes` are the sums over the shards; `due` holds exactly the
+/// first deadline of each shard that has leases.
 #[derive(Clone, Debug)]
 pub struct KvMachine {
     /// How many shards this member's settings ask for; counts only before the first command.
     wanted: u32,
-    limits: SessionLimits,
+    limits: MachineLimits,
     /// All shards, by number; empty until the first command.
-    shards: Vec<Shard>,
+    pub(crate) shards: Vec<Shard>,
     /// The stamp of the last applied entry.
-    time: GroupTime,
+    pub(crate) time: GroupTime,
     /// How often the group was recovered; a shard that is made later begins behind that.
     recoveries: u64,
     /// The sum of the shards' digests.
     digest: u128,
+    /// What all shards store.
+    stored_bytes: u64,
+    /// When the first lease of each shard is over, by group time. Follows from the shards.
+    pub(crate) due: BTreeSet<(u64, u32)>,
 }
 
 impl KvMachine {
     /// An empty store. `shards` (from 1 to [`SHARDS_MAX`], else brought into that range) is the
     /// number with which requests are answered until the first command fixes it.
     pub fn new(shards: u32) -> Self {
-        Self::with_limits(shards, SessionLimits::default())
+        Self::with_limits(shards, MachineLimits::default())
     }
 
-    /// An empty store with other limits of its exactly-once tables: for tests, since all members
-    /// must have the same.
-    pub fn with_limits(shards: u32, limits: SessionLimits) -> Self {
-        let wanted = shards.clamp(1, SHARDS_MAX);
-        Self { wanted, limits, shards: Vec::new(), time: GroupTime(0), recoveries: 0, digest: 0 }
+    /// An empty store with other limits: for tests, since all members must have the same.
+    pub fn with_limits(shards: u32, limits: impl Into<MachineLimits>) -> Self {
+        Self {
+            wanted: shards.clamp(1, SHARDS_MAX),
+            limits: limits.into(),
+            shards: Vec::new(),
+            time: GroupTime(0),
+            recoveries: 0,
+            digest: 0,
+            stored_bytes: 0,
+            due: BTreeSet::new(),
+        }
     }
 
     /// How many shards the cluster was created with; none before the first command.
@@ -59,7 +112,7 @@ impl KvMachine {
 
     /// How many pairs there are.
     pub fn pairs(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.pairs.len() as u64).sum()
+        self.shards.iter().map(|shard| shard.pairs.map().len() as u64).sum()
     }
 
     /// How many rows the exactly-once tables have.
@@ -67,21 +120,48 @@ impl KvMachine {
         self.shards.iter().map(|shard| shard.sessions.rows().len() as u64).sum()
     }
 
-    fn shards(&self) -> u32 {
+    /// How many leases live, those of locks among them.
+    pub fn leases(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.leases.len() as u64).sum()
+    }
+
+    /// How many locks are held.
+    pub fn locks(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.locks.len() as u64).sum()
+    }
+
+    /// What is stored: pairs, changes, leases and locks, each with its named overhead.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes
+    }
+
+    pub(crate) fn shards(&self) -> u32 {
         self.created().unwrap_or(self.wanted)
     }
 
-    fn header_of(&self, key: &[u8]) -> Header {
+    pub(crate) fn header_of(&self, key: &[u8]) -> Header {
+        self.header(shard_of(key, self.shards()))
+    }
+
+    /// Where a shard stands; all zero but its number when there is no such shard.
+    pub(crate) fn header(&self, number: u32) -> Header {
         let shards = self.shards();
-        let number = shard_of(key, shards);
+        if number >= shards {
+            return Header { shard: number, shards, ..Header::default() };
+        }
         match self.shards.get(number as usize) {
             Some(shard) => shard.header(shards, self.time.0),
-            None => self.new_shard(number).header(shards, self.time.0),
+            None => self.empty_shard(number).header(shards, self.time.0),
         }
     }
 
+    pub(crate) fn group(&self) -> Group {
+        let (shards, time_ms) = (self.shards(), self.time.0);
+        Group { shards, time_ms, stored_bytes: self.stored_bytes }
+    }
+
     fn execute(&mut self, command: &Command<'_>) -> Result<Response, Refusal> {
-        shard::check(&command.operation)?;
+        command.check(&PairLimits::default())?;
         let proposed = command.shards;
         match self.created() {
             None if (1..=SHARDS_MAX).contains(&proposed) => self.create(proposed),
@@ -91,23 +171,41 @@ impl KvMachine {
                 return Err(Refusal::OtherShards { created, proposed });
             }
         }
-        let number = shard_of(command.operation.key(), proposed) as usize;
-        let time = self.time.0;
-        let shard = &mut self.shards[number];
-        let before = shard.digest();
-        let response = shard.apply(proposed, time, command.id.as_ref(), &command.operation);
-        let after = shard.digest();
-        self.digest = self.digest.wrapping_sub(before).wrapping_add(after);
-        Ok(response)
+        let number = command.shard()?;
+        let group = self.group();
+        Ok(self.change(number, |shard| shard.apply(&group, command)))
+    }
+
+    /// Changes a shard that there is, and what is known of all of them.
+    fn change<R>(&mut self, number: u32, change: impl FnOnce(&mut Shard) -> R) -> R {
+        let shard = &mut self.shards[number as usize];
+        let (digest, stored_bytes) = (shard.digest(), shard.stored_bytes());
+        let due = shard.earliest_deadline_ms();
+        let result = change(shard);
+        self.digest = self.digest.wrapping_sub(digest).wrapping_add(shard.digest());
+        self.stored_bytes = self.stored_bytes - stored_bytes + shard.stored_bytes();
+        let due_now = shard.earliest_deadline_ms();
+        if due != due_now {
+            if let Some(due) = due {
+                self.due.remove(&(due, number));
+            }
+            self.due.extend(due_now.map(|due| (due, number)));
+        }
+        result
     }
 
     fn create(&mut self, shards: u32) {
-        self.shards = (0..shards).map(|number| self.new_shard(number)).collect();
+        self.shards = (0..shards).map(|number| self.new_shard(number, shards)).collect();
         self.digest = sum(&self.shards);
     }
 
-    fn new_shard(&self, number: u32) -> Shard {
-        let mut shard = Shard::new(number, self.limits);
+    /// A shard as it is before the first command.
+    pub(crate) fn empty_shard(&self, number: u32) -> Shard {
+        self.new_shard(number, self.shards())
+    }
+
+    fn new_shard(&self, number: u32, shards: u32) -> Shard {
+        let mut shard = Shard::new(number, self.limits.of_shard(shards));
         shard.revision = Revision(self.recoveries * RECOVERY_GAP);
         shard
     }
@@ -118,16 +216,22 @@ impl KvMachine {
         self.time = self.time.max(at.time);
         let time = self.time.0;
         let Some(turn) = at.index.0.checked_rem(self.shards.len() as u64) else { return };
-        let Some(shard) = usize::try_from(turn).ok().and_then(|turn| self.shards.get_mut(turn))
-        else {
-            return;
-        };
-        if shard.is_due(time) {
-            let before = shard.digest();
-            shard.sweep(time);
-            let after = shard.digest();
-            self.digest = self.digest.wrapping_sub(before).wrapping_add(after);
+        let turn = u32::try_from(turn).expect("a remainder is below the number of shards");
+        if self.shards[turn as usize].is_due(time) {
+            self.change(turn, |shard| shard.sweep(time));
         }
+    }
+
+    /// The digest by going through everything anew: for tests of the one that is kept up.
+    pub fn recomputed_digest(&self) -> u128 {
+        let digest =
+            self.shards.iter().fold(0_u128, |sum, it| sum.wrapping_add(it.recomputed_digest()));
+        whole_digest(digest, self.shards.len(), self.time, self.recoveries)
+    }
+
+    /// What is stored by going through everything anew: for tests.
+    pub fn recomputed_stored_bytes(&self) -> u64 {
+        self.shards.iter().map(Shard::recomputed_stored_bytes).sum()
     }
 }
 
@@ -150,7 +254,9 @@ impl StateMachine for KvMachine {
         match self.execute(&command) {
             Ok(response) => response,
             Err(refusal) => {
-                Response { header: self.header_of(command.operation.key()), result: Err(refusal) }
+                let number = command.shard_among(self.shards());
+                let header = number.map_or_else(|_| Header::default(), |at| self.header(at));
+                Response { header, result: Err(refusal) }
             }
         }
     }
@@ -169,15 +275,7 @@ impl StateMachine for KvMachine {
     }
 
     fn query(&self, query: Query) -> Answer {
-        match query {
-            Query::Get(key) => {
-                let header = self.header_of(&key);
-                let shard = self.shards.get(header.shard as usize);
-                Answer::Pair(header, shard.and_then(|shard| shard.pairs.get(&key[..])).cloned())
-            }
-            Query::Time(key) => Answer::Time(self.header_of(&key)),
-            Query::Created => Answer::Created(self.created()),
-        }
+        self.answer(query)
     }
 
     fn capture(&self) -> KvCapture {
@@ -199,6 +297,12 @@ impl StateMachine for KvMachine {
                 restored.digest
             )));
         }
+        self.due = restored
+            .shards
+            .iter()
+            .filter_map(|shard| Some((shard.earliest_deadline_ms()?, shard.number)))
+            .collect();
+        self.stored_bytes = restored.shards.iter().map(Shard::stored_bytes).sum();
         self.shards = restored.shards;
         self.time = time;
         self.recoveries = recoveries;

@@ -1,10 +1,17 @@
-//! What the machine answers: the vocabulary between the machine and whoever asks it.
+//! What the machine answers to commands: the vocabulary between the machine and whoever asks it.
 //!
-//! Plain data. The wire's form of it is in `wire.rs`.
+//! Plain data. Why a command was refused is in `refusal.rs`, questions are in `query.rs`, and the
+//! wire's form of it all is in `wire.rs`.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::limits::OutOfBounds;
+use crate::{
+    command::{LeaseId, Token},
+    limits::KEPT_REPLY_OVERHEAD_BYTES,
+};
+pub use crate::{query::*, refusal::Refusal};
 
 /// The time of a shard, in milliseconds; never falls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,6 +25,9 @@ pub struct Revision(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(pub u64);
 
+/// A key in its own allocation, shared by everything that names it.
+pub type Key = Arc<[u8]>;
+
 /// What a key holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
@@ -29,6 +39,8 @@ pub struct Pair {
     pub create_revision: Revision,
     /// When it was last written.
     pub mod_revision: Revision,
+    /// With which lease it goes.
+    pub lease: Option<LeaseId>,
 }
 
 /// Where a key stands after a mutation.
@@ -54,7 +66,7 @@ pub enum Outcome {
         /// The value from before.
         old: Bytes,
     },
-    /// The value would have grown over the limit; nothing changed.
+    /// A value would have grown over the limit; nothing changed.
     TooLarge {
         /// What it would have been.
         bytes: u64,
@@ -70,76 +82,183 @@ pub enum Outcome {
     },
     /// There was no such key to remove; nothing changed.
     Absent,
+    /// The lock is not held under the guard's token, but under this one, or none; or its lease is
+    /// past its deadline. Nothing changed.
+    GuardRefused(Option<Token>),
+    /// The lease has ended, or never was; nothing changed.
+    NoSuchLease(LeaseId),
+    /// One of a Txn's lists was executed.
+    Txn(Executed),
+    /// Changes are forgotten up to this revision.
+    Compacted(Revision),
+    /// A lease is made.
+    Granted {
+        /// Which.
+        lease: LeaseId,
+        /// How long it lives.
+        ttl_ms: u64,
+    },
+    /// For each lease that was named, how long it lives from now on; none: it has ended, or never
+    /// was.
+    KeptAlive(Vec<(LeaseId, Option<u64>)>),
+    /// The lease is ended.
+    Ended {
+        /// How many keys went with it.
+        keys_removed: u32,
+    },
+    /// The lease was renewed, or is not over yet: it lives on.
+    LivesOn,
+    /// The lock is held.
+    Held {
+        /// Under which lease.
+        lease: LeaseId,
+        /// How long that lives.
+        ttl_ms: u64,
+        /// What to guard writes with.
+        token: Token,
+    },
+    /// The lock is somebody else's, and the lease waits for it: [`Query::Claim`] tells how that
+    /// goes on.
+    Queued {
+        /// Which waits.
+        lease: LeaseId,
+    },
+    /// The lock is somebody else's, and nothing changed.
+    Busy(Holder),
+    /// Whether the lock was held or waited for by the lease until now.
+    Released(bool),
+    /// There was no room for it. Only kept: told as the refusal that it is, now and to whoever asks
+    /// again, so that what was refused is never executed by a copy that comes later.
+    NoRoom(Refusal),
+}
+
+/// A Txn that was executed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executed {
+    /// Whether the compares held.
+    pub succeeded: bool,
+    /// What came of each operation, in order. Empty in a kept reply whose body was dropped.
+    pub replies: Arc<[ActionReply]>,
+    /// The revision of all that was changed; none: nothing was.
+    pub revision: Option<Revision>,
+}
+
+/// What came of one operation of a Txn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ActionReply {
+    /// Of a Get: what is there.
+    Got(Option<Pair>),
+    /// Of a Put.
+    Written(Written),
+    /// Of an Append.
+    Appended {
+        /// Where the key stands now.
+        written: Written,
+        /// The value from before.
+        old: Bytes,
+    },
+    /// Of a Delete: what was there.
+    Removed(Option<Pair>),
+}
+
+impl ActionReply {
+    /// The value that it carries, if it carries one.
+    pub fn value(&self) -> Option<&Bytes> {
+        match self {
+            Self::Got(Some(pair)) | Self::Removed(Some(pair)) => Some(&pair.value),
+            Self::Appended { old, .. } => Some(old),
+            Self::Got(None) | Self::Removed(None) | Self::Written(_) => None,
+        }
+    }
+}
+
+/// What a kept reply can lose to save space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Body<'a> {
+    /// A value.
+    Value(&'a Bytes),
+    /// The replies of a Txn.
+    Replies(&'a Arc<[ActionReply]>),
+}
+
+impl Body<'_> {
+    /// How much of the budget it takes, without the overhead of each body; 0: there is nothing to
+    /// drop.
+    pub(crate) fn cost(&self) -> u64 {
+        match self {
+            Self::Value(value) => value.len() as u64,
+            Self::Replies(replies) => replies.iter().map(reply_cost).sum(),
+        }
+    }
+}
+
+/// What a reply of a Txn counts where they are limited.
+pub(crate) fn reply_cost(reply: &ActionReply) -> u64 {
+    reply.value().map_or(0, |value| value.len() as u64) + KEPT_REPLY_OVERHEAD_BYTES
 }
 
 impl Outcome {
-    /// The value that it carries, if it carries one: what the budget for kept bodies counts.
-    pub(crate) fn body(&self) -> Option<&Bytes> {
+    /// What it carries that may be large, if it is of a kind that does.
+    pub(crate) fn body(&self) -> Option<Body<'_>> {
         match self {
-            Self::Mismatch(Some(pair)) | Self::Removed { pair, .. } => Some(&pair.value),
-            Self::Appended { old, .. } => Some(old),
-            Self::Written(_) | Self::Mismatch(None) | Self::TooLarge { .. } | Self::Absent => None,
+            Self::Mismatch(Some(pair)) | Self::Removed { pair, .. } => {
+                Some(Body::Value(&pair.value))
+            }
+            Self::Appended { old, .. } => Some(Body::Value(old)),
+            Self::Busy(holder) => Some(Body::Value(&holder.owner)),
+            Self::Txn(executed) => Some(Body::Replies(&executed.replies)),
+            Self::Written(_)
+            | Self::Mismatch(None)
+            | Self::TooLarge { .. }
+            | Self::Absent
+            | Self::GuardRefused(_)
+            | Self::NoSuchLease(_)
+            | Self::Compacted(_)
+            | Self::Granted { .. }
+            | Self::KeptAlive(_)
+            | Self::Ended { .. }
+            | Self::LivesOn
+            | Self::Held { .. }
+            | Self::Queued { .. }
+            | Self::Released(_)
+            | Self::NoRoom(_) => None,
         }
     }
 
-    /// The same without the value.
-    pub(crate) fn without_body(&self) -> Self {
+    /// The same without it.
+    pub fn without_body(&self) -> Self {
         let mut bare = self.clone();
-        match &mut bare {
-            Self::Mismatch(Some(pair)) | Self::Removed { pair, .. } => pair.value = Bytes::new(),
-            Self::Appended { old, .. } => *old = Bytes::new(),
-            Self::Written(_) | Self::Mismatch(None) | Self::TooLarge { .. } | Self::Absent => {}
+        if let Self::Txn(executed) = &mut bare {
+            executed.replies = Arc::new([]);
         }
+        bare.set_value(Bytes::new());
         bare
     }
-}
 
-/// Why a command was not executed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The client had acknowledged this sequence; it never executes now.
-    #[error("the client has acknowledged this sequence before")]
-    Acknowledged,
-    /// Its `expires` passed. It may have been executed by an earlier entry whose reply is gone.
-    #[error("the request expired at shard time {} ms; it is {} ms now", expires.0, now.0)]
-    Expired {
-        /// When it expired.
-        expires: ShardTime,
-        /// The shard's time.
-        now: ShardTime,
-    },
-    /// Its `expires` is further ahead than any honest client's.
-    #[error(
-        "expires_ms is {ahead_ms} ms ahead of shard time; the limit expires_ahead_ms_max is {limit}"
-    )]
-    TooFarAhead {
-        /// How far ahead.
-        ahead_ms: u64,
-        /// What is allowed.
-        limit: u64,
-    },
-    /// A limit of the exactly-once table is reached.
-    #[error("the limit {name} of {limit} is reached")]
-    Limit {
-        /// Which.
-        name: &'static str,
-        /// What it is.
-        limit: u64,
-    },
-    /// The key or the value breaks a limit.
-    #[error(transparent)]
-    OutOfBounds(#[from] OutOfBounds),
-    /// The cluster was created with another number of shards than the proposer is set to.
-    #[error("the cluster was created with {created} shards; this command was made for {proposed}")]
-    OtherShards {
-        /// What the cluster has.
-        created: u32,
-        /// What the command says.
-        proposed: u32,
-    },
-    /// The bytes are not a command.
-    #[error("the command does not decode: {0}")]
-    BadCommand(#[from] crate::command::BadCommand),
+    /// Puts a value into an outcome of a kind that carries one.
+    pub(crate) fn set_value(&mut self, value: Bytes) {
+        match self {
+            Self::Mismatch(Some(pair)) | Self::Removed { pair, .. } => pair.value = value,
+            Self::Appended { old, .. } => *old = value,
+            Self::Busy(holder) => holder.owner = value,
+            Self::Txn(_)
+            | Self::Written(_)
+            | Self::Mismatch(None)
+            | Self::TooLarge { .. }
+            | Self::Absent
+            | Self::GuardRefused(_)
+            | Self::NoSuchLease(_)
+            | Self::Compacted(_)
+            | Self::Granted { .. }
+            | Self::KeptAlive(_)
+            | Self::Ended { .. }
+            | Self::LivesOn
+            | Self::Held { .. }
+            | Self::Queued { .. }
+            | Self::Released(_)
+            | Self::NoRoom(_) => {}
+        }
+    }
 }
 
 /// Where the shard stands; comes with every answer.
@@ -173,26 +292,4 @@ pub struct Answered {
     pub duplicate: bool,
     /// Whether the value in the kept reply was dropped to save space.
     pub body_dropped: bool,
-}
-
-/// A read-only question.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Query {
-    /// What does this key hold?
-    Get(Bytes),
-    /// What is the time of the shard that holds this key?
-    Time(Bytes),
-    /// How many shards was the cluster created with?
-    Created,
-}
-
-/// The answer to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// To [`Query::Get`].
-    Pair(Header, Option<Pair>),
-    /// To [`Query::Time`].
-    Time(Header),
-    /// To [`Query::Created`]; none before the first command.
-    Created(Option<u32>),
 }

@@ -54,14 +54,10 @@ pub(crate) struct Recorded {
 impl Kept {
     /// Keeps an outcome whose body has this age; 0: it has no body to drop.
     pub(crate) fn new(outcome: Outcome, order: u64, body_dropped: bool) -> Self {
-        match outcome {
-            Outcome::Written(written) => Self::Written(written),
-            Outcome::Mismatch(_)
-            | Outcome::Appended { .. }
-            | Outcome::TooLarge { .. }
-            | Outcome::Removed { .. }
-            | Outcome::Absent => Self::Other(Arc::new(Recorded { outcome, order, body_dropped })),
+        if let Outcome::Written(written) = outcome {
+            return Self::Written(written);
         }
+        Self::Other(Arc::new(Recorded { outcome, order, body_dropped }))
     }
 
     /// The answer to a duplicate.
@@ -93,7 +89,7 @@ impl Kept {
     pub(crate) fn body_cost(&self) -> u64 {
         match self {
             Self::Other(other) if other.order > 0 => {
-                other.outcome.body().map_or(0, |body| body.len() as u64 + BODY_OVERHEAD_BYTES)
+                other.outcome.body().map_or(0, |body| body.cost() + BODY_OVERHEAD_BYTES)
             }
             Self::Written(_) | Self::Other(_) => 0,
         }

@@ -2,39 +2,59 @@
 //!
 //! Who executes it and what may be tried again is decided in `raftd::forward`.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
+use bytes::Bytes;
 use proto::{
     kv::{ForwardRequest, Request, forward_client::ForwardClient, forward_reply, request},
+    lock,
     raft::{Reason, Refusal},
 };
 use raftd::{
-    Handle,
-    edge::{Replied, never, refused},
+    Handle, Refused,
+    edge::{Replied, maybe, never, refused},
     forward::{self, Stamps},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tonic::{Status, transport::Channel};
 
 use crate::{
     KvMachine,
-    limits::{PairLimits, REQUEST_BYTES_MAX},
-    outcome::Query,
-    wire::{self, Ask},
+    claims::Claims,
+    keep_alive::KeepAlives,
+    limits::REQUEST_BYTES_MAX,
+    look::Looks,
+    outcome::{Answer, Claim, Query, Response, Scope},
+    view::View,
+    wire::{self, Ask, Verb, reply::Acquired, request::Terms},
 };
 
 /// Serves requests with the group's replica. Clones share everything.
 #[derive(Clone)]
 pub(crate) struct Requests {
     handle: Handle<KvMachine>,
-    shards: u32,
-    limits: PairLimits,
+    terms: Terms,
     stamps: Stamps,
+    keep_alives: KeepAlives,
+    claims: Claims,
+    looks: Looks,
 }
 
 impl Requests {
-    pub(crate) fn new(handle: Handle<KvMachine>, shards: u32, limits: PairLimits) -> Self {
-        Self { handle, shards, limits, stamps: Stamps::default() }
+    /// Must be called on a runtime.
+    pub(crate) fn new(handle: Handle<KvMachine>, terms: Terms) -> Self {
+        let stamps = Stamps::default();
+        let keep_alives = KeepAlives::new(handle.clone(), stamps.clone(), terms.shards);
+        let claims = Claims::new(handle.clone());
+        Self { handle, terms, stamps, keep_alives, claims, looks: Looks::default() }
+    }
+
+    pub(crate) fn handle(&self) -> &Handle<KvMachine> {
+        &self.handle
+    }
+
+    pub(crate) fn terms(&self) -> &Terms {
+        &self.terms
     }
 
     /// Answers a request by `deadline`, passing it on at most `hops_left` times.
@@ -44,16 +64,98 @@ impl Requests {
         deadline: Instant,
         hops_left: u32,
     ) -> Result<Replied<forward_reply::Kind>, Refusal> {
-        let ask = wire::ask(&kind, self.shards, &self.limits)?;
+        let ask = wire::request::ask(&kind, &self.terms)?;
         let asked = Asked { requests: self, ask, kind };
+        match asked.ask {
+            // Whatever this member knows: nobody else is asked.
+            Ask::Query { stale: true, .. } | Ask::View { stale: true, .. } => {
+                let reply = forward::Ask::execute(&asked, deadline).await?;
+                Ok(Replied { reply, leader: None })
+            }
+            _ => forward::answer(&self.handle, &asked, deadline, hops_left).await,
+        }
+    }
+
+    /// The same for a request about a lock.
+    pub(crate) async fn answer_lock(
+        &self,
+        kind: lock::forward_request::Kind,
+        deadline: Instant,
+        hops_left: u32,
+    ) -> Result<Replied<lock::forward_reply::Kind>, Refusal> {
+        let ask = wire::request::ask_lock(&kind, &self.terms)?;
+        let asked = AskedLock { requests: self, ask, kind };
         forward::answer(&self.handle, &asked, deadline, hops_left).await
     }
 
-    async fn query(&self, query: Query, deadline: Instant) -> Result<forward_reply::Kind, Refusal> {
-        let answer =
-            self.handle.query(query, deadline).await.map_err(|refusal| refused(&refusal))?;
-        wire::answer(answer)
-            .ok_or_else(|| never(Reason::Invalid, "the answer is to another question"))
+    async fn query(&self, query: Query, stale: bool, deadline: Instant) -> Result<Answer, Refusal> {
+        let answered = if stale {
+            let answered = timeout_at(deadline, self.handle.query_stale(query)).await;
+            answered.unwrap_or(Err(Refused::Deadline))
+        } else {
+            self.handle.query(query, deadline).await
+        };
+        answered.map_err(|refusal| refused(&refusal))
+    }
+
+    /// A frozen state of some shards.
+    pub(crate) async fn view(
+        &self,
+        scope: Scope,
+        stale: bool,
+        deadline: Instant,
+    ) -> Result<View, Refusal> {
+        match self.query(Query::View(scope), stale, deadline).await? {
+            Answer::View(view) => Ok(view),
+            _ => Err(another_question()),
+        }
+    }
+
+    async fn propose(
+        &self,
+        command: &Bytes,
+        verb: Verb,
+        deadline: Instant,
+    ) -> Result<Response, Refusal> {
+        if verb.grows() {
+            self.handle.check_space().map_err(|refusal| refused(&refusal))?;
+        }
+        self.stamps.propose(&self.handle, command.clone(), deadline, verb.name()).await
+    }
+
+    /// Takes a lock, or waits until it is had or the wait is over.
+    async fn acquire(
+        &self,
+        name: Bytes,
+        wait: Duration,
+        command: &Bytes,
+        deadline: Instant,
+    ) -> Result<lock::AcquireReply, Refusal> {
+        let response = self.propose(command, Verb::Acquire, deadline).await?;
+        let lease = match wire::reply::acquired(response)? {
+            Acquired::Reply(reply) => return Ok(reply),
+            Acquired::Queued(lease) => lease,
+        };
+        let mut told = pin!(self.claims.wait(name, lease, deadline));
+        let until = (Instant::now() + wait).min(deadline);
+        let (header, claim) = match timeout_at(until, &mut told).await {
+            Ok(told) => told?,
+            Err(_) => {
+                // In a group that stands still the time of its end does not come by itself. If it
+                // can't be told, the deadline ends the wait.
+                drop(timeout_at(deadline, self.handle.tell_time(deadline)).await);
+                told.await?
+            }
+        };
+        let outcome = match claim {
+            Claim::Held { ttl_ms, token } => wire::reply::held(lease, ttl_ms, token),
+            Claim::Gone(holder) => wire::reply::busy(holder),
+            Claim::Waiting => {
+                return Err(maybe(Reason::Deadline, "the lock was not had in time"));
+            }
+        };
+        let header = Some(wire::reply::header(header));
+        Ok(lock::AcquireReply { header, outcome: Some(outcome) })
     }
 }
 
@@ -72,24 +174,31 @@ impl forward::Ask for Asked<'_> {
     }
 
     fn is_read(&self) -> bool {
-        matches!(self.ask, Ask::Query(_))
+        matches!(self.ask, Ask::Query { .. } | Ask::View { .. })
     }
 
     async fn execute(&self, deadline: Instant) -> Result<forward_reply::Kind, Refusal> {
-        let Requests { handle, stamps, .. } = self.requests;
+        let requests = self.requests;
         match &self.ask {
-            Ask::Query(query) => self.requests.query(query.clone(), deadline).await,
+            Ask::Query { query, stale } => {
+                let answer = requests.query(query.clone(), *stale, deadline).await?;
+                wire::reply::answer(query, answer).unwrap_or_else(|| Err(another_question()))
+            }
             Ask::Time(query) => {
-                stamps.freshen(handle, deadline).await?;
-                self.requests.query(query.clone(), deadline).await
+                requests.stamps.freshen(&requests.handle, deadline).await?;
+                let answer = requests.query(query.clone(), false, deadline).await?;
+                wire::reply::answer(query, answer).unwrap_or_else(|| Err(another_question()))
+            }
+            Ask::View { scope, look, stale } => {
+                let view = requests.view(scope.clone(), *stale, deadline).await?;
+                requests.looks.look(view, look.clone(), deadline).await
             }
             Ask::Command { command, verb } => {
-                if verb.grows() {
-                    handle.check_space().map_err(|refusal| refused(&refusal))?;
-                }
-                let what = verb.name();
-                let proposed = stamps.propose(handle, command.clone(), deadline, what).await?;
-                wire::reply(*verb, proposed)
+                wire::reply::reply(*verb, requests.propose(command, *verb, deadline).await?)
+            }
+            Ask::KeepAlive(lease) => {
+                let reply = requests.keep_alives.keep_alive(*lease, deadline).await?;
+                Ok(forward_reply::Kind::KeepAlive(reply))
             }
         }
     }
@@ -115,4 +224,72 @@ impl forward::Ask for Asked<'_> {
             kind => Ok(kind),
         }))
     }
+}
+
+/// One request about a lock.
+struct AskedLock<'a> {
+    requests: &'a Requests,
+    ask: Ask,
+    kind: lock::forward_request::Kind,
+}
+
+impl forward::Ask for AskedLock<'_> {
+    type Reply = lock::forward_reply::Kind;
+
+    fn may_repeat(&self) -> bool {
+        !wire::is_anonymous_acquire(&self.kind)
+    }
+
+    fn is_read(&self) -> bool {
+        matches!(self.ask, Ask::Query { .. })
+    }
+
+    async fn execute(&self, deadline: Instant) -> Result<lock::forward_reply::Kind, Refusal> {
+        use lock::{forward_reply, forward_request};
+        let requests = self.requests;
+        match (&self.ask, &self.kind) {
+            (Ask::Command { command, .. }, forward_request::Kind::Acquire(acquire)) => {
+                let (name, wait) = (acquire.name.clone(), Duration::from_millis(acquire.wait_ms));
+                let reply = requests.acquire(name, wait, command, deadline).await?;
+                Ok(forward_reply::Kind::Acquire(reply))
+            }
+            (Ask::Command { command, verb }, _) => {
+                wire::reply::released(requests.propose(command, *verb, deadline).await?)
+            }
+            (Ask::KeepAlive(lease), _) => {
+                let reply = requests.keep_alives.keep_alive(*lease, deadline).await?;
+                let reply = wire::reply::lock_kept_alive(reply);
+                Ok(forward_reply::Kind::KeepAlive(reply))
+            }
+            (Ask::Query { query, stale }, _) => {
+                let answer = requests.query(query.clone(), *stale, deadline).await?;
+                wire::reply::lock_answer(answer).ok_or_else(another_question)
+            }
+            (Ask::Time(_) | Ask::View { .. }, _) => Err(another_question()),
+        }
+    }
+
+    async fn send(
+        &self,
+        leader: Channel,
+        left: Duration,
+        hops_left: u32,
+    ) -> Result<Option<Result<lock::forward_reply::Kind, Refusal>>, Status> {
+        let mut message = tonic::Request::new(lock::ForwardRequest {
+            kind: Some(self.kind.clone()),
+            deadline_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            hops_left,
+        });
+        message.set_timeout(left);
+        let mut client = lock::forward_client::ForwardClient::new(leader);
+        let reply = client.execute(message).await?.into_inner();
+        Ok(reply.kind.map(|kind| match kind {
+            lock::forward_reply::Kind::Refusal(refusal) => Err(refusal),
+            kind => Ok(kind),
+        }))
+    }
+}
+
+fn another_question() -> Refusal {
+    never(Reason::Invalid, "the answer is to another question")
 }

@@ -4,19 +4,20 @@
 //! or an error; nothing is allocated by a number that was merely read.
 
 use bytes::{Bytes, BytesMut};
-use proto::shard_of;
 use raft::{BadSnapshot, CHUNK_BYTES_MAX, GroupTime};
 use raftd::codec::{Malformed, Reader};
 
 use crate::{
-    capture::{PART_BYTES, SNAPSHOT_VERSION, kind, outcome_kind},
+    capture::{PART_BYTES, SNAPSHOT_VERSION, kind},
     command::ClientId,
-    limits::{KEY_BYTES_MAX, LONG_VALUE_BYTES, SHARDS_MAX, VALUE_BYTES_MAX},
-    machine::MACHINE_VERSION,
-    outcome::{Outcome, Pair, Revision, ShardTime, Version, Written},
+    kept::{self, BODY_BYTES_MAX},
+    limits::{LONG_VALUE_BYTES, SHARDS_MAX, VALUE_BYTES_MAX},
+    machine::{MACHINE_VERSION, MachineLimits},
+    outcome::{Key, Outcome, Pair, Revision, ShardTime},
+    rebuild::{Rebuild, Section, Told},
     reply::{Kept, Replies, Reply},
-    session::{Row, SessionLimits},
-    shard::{Key, Shard},
+    session::Row,
+    shard::Shard,
 };
 
 /// What a snapshot holds.
@@ -29,7 +30,7 @@ pub(crate) struct Restored {
 }
 
 /// Why reading stopped.
-enum Wrong {
+pub(crate) enum Wrong {
     Malformed(Malformed),
     Other(String),
 }
@@ -40,14 +41,14 @@ impl From<Malformed> for Wrong {
     }
 }
 
-fn wrong<T>(why: impl Into<String>) -> Result<T, Wrong> {
+pub(crate) fn wrong<T>(why: impl Into<String>) -> Result<T, Wrong> {
     Err(Wrong::Other(why.into()))
 }
 
 /// Reads a whole snapshot.
 pub(crate) fn restore(
     chunks: &mut dyn Iterator<Item = Bytes>,
-    limits: SessionLimits,
+    limits: MachineLimits,
 ) -> Result<Restored, BadSnapshot> {
     let mut builder = Builder::new(limits);
     for (number, chunk) in chunks.enumerate() {
@@ -68,31 +69,26 @@ struct Pending {
 
 enum Owner {
     Pair(Key, Pair),
+    Change(Told),
     Reply { sequence: u64, expires: ShardTime, outcome: Outcome, order: u64 },
 }
 
 struct Builder {
-    limits: SessionLimits,
+    limits: MachineLimits,
     /// From the header: how many shards there must be, the time, and the recoveries.
     header: Option<(u32, GroupTime, u64)>,
+    /// Those that are whole.
     shards: Vec<Shard>,
-    last_key: Option<Key>,
-    last_client: Option<ClientId>,
+    /// The one behind them.
+    open: Option<Rebuild>,
     pending: Option<Pending>,
     digest: Option<u128>,
 }
 
 impl Builder {
-    fn new(limits: SessionLimits) -> Self {
-        Self {
-            limits,
-            header: None,
-            shards: Vec::new(),
-            last_key: None,
-            last_client: None,
-            pending: None,
-            digest: None,
-        }
+    fn new(limits: MachineLimits) -> Self {
+        let shards = Vec::new();
+        Self { limits, header: None, shards, open: None, pending: None, digest: None }
     }
 
     fn chunk(&mut self, chunk: &Bytes) -> Result<(), Wrong> {
@@ -114,11 +110,18 @@ impl Builder {
             match kind {
                 kind::HEADER => self.header(&mut reader)?,
                 kind::SHARD => self.shard(&mut reader)?,
+                kind::LEASE => self.open()?.lease(&mut reader)?,
+                kind::LOCK => self.open()?.lock(&mut reader)?,
+                kind::WAITER => self.open()?.waiter(&mut reader)?,
                 kind::PAIR => self.pair(&mut reader)?,
+                kind::CHANGE => self.change(&mut reader)?,
                 kind::ROW => self.row(&mut reader)?,
                 kind::REPLY => self.reply(&mut reader)?,
                 kind::PART => self.part(reader.rest())?,
-                kind::END => self.digest = Some(u128::from_le_bytes(reader.array("digest")?)),
+                kind::END => {
+                    self.close()?;
+                    self.digest = Some(u128::from_le_bytes(reader.array("digest")?));
+                }
                 unknown => return wrong(format!("record kind {unknown} is unknown")),
             }
         }
@@ -165,55 +168,65 @@ impl Builder {
         Ok(())
     }
 
+    /// The shard that is being read.
+    fn open(&mut self) -> Result<&mut Rebuild, Wrong> {
+        match &mut self.open {
+            Some(open) => Ok(open),
+            None => wrong("a record before its shard"),
+        }
+    }
+
+    /// Ends the shard that is being read.
+    fn close(&mut self) -> Result<(), Wrong> {
+        if let Some(open) = self.open.take() {
+            self.shards.push(open.finish()?);
+        }
+        Ok(())
+    }
+
     fn shard(&mut self, reader: &mut Reader<'_>) -> Result<(), Wrong> {
+        self.close()?;
         let number = reader.number32("shard number")?;
         let shards = self.header.map_or(0, |(shards, ..)| shards);
         if number as usize != self.shards.len() || number >= shards {
             return wrong(format!("shard {number} of {shards} comes out of order"));
         }
-        let mut shard = Shard::new(number, self.limits);
+        let mut shard = Shard::new(number, self.limits.of_shard(shards));
         shard.revision = Revision(reader.number("revision")?);
+        shard.changes.compact(Revision(reader.number("compacted revision")?));
         shard.time_offset_ms = reader.number("time offset")?;
         let next_order = reader.number("body order")?;
         if next_order == 0 {
             return wrong("the body order is 0");
         }
+        if shard.changes.compacted() > shard.revision {
+            return wrong("more is compacted than there was");
+        }
         shard.sessions.restore_next_order(next_order);
-        self.shards.push(shard);
-        self.last_key = None;
-        self.last_client = None;
+        self.open = Some(Rebuild::new(shard, shards));
         Ok(())
     }
 
     fn pair(&mut self, reader: &mut Reader<'_>) -> Result<(), Wrong> {
-        let key = reader.bytes("key")?;
-        let mut pair = read_pair_numbers(reader)?;
-        let shards = self.header.map_or(0, |(shards, ..)| shards);
-        let Some(shard) = self.shards.last() else { return wrong("a pair before its shard") };
-        if key.is_empty() || key.len() > KEY_BYTES_MAX {
-            return wrong(format!("a key of {} bytes", key.len()));
-        }
-        if shard_of(key, shards) != shard.number || self.last_client.is_some() {
-            return wrong("a pair in the wrong place");
-        }
-        if self.last_key.as_deref().is_some_and(|last| last >= key) {
-            return wrong("keys out of order");
-        }
-        if pair.version.0 == 0
-            || pair.create_revision.0 == 0
-            || pair.create_revision > pair.mod_revision
-            || pair.mod_revision > shard.revision
-        {
-            return wrong("a pair with impossible revisions");
-        }
-        let key = Key::from(key);
-        self.last_key = Some(key.clone());
+        let (key, mut pair) = self.open()?.pair(reader)?;
         match read_value(reader)? {
             Value::Short(value) => {
                 pair.value = value;
                 self.owned(Owner::Pair(key, pair))
             }
-            Value::Long(length) => self.expect(Owner::Pair(key, pair), length),
+            Value::Long(length) => self.expect(Owner::Pair(key, pair), length, VALUE_BYTES_MAX),
+        }
+    }
+
+    fn change(&mut self, reader: &mut Reader<'_>) -> Result<(), Wrong> {
+        let mut told = self.open()?.change(reader)?;
+        let Some(previous) = &mut told.previous else { return self.owned(Owner::Change(told)) };
+        match read_value(reader)? {
+            Value::Short(value) => {
+                previous.value = value;
+                self.owned(Owner::Change(told))
+            }
+            Value::Long(length) => self.expect(Owner::Change(told), length, VALUE_BYTES_MAX),
         }
     }
 
@@ -225,23 +238,24 @@ impl Builder {
             due: ShardTime(reader.number("due time")?),
             replies: Replies::Empty,
         };
-        let rows_max = self.limits.rows;
-        let Some(shard) = self.shards.last_mut() else { return wrong("a row before its shard") };
-        if self.last_client.is_some_and(|last| last >= client) {
+        let rows_max = self.limits.sessions.rows;
+        let open = self.open()?;
+        open.enter(Section::Rows)?;
+        if open.last_client.is_some_and(|last| last >= client) {
             return wrong("rows out of order");
         }
-        if row.due > row.latest || shard.sessions.rows().len() >= rows_max {
+        if row.due > row.latest || open.shard.sessions.rows().len() >= rows_max {
             return wrong("an impossible row");
         }
-        self.last_client = Some(client);
-        shard.sessions.restore_row(client, row);
+        open.last_client = Some(client);
+        open.shard.sessions.restore_row(client, row);
         Ok(())
     }
 
     fn reply(&mut self, reader: &mut Reader<'_>) -> Result<(), Wrong> {
         let sequence = reader.number("sequence")?;
         let expires = ShardTime(reader.number("expiry")?);
-        let mut outcome = read_outcome(reader)?;
+        let mut outcome = kept::read_outcome(reader)?;
         if outcome.body().is_none() {
             return self.kept(sequence, expires, Kept::new(outcome, 0, false));
         }
@@ -256,18 +270,19 @@ impl Builder {
                 if (order > 0) == value.is_empty() || (dropped && order > 0) {
                     return wrong("a body that contradicts its order");
                 }
-                set_body(&mut outcome, value);
+                kept::set_body(&mut outcome, value)?;
                 self.kept(sequence, expires, Kept::new(outcome, order, dropped))
             }
             Value::Long(_) if order == 0 || dropped => wrong("a dropped body that is there"),
             Value::Long(length) => {
-                self.expect(Owner::Reply { sequence, expires, outcome, order }, length)
+                let owner = Owner::Reply { sequence, expires, outcome, order };
+                self.expect(owner, length, BODY_BYTES_MAX)
             }
         }
     }
 
-    fn expect(&mut self, owner: Owner, length: usize) -> Result<(), Wrong> {
-        if length > VALUE_BYTES_MAX {
+    fn expect(&mut self, owner: Owner, length: usize, most: usize) -> Result<(), Wrong> {
+        if length > most {
             return wrong(format!("a value of {length} bytes"));
         }
         self.pending = Some(Pending { owner, length, parts: BytesMut::new() });
@@ -289,7 +304,12 @@ impl Builder {
         let mut owner = pending.owner;
         match &mut owner {
             Owner::Pair(_, pair) => pair.value = value,
-            Owner::Reply { outcome, .. } => set_body(outcome, value),
+            Owner::Change(told) => {
+                if let Some(previous) = &mut told.previous {
+                    previous.value = value;
+                }
+            }
+            Owner::Reply { outcome, .. } => kept::set_body(outcome, value)?,
         }
         self.owned(owner)
     }
@@ -298,8 +318,14 @@ impl Builder {
     fn owned(&mut self, owner: Owner) -> Result<(), Wrong> {
         match owner {
             Owner::Pair(key, pair) => {
-                let Some(shard) = self.shards.last_mut() else { return wrong("no shard") };
-                shard.insert(key, pair);
+                if self.open()?.shard.pairs.restore(key, pair) {
+                    Ok(())
+                } else {
+                    wrong("a key twice")
+                }
+            }
+            Owner::Change(told) => {
+                self.open()?.told(told);
                 Ok(())
             }
             Owner::Reply { sequence, expires, outcome, order } => {
@@ -309,10 +335,9 @@ impl Builder {
     }
 
     fn kept(&mut self, sequence: u64, expires: ShardTime, kept: Kept) -> Result<(), Wrong> {
-        let (Some(client), Some(shard)) = (self.last_client, self.shards.last_mut()) else {
-            return wrong("a reply before its row");
-        };
-        if shard.sessions.restore_reply(client, Reply { sequence, expires, kept }) {
+        let open = self.open()?;
+        let Some(client) = open.last_client else { return wrong("a reply before its row") };
+        if open.shard.sessions.restore_reply(client, Reply { sequence, expires, kept }) {
             Ok(())
         } else {
             wrong("a reply that contradicts its row")
@@ -336,49 +361,4 @@ fn read_value(reader: &mut Reader<'_>) -> Result<Value, Wrong> {
         };
     }
     Ok(Value::Short(Bytes::copy_from_slice(reader.take(length, "value")?)))
-}
-
-fn read_pair_numbers(reader: &mut Reader<'_>) -> Result<Pair, Malformed> {
-    Ok(Pair {
-        value: Bytes::new(),
-        version: Version(reader.number("version")?),
-        create_revision: Revision(reader.number("create revision")?),
-        mod_revision: Revision(reader.number("mod revision")?),
-    })
-}
-
-fn read_written(reader: &mut Reader<'_>) -> Result<Written, Malformed> {
-    let version = Version(reader.number("version")?);
-    Ok(Written { version, revision: Revision(reader.number("revision")?) })
-}
-
-/// An outcome whose body is still empty.
-fn read_outcome(reader: &mut Reader<'_>) -> Result<Outcome, Wrong> {
-    Ok(match reader.byte("outcome kind")? {
-        outcome_kind::WRITTEN => Outcome::Written(read_written(reader)?),
-        outcome_kind::MISMATCH_ABSENT => Outcome::Mismatch(None),
-        outcome_kind::MISMATCH => Outcome::Mismatch(Some(read_pair_numbers(reader)?)),
-        outcome_kind::APPENDED => {
-            Outcome::Appended { written: read_written(reader)?, old: Bytes::new() }
-        }
-        outcome_kind::TOO_LARGE => {
-            Outcome::TooLarge { bytes: reader.number("size")?, limit: reader.number("limit")? }
-        }
-        outcome_kind::REMOVED => {
-            Outcome::Removed { written: read_written(reader)?, pair: read_pair_numbers(reader)? }
-        }
-        outcome_kind::ABSENT => Outcome::Absent,
-        unknown => return wrong(format!("outcome kind {unknown} is unknown")),
-    })
-}
-
-fn set_body(outcome: &mut Outcome, value: Bytes) {
-    match outcome {
-        Outcome::Mismatch(Some(pair)) | Outcome::Removed { pair, .. } => pair.value = value,
-        Outcome::Appended { old, .. } => *old = value,
-        Outcome::Written(_)
-        | Outcome::Mismatch(None)
-        | Outcome::TooLarge { .. }
-        | Outcome::Absent => {}
-    }
 }

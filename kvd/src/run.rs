@@ -1,6 +1,6 @@
 //! The daemon's life: what it serves, and when it must not go on.
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use daemon::{Failure, Shutdown};
 use raftd::{Handle, Refused, Served, cli::Configuration};
@@ -9,13 +9,20 @@ use tonic::service::Routes;
 use crate::{
     KvMachine,
     config::{Config, NAME},
+    expiry, locks,
     outcome::{Answer, Query},
     requests::Requests,
     service,
+    watch::Watches,
 };
 
 /// The services that the health service speaks for.
-const SERVICES: &[&str] = &["flotilla.kv.v1.Kv", "flotilla.admin.v1.Admin"];
+const SERVICES: &[&str] = &[
+    "flotilla.kv.v1.Kv",
+    "flotilla.kv.v1.Leases",
+    "flotilla.lock.v1.Lock",
+    "flotilla.admin.v1.Admin",
+];
 
 /// Runs a member until shutdown, as [`Served::run`].
 ///
@@ -24,16 +31,32 @@ const SERVICES: &[&str] = &["flotilla.kv.v1.Kv", "flotilla.admin.v1.Admin"];
 pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
     config.check()?;
     let addresses = &config.addresses()?;
-    let (shards, limits) = (config.shards, config.pair_limits());
+    let (shards, terms) = (config.shards, config.terms());
     let deadline = Duration::from_millis(config.deadline_ms);
-    let requests = |handle: &Handle<KvMachine>| Requests::new(handle.clone(), shards, limits);
+    let shared = OnceLock::new();
+    let requests = |handle: &Handle<KvMachine>| {
+        shared.get_or_init(|| Requests::new(handle.clone(), terms)).clone()
+    };
     let peers = |handle: &Handle<KvMachine>, routes: Routes| {
-        routes.add_service(service::forward(requests(handle)))
+        let requests = requests(handle);
+        routes.add_service(service::forward(requests.clone())).add_service(locks::forward(requests))
     };
+    let (pipeline, stopping) = (config.pipeline_limits(), shutdown.clone());
     let clients = |handle: &Handle<KvMachine>, routes: Routes| {
-        routes.add_service(service::kv(requests(handle), deadline))
+        let requests = requests(handle);
+        let watches =
+            Watches::new(requests.clone(), config.watchers_max as usize, stopping.clone());
+        routes
+            .add_service(service::kv(requests.clone(), watches, pipeline, stopping))
+            .add_service(service::leases(requests.clone(), deadline))
+            .add_service(locks::lock(requests, deadline))
     };
-    let watch = |handle| check_shards(handle, shards);
+    let watch = |handle: Handle<KvMachine>| async move {
+        tokio::select! {
+            failure = check_shards(handle.clone(), shards) => failure,
+            never = expiry::run(handle, shards) => match never {},
+        }
+    };
     Served { name: NAME, services: SERVICES, addresses, group: &config.group }
         .run(KvMachine::new(shards), peers, clients, watch, shutdown)
         .await
@@ -44,6 +67,7 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
 async fn check_shards(handle: Handle<KvMachine>, shards: u32) -> Failure {
     let mut status = handle.watch_status();
     loop {
+        let before = status.borrow_and_update().applied;
         match handle.query_stale(Query::Created).await {
             Ok(Answer::Created(Some(created))) if created != shards => {
                 return Failure::configuration(format!(
@@ -51,11 +75,12 @@ async fn check_shards(handle: Handle<KvMachine>, shards: u32) -> Failure {
                 ));
             }
             Ok(Answer::Created(Some(_))) => return std::future::pending().await,
-            Ok(Answer::Created(None) | Answer::Pair(..) | Answer::Time(_))
+            Ok(_)
             | Err(
                 Refused::NotLeader { .. }
                 | Refused::Overtaken
                 | Refused::Transferring
+                | Refused::Doubted
                 | Refused::Overloaded { .. }
                 | Refused::TooLarge { .. }
                 | Refused::LowSpace
@@ -64,7 +89,6 @@ async fn check_shards(handle: Handle<KvMachine>, shards: u32) -> Failure {
                 | Refused::Unborn,
             ) => {}
         }
-        let before = status.borrow_and_update().applied;
         if status.wait_for(|status| status.applied != before).await.is_err() {
             return std::future::pending().await;
         }

@@ -161,7 +161,7 @@ impl Sessions {
     /// Keeps the outcome of a request that `admit` let through.
     pub(crate) fn record(&mut self, id: &RequestId, outcome: &Outcome) {
         let client = id.client;
-        let has_body = outcome.body().is_some_and(|body| !body.is_empty());
+        let has_body = outcome.body().is_some_and(|body| body.cost() > 0);
         let order = if has_body { self.next_order } else { 0 };
         let reply = Reply {
             sequence: id.sequence,
@@ -313,11 +313,11 @@ impl Sessions {
 }
 
 impl Row {
-    fn digest(&self, client: &ClientId) -> u128 {
+    pub(crate) fn digest(&self, client: &ClientId) -> u128 {
         digest::row(&client.0, self.acknowledged, self.latest.0, self.due.0)
     }
 }
 
 fn body_cost(outcome: &Outcome) -> u64 {
-    outcome.body().map_or(0, |body| body.len() as u64 + BODY_OVERHEAD_BYTES)
+    outcome.body().map_or(0, |body| body.cost() + BODY_OVERHEAD_BYTES)
 }

@@ -1,60 +1,91 @@
-//! One shard: the unit of everything. Its pairs, its exactly-once table, its revision counter and
-//! its clock move together and are cloned in constant time.
+//! One shard: the unit of everything. Its pairs, its exactly-once table, its leases and locks, its
+//! change log, its revision counter and its clock move together and are cloned in constant time.
 //!
-//! Decides what a command does to the pairs. Which shard a key belongs to, and the order of
-//! commands, is the machine's business.
-
-use std::sync::Arc;
-
-use bytes::{Bytes, BytesMut};
-use imbl::OrdMap;
-use raft::RECOVERY_GAP;
+//! Decides the order in which a command meets them: the table first, then the guard, then what it
+//! does, which is in `write.rs`, `txn.rs` and `tenure.rs`. Which shard a command belongs to, and
+//! the order of commands, is the machine's business.
 
 use crate::{
-    command::{Condition, Operation, RequestId},
+    changes::ChangeLog,
+    command::{Command, Operation},
     digest,
-    limits::{PairLimits, SWEEP_ROWS_PER_APPLY, VALUE_BYTES_MAX},
-    outcome::{
-        Answered, Header, Outcome, Pair, Refusal, Response, Revision, ShardTime, Version, Written,
-    },
+    lease::Leases,
+    limits::{REVISIONS_FORGOTTEN_PER_APPLY, SWEEP_ROWS_PER_APPLY},
+    lock::Locks,
+    outcome::{Answered, Header, Outcome, Refusal, Response, Revision, ShardTime},
+    pairs::Pairs,
     session::{Admission, SessionLimits, Sessions},
+    tenure::Wish,
+    write::Verdict,
 };
 
-/// A key in its own allocation.
-pub(crate) type Key = Arc<[u8]>;
+/// What a shard must know of its group while it executes a command.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Group {
+    pub(crate) shards: u32,
+    pub(crate) time_ms: u64,
+    /// What all shards store together.
+    pub(crate) stored_bytes: u64,
+}
+
+impl Group {
+    /// Whether the group may store so much more. What does not grow is never refused.
+    pub(crate) fn check_room(&self, more: u64, limit: u64) -> Result<(), Refusal> {
+        let bytes = self.stored_bytes.saturating_add(more);
+        if more > 0 && bytes > limit { Err(Refusal::Quota { bytes, limit }) } else { Ok(()) }
+    }
+}
+
+/// How much of some things a shard may hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShardLimits {
+    pub(crate) sessions: SessionLimits,
+    pub(crate) changes_bytes: u64,
+}
 
 /// A shard. Cloning shares everything.
 #[derive(Clone, Debug)]
 pub(crate) struct Shard {
     pub(crate) number: u32,
-    pub(crate) pairs: OrdMap<Key, Pair>,
+    pub(crate) pairs: Pairs,
+    pub(crate) changes: ChangeLog,
+    pub(crate) leases: Leases,
+    pub(crate) locks: Locks,
     pub(crate) sessions: Sessions,
     pub(crate) revision: Revision,
     /// Shard time is group time plus this, so that it goes on when the shard moves to a group
     /// with another clock.
     pub(crate) time_offset_ms: u64,
-    /// Sum over the pairs.
-    pairs_digest: u128,
 }
 
 impl Shard {
-    pub(crate) fn new(number: u32, limits: SessionLimits) -> Self {
+    pub(crate) fn new(number: u32, limits: ShardLimits) -> Self {
         Self {
             number,
-            pairs: OrdMap::new(),
-            sessions: Sessions::new(limits),
+            pairs: Pairs::new(number),
+            changes: ChangeLog::new(limits.changes_bytes),
+            leases: Leases::default(),
+            locks: Locks::default(),
+            sessions: Sessions::new(limits.sessions),
             revision: Revision(0),
             time_offset_ms: 0,
-            pairs_digest: 0,
         }
     }
 
     /// The digest of everything in it.
     pub(crate) fn digest(&self) -> u128 {
-        let (revision, order) = (self.revision.0, self.sessions.next_order());
-        digest::shard(self.number, revision, self.time_offset_ms, order)
-            .wrapping_add(self.pairs_digest)
+        let (compacted, order) = (self.changes.compacted(), self.sessions.next_order());
+        digest::shard(self.number, self.revision, compacted, self.time_offset_ms, order)
+            .wrapping_add(self.pairs.digest())
+            .wrapping_add(self.changes.digest())
+            .wrapping_add(self.leases.digest())
+            .wrapping_add(self.locks.digest())
             .wrapping_add(self.sessions.digest())
+    }
+
+    /// What it counts against the limit on what is stored.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        self.pairs.bytes() + self.changes.bytes() + self.leases.bytes() + self.locks.bytes()
     }
 
     /// Its time when the group's is this.
@@ -62,141 +93,126 @@ impl Shard {
         ShardTime(group_time_ms.saturating_add(self.time_offset_ms))
     }
 
+    /// The group's time when its own is this.
+    pub(crate) fn group_time_ms(&self, time: ShardTime) -> u64 {
+        time.0.saturating_sub(self.time_offset_ms)
+    }
+
+    /// When its first lease is over, by group time.
+    pub(crate) fn earliest_deadline_ms(&self) -> Option<u64> {
+        self.leases.earliest().map(|deadline| self.group_time_ms(deadline))
+    }
+
     pub(crate) fn header(&self, shards: u32, group_time_ms: u64) -> Header {
         let time = self.time(group_time_ms);
         Header { shard: self.number, shards, revision: self.revision, time }
     }
 
+    pub(crate) fn next_revision(&self) -> Revision {
+        Revision(self.revision.0 + 1)
+    }
+
+    pub(crate) fn take_revision(&mut self) -> Revision {
+        self.revision = self.next_revision();
+        self.revision
+    }
+
     /// Whether `sweep` has something to forget.
     pub(crate) fn is_due(&self, group_time_ms: u64) -> bool {
-        self.sessions.is_due(self.time(group_time_ms))
+        self.sessions.is_due(self.time(group_time_ms)) || self.changes.is_due()
     }
 
     /// Forgets some of what has expired.
     pub(crate) fn sweep(&mut self, group_time_ms: u64) {
         let now = self.time(group_time_ms);
         self.sessions.sweep(now, SWEEP_ROWS_PER_APPLY);
+        self.changes.sweep(REVISIONS_FORGOTTEN_PER_APPLY);
     }
 
     /// Executes a command of this shard, once.
-    pub(crate) fn apply(
-        &mut self,
-        shards: u32,
-        group_time_ms: u64,
-        id: Option<&RequestId>,
-        operation: &Operation<'_>,
-    ) -> Response {
-        let now = self.time(group_time_ms);
+    pub(crate) fn apply(&mut self, group: &Group, command: &Command<'_>) -> Response {
+        let now = self.time(group.time_ms);
         self.sessions.sweep(now, SWEEP_ROWS_PER_APPLY);
+        let id = command.id.as_ref().filter(|_| command.operation.takes_id());
         let result = match id.map(|id| (id, self.sessions.admit(id, now))) {
-            Some((_, Admission::Kept(answered))) => Ok(answered),
+            Some((_, Admission::Kept(answered))) => match answered.outcome {
+                Outcome::NoRoom(refusal) => Err(refusal),
+                outcome => Ok(Answered { outcome, ..answered }),
+            },
             Some((_, Admission::Refused(refusal))) => Err(refusal),
-            Some((id, Admission::Execute)) => {
-                let outcome = self.execute(operation);
-                self.sessions.record(id, &outcome);
-                Ok(first(outcome))
-            }
-            None => Ok(first(self.execute(operation))),
+            Some((id, Admission::Execute)) => match self.execute(group, command) {
+                Ok(outcome) => {
+                    self.sessions.record(id, &outcome);
+                    Ok(first(outcome))
+                }
+                Err(refusal) => {
+                    if refusal.numbers().is_some() {
+                        self.sessions.record(id, &Outcome::NoRoom(refusal.clone()));
+                    }
+                    Err(refusal)
+                }
+            },
+            None => self.execute(group, command).map(first),
         };
-        Response { header: self.header(shards, group_time_ms), result }
+        self.changes.sweep(REVISIONS_FORGOTTEN_PER_APPLY);
+        Response { header: self.header(group.shards, group.time_ms), result }
     }
 
-    fn execute(&mut self, operation: &Operation<'_>) -> Outcome {
-        match operation {
-            Operation::Put { key, value, condition } => self.put(key, value, *condition),
-            Operation::Append { key, value, value_bytes_max } => {
-                self.append(key, value, *value_bytes_max)
+    /// What a Txn that only reads answers.
+    pub(crate) fn answer(&self, group: &Group, command: &Command<'_>) -> Response {
+        let result = match &command.operation {
+            Operation::Txn(txn) => {
+                self.guarded(group, command).unwrap_or_else(|| self.ask(command, txn))
             }
-            Operation::Delete { key } => self.delete(key),
-        }
-    }
-
-    fn put(&mut self, key: &[u8], value: &[u8], condition: Condition) -> Outcome {
-        let current = self.pairs.get(key);
-        if !holds(condition, current) {
-            return Outcome::Mismatch(current.cloned());
-        }
-        Outcome::Written(self.write(key, Bytes::copy_from_slice(value)))
-    }
-
-    fn append(&mut self, key: &[u8], value: &[u8], value_bytes_max: u64) -> Outcome {
-        let old = self.pairs.get(key).map_or_else(Bytes::new, |pair| pair.value.clone());
-        let bytes = old.len() as u64 + value.len() as u64;
-        let limit = value_bytes_max.min(VALUE_BYTES_MAX as u64);
-        if bytes > limit {
-            return Outcome::TooLarge { bytes, limit };
-        }
-        let mut whole = BytesMut::with_capacity(old.len() + value.len());
-        whole.extend_from_slice(&old);
-        whole.extend_from_slice(value);
-        Outcome::Appended { written: self.write(key, whole.freeze()), old }
-    }
-
-    fn delete(&mut self, key: &[u8]) -> Outcome {
-        let Some(pair) = self.pairs.remove(key) else { return Outcome::Absent };
-        self.revision = Revision(self.revision.0 + 1);
-        let removed = digest::pair(self.number, key, &pair);
-        self.pairs_digest = self.pairs_digest.wrapping_sub(removed);
-        let written = Written { version: Version(0), revision: self.revision };
-        Outcome::Removed { written, pair }
-    }
-
-    /// Writes a value that owns its allocation, under the next revision.
-    fn write(&mut self, key: &[u8], value: Bytes) -> Written {
-        let revision = Revision(self.revision.0 + 1);
-        self.revision = revision;
-        let version = if let Some(pair) = self.pairs.get_mut(key) {
-            let before = digest::pair(self.number, key, pair);
-            pair.value = value;
-            let passed = recoveries(revision).saturating_sub(recoveries(pair.mod_revision));
-            pair.version = Version(pair.version.0 + 1 + passed * RECOVERY_GAP);
-            pair.mod_revision = revision;
-            let after = digest::pair(self.number, key, pair);
-            self.pairs_digest = self.pairs_digest.wrapping_sub(before).wrapping_add(after);
-            pair.version
-        } else {
-            let version = Version(1 + recoveries(revision) * RECOVERY_GAP);
-            let pair = Pair { value, version, create_revision: revision, mod_revision: revision };
-            self.insert(Key::from(key), pair);
-            version
+            Operation::Put { .. }
+            | Operation::Append { .. }
+            | Operation::Delete { .. }
+            | Operation::Compact { .. }
+            | Operation::Grant { .. }
+            | Operation::KeepAlive { .. }
+            | Operation::Revoke { .. }
+            | Operation::Expire { .. }
+            | Operation::Acquire { .. }
+            | Operation::Release { .. } => Err(Refusal::NotReadOnly),
         };
-        Written { version, revision }
+        Response { header: self.header(group.shards, group.time_ms), result: result.map(first) }
     }
 
-    /// Adds a pair whose key is absent.
-    pub(crate) fn insert(&mut self, key: Key, pair: Pair) {
-        let digest = digest::pair(self.number, &key, &pair);
-        self.pairs_digest = self.pairs_digest.wrapping_add(digest);
-        let before = self.pairs.insert(key, pair);
-        assert!(before.is_none(), "the key was there already");
-    }
-}
-
-/// How often the group was recovered before a revision. A shard that counts beyond the gap moves its
-/// versions on as well, which does no harm.
-fn recoveries(revision: Revision) -> u64 {
-    revision.0 / RECOVERY_GAP
-}
-
-/// Checks what no state can make acceptable.
-pub(crate) fn check(operation: &Operation<'_>) -> Result<(), Refusal> {
-    let limits = PairLimits::default();
-    limits.check_key(operation.key())?;
-    match operation {
-        Operation::Put { value, .. } | Operation::Append { value, .. } => {
-            Ok(limits.check_value(value)?)
+    fn execute(&mut self, group: &Group, command: &Command<'_>) -> Verdict {
+        if let Some(refused) = self.guarded(group, command) {
+            return refused;
         }
-        Operation::Delete { .. } => Ok(()),
-    }
-}
-
-fn holds(condition: Condition, current: Option<&Pair>) -> bool {
-    match condition {
-        Condition::Always => true,
-        Condition::Version(version) => current.map_or(Version(0), |pair| pair.version) == version,
-        Condition::ModRevision(revision) => {
-            current.map_or(Revision(0), |pair| pair.mod_revision) == revision
+        let (now, stored_bytes_max) = (self.time(group.time_ms), command.bounds.stored_bytes_max);
+        match &command.operation {
+            Operation::Put { key, value, condition, lease } => {
+                self.put(group, command, (key, value), *condition, *lease)
+            }
+            Operation::Append { key, value } => self.append(group, command, key, value),
+            Operation::Delete { key } => self.delete(group, command, key),
+            Operation::Txn(txn) => self.txn(group, command, txn),
+            Operation::Compact { shard: _, revision } => Ok(self.compact(*revision)),
+            Operation::Grant { key: _, ttl_ms } => self.grant(group, stored_bytes_max, *ttl_ms),
+            Operation::KeepAlive { leases } => Ok(self.keep_alive(leases, now)),
+            Operation::Revoke { lease } => Ok(self.revoke(*lease, now)),
+            Operation::Expire { lease, renewal } => Ok(self.expire(*lease, *renewal, now)),
+            Operation::Acquire { name, tenure, wait_ms, owner } => {
+                let wish = Wish { name, tenure: *tenure, wait_ms: *wait_ms, owner };
+                self.acquire(group, stored_bytes_max, &wish)
+            }
+            Operation::Release { name, lease } => Ok(self.release(name, *lease, now)),
         }
+    }
+
+    /// What a command comes to whose guard does not hold.
+    fn guarded(&self, group: &Group, command: &Command<'_>) -> Option<Verdict> {
+        let guard = command.guard.as_ref()?;
+        self.check_guard(guard, self.time(group.time_ms)).err().map(Ok)
+    }
+
+    /// Forgets changes, as far as there are any.
+    fn compact(&mut self, upto: Option<Revision>) -> Outcome {
+        self.changes.compact(upto.unwrap_or(self.revision).min(self.revision));
+        Outcome::Compacted(self.changes.compacted())
     }
 }
 

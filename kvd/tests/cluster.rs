@@ -166,7 +166,10 @@ async fn check_fresh_reads(cluster: &Cluster, writer: usize, readers: [usize; 2]
     let mut readers = [stub(cluster, readers[0]).await, stub(cluster, readers[1]).await];
     for number in 0..200_usize {
         let written = writer.put("k", number.to_string()).await.unwrap();
-        let reply = readers[number % 2].get(GetRequest { key: "k".into() }).await.unwrap();
+        let reply = readers[number % 2]
+            .get(GetRequest { key: "k".into(), ..GetRequest::default() })
+            .await
+            .unwrap();
         assert_eq!(metadata::leader(reply.metadata()), names[number % 2]);
         let pair = reply.into_inner().pair.unwrap();
         assert_eq!((pair.version, pair.value), (written.version, number.to_string().into()));
@@ -186,11 +189,16 @@ async fn the_same_id_executes_once_by_whichever_member() {
         shards: header.shards,
     };
     for at in [0, 1, 2, 0] {
-        let append = AppendRequest { key: "k".into(), value: "x".into(), id: Some(id.clone()) };
+        let append = AppendRequest {
+            key: "k".into(),
+            value: "x".into(),
+            id: Some(id.clone()),
+            ..AppendRequest::default()
+        };
         stub(&cluster, at).await.append(append).await.unwrap();
     }
     assert_eq!(cluster.everyone().get("k").await.unwrap().unwrap().value, "x");
-    let other = DeleteRequest { key: "k".into(), id: Some(id) };
+    let other = DeleteRequest { key: "k".into(), id: Some(id), ..DeleteRequest::default() };
     let refused = stub(&cluster, 1).await.delete(other).await.unwrap_err();
     check_refused(&refused, Code::InvalidArgument, "another kind");
 }
@@ -221,7 +229,7 @@ async fn malformed_requests_are_refused_exactly() {
         (RequestId { shards: 8, ..good.clone() }, Code::FailedPrecondition, "16 shards"),
         (RequestId { expires_ms: 1 << 40, ..good.clone() }, Code::InvalidArgument, "ahead"),
     ] {
-        let delete = DeleteRequest { key: "k".into(), id: Some(id) };
+        let delete = DeleteRequest { key: "k".into(), id: Some(id), ..DeleteRequest::default() };
         check_refused(&stub.delete(delete).await.unwrap_err(), code, words);
     }
 }
@@ -254,7 +262,7 @@ async fn an_expired_request_is_refused_as_maybe() {
             break;
         }
     }
-    let delete = DeleteRequest { key: "k".into(), id: Some(id) };
+    let delete = DeleteRequest { key: "k".into(), id: Some(id), ..DeleteRequest::default() };
     let status = stub.delete(delete).await.unwrap_err();
     assert_eq!(status.code(), Code::Aborted, "{status}");
     assert!(!metadata::was_never_executed(&status));
@@ -275,7 +283,7 @@ async fn without_a_quorum_callers_are_answered_within_their_deadline() {
     let status = stub.put(put).await.unwrap_err();
     assert!(began.elapsed() < Duration::from_millis(600), "{:?}", began.elapsed());
     assert!(status.metadata().contains_key(metadata::EXECUTED), "{status:?}");
-    let mut get = Request::new(GetRequest { key: "k".into() });
+    let mut get = Request::new(GetRequest { key: "k".into(), ..GetRequest::default() });
     get.set_timeout(Duration::from_secs(5));
     let status = stub.get(get).await.unwrap_err();
     assert!(began.elapsed() < Duration::from_secs(6));

@@ -10,10 +10,10 @@ mod common;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use common::{Driven, chunks, without_body};
+use common::{Driven, chunks};
 use kvd::{
     KvMachine,
-    command::{ClientId, Condition, Operation, RequestId},
+    command::{Bounds, ClientId, Condition, Operation, RequestId},
     outcome::{Outcome, Pair, Refusal, Revision, ShardTime, Version, Written},
     session::SessionLimits,
 };
@@ -77,15 +77,19 @@ struct Request {
 impl Request {
     fn operation(&self) -> Operation<'_> {
         let (key, value) = (&self.key[..], &self.value[..]);
-        let put = |condition| Operation::Put { key, value, condition };
+        let put = |condition| Operation::Put { key, value, condition, lease: None };
         match self.verb {
             Verb::Put(_) => put(Condition::Always),
             Verb::PutIfVersion(_, version) => put(Condition::Version(Version(version))),
             Verb::PutIfRevision(_, revision) => put(Condition::ModRevision(Revision(revision))),
-            Verb::Append(_) => Operation::Append { key, value, value_bytes_max: 100 },
+            Verb::Append(_) => Operation::Append { key, value },
             Verb::Delete => Operation::Delete { key },
         }
     }
+}
+
+fn bounds() -> Bounds {
+    Bounds { value_bytes_max: 100, ..Bounds::default() }
 }
 
 #[derive(Default)]
@@ -138,7 +142,9 @@ impl Model {
         let before = self.pairs.get(&request.key);
         let version = Version(before.map_or(0, |pair| pair.version.0) + 1);
         let create_revision = before.map_or(revision, |pair| pair.create_revision);
-        let pair = Pair { value: value.into(), version, create_revision, mod_revision: revision };
+        let mod_revision = revision;
+        let pair =
+            Pair { value: value.into(), version, create_revision, mod_revision, lease: None };
         self.pairs.insert(request.key.clone(), pair);
         Written { version, revision }
     }
@@ -191,7 +197,7 @@ impl Check {
     fn send(&mut self, request: &Request) -> Result<(), TestCaseError> {
         let digest = self.driven.machine.digest();
         let revision = self.model.revisions.get(&request.shard).copied().unwrap_or(0);
-        let response = self.driven.apply(request.id, request.operation());
+        let response = self.driven.apply_bounded(request.id, bounds(), request.operation());
         prop_assert_eq!(response.header.shard, request.shard);
         let Some(id) = request.id else {
             let expected = self.model.execute(request);
@@ -207,7 +213,7 @@ impl Check {
                 let kept = self.model.kept(&id, request.shard);
                 let kept = kept.expect("a duplicate of something that was executed");
                 if answered.body_dropped {
-                    prop_assert_eq!(&answered.outcome, &without_body(kept));
+                    prop_assert_eq!(&answered.outcome, &kept.without_body());
                     prop_assert!(self.limits.body_bytes < 10_000);
                 } else {
                     prop_assert_eq!(&answered.outcome, kept);

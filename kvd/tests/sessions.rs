@@ -145,7 +145,7 @@ fn a_failed_condition_is_a_kept_outcome_with_what_is_there() {
     let id = driven.id(1, 1, 0);
     let operation = put_if(b"k", b"new", Condition::Version(Version(0)));
     let pair = driven.get(b"k");
-    assert_eq!(driven.run(Some(id), operation).outcome, Outcome::Mismatch(pair.clone()));
+    assert_eq!(driven.run(Some(id), operation.clone()).outcome, Outcome::Mismatch(pair.clone()));
     driven.run(None, delete(b"k"));
     let again = driven.run(Some(id), operation);
     assert!(again.duplicate, "now the condition would hold, but the request has had its answer");
@@ -157,7 +157,7 @@ fn a_failed_condition_is_a_kept_outcome_with_what_is_there() {
 fn conditions_compare_version_and_revision() {
     let mut driven = Driven::new(1);
     let absent = put_if(b"k", b"1", Condition::ModRevision(Revision(0)));
-    assert!(matches!(driven.run(None, absent).outcome, Outcome::Written(_)));
+    assert!(matches!(driven.run(None, absent.clone()).outcome, Outcome::Written(_)));
     assert!(matches!(driven.run(None, absent).outcome, Outcome::Mismatch(Some(_))));
     let by_revision = put_if(b"k", b"2", Condition::ModRevision(Revision(1)));
     let written = Written { version: Version(2), revision: Revision(2) };

@@ -5,8 +5,12 @@ mod common;
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use common::{Driven, append, chunks, delete, put};
-use kvd::KvMachine;
+use common::{Driven, append, chunks, delete, put, put_under};
+use kvd::{
+    KvMachine,
+    command::{Action, Guard, Operation, Tenure, Token, Txn},
+    outcome::Outcome,
+};
 use proptest::prelude::*;
 use raft::{CHUNK_BYTES_MAX, StateMachine};
 
@@ -41,9 +45,43 @@ fn varied(keys: u32) -> Driven {
             driven.run(Some(id), operation);
         }
     }
+    leases_and_locks(&mut driven);
     driven.now += 5;
     driven.pass();
     driven
+}
+
+/// Leases with keys, locks with some who wait, and kept replies of all of it.
+fn leases_and_locks(driven: &mut Driven) {
+    let mut sequence = 0;
+    let mut run = |driven: &mut Driven, operation: Operation<'_>| {
+        sequence += 1;
+        driven.run(Some(driven.id(9, sequence, 0)), operation).outcome
+    };
+    for tag in ["{a}", "{b}", "{c}"] {
+        let name = |kind: &str| format!("{tag}{kind}").into_bytes();
+        let (key, lock, other) = (name("key"), name("lock"), name("other"));
+        let lease = driven.grant(&key, 60_000);
+        driven.outcome(put_under(&key, b"attached", lease));
+        driven.outcome(put_under(&other, &[9; 20_000], lease));
+        run(driven, Operation::Grant { key: &key, ttl_ms: 30_000 });
+        for wait_ms in [0, 0, 5_000, 9_000] {
+            run(driven, common::acquire(&lock, 10_000, wait_ms));
+        }
+        let under = Operation::Acquire {
+            name: &lock,
+            tenure: Tenure::Lease(lease),
+            wait_ms: 700,
+            owner: b"under a lease",
+        };
+        run(driven, under);
+        let guard = Guard { lock: &lock, token: Token(1) };
+        let refused = driven.guarded(guard, put(&key, b"late")).result.expect("executed").outcome;
+        assert!(matches!(refused, Outcome::GuardRefused(Some(_))), "{refused:?}");
+        let gets = [Action::Get { key: &other }, Action::Delete { key: &other }];
+        run(driven, Operation::Txn(Txn { then: gets.into(), ..Txn::default() }));
+    }
+    assert_eq!((driven.machine.locks(), driven.machine.leases()), (3, 15));
 }
 
 fn restored(chunks: &[Bytes]) -> Result<KvMachine, raft::BadSnapshot> {
@@ -70,6 +108,12 @@ fn what_was_captured_comes_back_whole() {
             assert_eq!(second.apply(Some(id), append(key, b"z")), ours);
         }
     }
+    for machine in [&mut second, &mut driven] {
+        machine.now += 61_000;
+        machine.expire_due();
+        machine.expire_due();
+        assert_eq!(machine.machine.leases(), 0, "all are over, those that were granted last, too");
+    }
     assert_eq!(second.machine.digest(), driven.machine.digest());
 }
 
@@ -94,6 +138,9 @@ fn equal_states_made_in_different_orders_give_equal_chunks() {
         for number in 0..500 {
             driven.run(None, put(format!("key-{number}").as_bytes(), &[7; 300]));
         }
+        // How they came about is the change log's to tell.
+        driven.run(None, Operation::Compact { shard: 0, revision: None });
+        (0..9).for_each(|_| driven.pass());
         pages.push(chunks(&driven.machine));
     }
     assert_eq!(pages[0], pages[1]);
@@ -163,10 +210,10 @@ fn a_failed_restore_leaves_the_state_as_it_was() {
 fn a_newer_format_is_named() {
     let mut all = chunks(&KvMachine::new(1));
     let mut header = all[0].to_vec();
-    header[1] = 3;
+    header[1] = 9;
     all[0] = header.into();
     let error = restored(&all).unwrap_err().to_string();
-    assert!(error.contains("snapshot version 3"), "{error}");
+    assert!(error.contains("snapshot version 9"), "{error}");
 }
 
 proptest! {

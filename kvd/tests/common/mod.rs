@@ -5,8 +5,9 @@
 use bytes::Bytes;
 use kvd::{
     KvMachine,
-    command::{ClientId, Command, Condition, Operation, RequestId},
-    outcome::{Answer, Answered, Outcome, Pair, Query, Refusal, Response, ShardTime},
+    command::{Bounds, ClientId, Command, Condition, Guard, LeaseId, Operation, RequestId, Tenure},
+    outcome::{Answer, Answered, Claim, Outcome, Pair, Query, Refusal, Response, Scope, ShardTime},
+    view::View,
 };
 use raft::{Applied, Capture, GroupTime, Index, StateMachine, Term};
 
@@ -38,8 +39,64 @@ impl Driven {
     }
 
     pub fn apply(&mut self, id: Option<RequestId>, operation: Operation<'_>) -> Response {
-        let command = Command { shards: self.shards, id, operation }.encode();
+        let command = Command { id, ..Command::new(self.shards, operation) }.encode();
         self.apply_bytes(&command)
+    }
+
+    pub fn apply_bounded(
+        &mut self,
+        id: Option<RequestId>,
+        bounds: Bounds,
+        operation: Operation<'_>,
+    ) -> Response {
+        let command = Command { id, bounds, ..Command::new(self.shards, operation) }.encode();
+        self.apply_bytes(&command)
+    }
+
+    pub fn guarded(&mut self, guard: Guard<'_>, operation: Operation<'_>) -> Response {
+        let command = Command { guard: Some(guard), ..Command::new(self.shards, operation) };
+        self.apply_bytes(&command.encode())
+    }
+
+    pub fn outcome(&mut self, operation: Operation<'_>) -> Outcome {
+        self.run(None, operation).outcome
+    }
+
+    pub fn grant(&mut self, key: &[u8], ttl_ms: u64) -> LeaseId {
+        match self.outcome(Operation::Grant { key, ttl_ms }) {
+            Outcome::Granted { lease, .. } => lease,
+            other => panic!("not granted: {other:?}"),
+        }
+    }
+
+    pub fn view(&self) -> View {
+        match self.machine.query(Query::View(Scope::All)) {
+            Answer::View(view) => view,
+            other => panic!("not a view: {other:?}"),
+        }
+    }
+
+    pub fn claim(&self, name: &[u8], lease: LeaseId) -> Claim {
+        let name = Bytes::copy_from_slice(name);
+        match self.machine.query(Query::Claim { name, lease }) {
+            Answer::Claim(_, claim) => claim,
+            other => panic!("not a claim: {other:?}"),
+        }
+    }
+
+    /// Ends what is over, as a leader does; answers how many leases it was.
+    pub fn expire_due(&mut self) -> usize {
+        let query = Query::DueLeases { until: GroupTime(self.now), most: 1_000 };
+        let Answer::DueLeases(told) = self.machine.query(query) else { panic!("another answer") };
+        for due in &told.due {
+            let (lease, renewal) = (due.lease, due.renewal);
+            let outcome = self.outcome(Operation::Expire { lease, renewal });
+            assert!(
+                matches!(outcome, Outcome::Ended { .. } | Outcome::NoSuchLease(_)),
+                "{outcome:?}"
+            );
+        }
+        told.due.len()
     }
 
     pub fn run(&mut self, id: Option<RequestId>, operation: Operation<'_>) -> Answered {
@@ -69,34 +126,30 @@ impl Driven {
 }
 
 pub fn put<'a>(key: &'a [u8], value: &'a [u8]) -> Operation<'a> {
-    Operation::Put { key, value, condition: Condition::Always }
+    put_if(key, value, Condition::Always)
 }
 
 pub fn put_if<'a>(key: &'a [u8], value: &'a [u8], condition: Condition) -> Operation<'a> {
-    Operation::Put { key, value, condition }
+    Operation::Put { key, value, condition, lease: None }
 }
 
 pub fn append<'a>(key: &'a [u8], value: &'a [u8]) -> Operation<'a> {
-    Operation::Append { key, value, value_bytes_max: 1 << 20 }
+    Operation::Append { key, value }
 }
 
 pub fn delete(key: &[u8]) -> Operation<'_> {
     Operation::Delete { key }
 }
 
-pub fn chunks(machine: &KvMachine) -> Vec<Bytes> {
-    machine.capture().chunks().collect()
+pub fn put_under<'a>(key: &'a [u8], value: &'a [u8], lease: LeaseId) -> Operation<'a> {
+    Operation::Put { key, value, condition: Condition::Always, lease: Some(lease) }
 }
 
-pub fn without_body(outcome: &Outcome) -> Outcome {
-    let mut bare = outcome.clone();
-    match &mut bare {
-        Outcome::Mismatch(Some(pair)) | Outcome::Removed { pair, .. } => pair.value = Bytes::new(),
-        Outcome::Appended { old, .. } => *old = Bytes::new(),
-        Outcome::Written(_)
-        | Outcome::Mismatch(None)
-        | Outcome::TooLarge { .. }
-        | Outcome::Absent => {}
-    }
-    bare
+/// Takes a lock under a lease of its own.
+pub fn acquire(name: &[u8], ttl_ms: u64, wait_ms: u64) -> Operation<'_> {
+    Operation::Acquire { name, tenure: Tenure::Own { ttl_ms }, wait_ms, owner: b"me" }
+}
+
+pub fn chunks(machine: &KvMachine) -> Vec<Bytes> {
+    machine.capture().chunks().collect()
 }

@@ -1,0 +1,159 @@
+//! Between the wire and the machine: what a request asks, what a reply says, why one is refused.
+//!
+//! The only place beside the services that knows both vocabularies.
+
+pub(crate) mod reply;
+pub(crate) mod request;
+
+use bytes::Bytes;
+use proto::{
+    kv::request::Kind,
+    lock,
+    raft::{Reason, Refusal as Refused},
+};
+use raftd::edge::{maybe, never};
+
+use crate::{
+    command::LeaseId,
+    limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX},
+    outcome::{Query, Refusal, Revision, Scope},
+    range::Range,
+    view::PageRequest,
+};
+
+const _: () = assert!(client::KEY_BYTES_MAX == KEY_BYTES_MAX);
+const _: () = assert!(client::VALUE_BYTES_MAX == VALUE_BYTES_MAX);
+
+/// What a request asks of the group.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// A question.
+    Query {
+        query: Query,
+        /// Of this member's state, however old it is.
+        stale: bool,
+    },
+    /// A question about the time, which must not be old.
+    Time(Query),
+    /// A question that takes longer: it is asked of a frozen state.
+    View { scope: Scope, look: Look, stale: bool },
+    /// A command.
+    Command {
+        /// Encoded.
+        command: Bytes,
+        /// Which reply it gets.
+        verb: Verb,
+    },
+    /// A command that waits for others of its kind.
+    KeepAlive(LeaseId),
+}
+
+/// What is looked for in a frozen state.
+#[derive(Clone, Debug)]
+pub(crate) enum Look {
+    /// A key, at a revision.
+    GetAt { key: Bytes, revision: Revision },
+    /// A page of pairs, or how many there are.
+    Scan { range: Range, page: PageRequest, count_only: bool, with_revisions: bool },
+}
+
+/// The kinds of commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Put,
+    Append,
+    Delete,
+    Txn,
+    Compact,
+    Grant,
+    Revoke,
+    Acquire,
+    Release,
+}
+
+impl Verb {
+    /// What a refusal calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Put => "the Put",
+            Self::Append => "the Append",
+            Self::Delete => "the Delete",
+            Self::Txn => "the Txn",
+            Self::Compact => "the Compact",
+            Self::Grant => "the Grant",
+            Self::Revoke => "the Revoke",
+            Self::Acquire => "the Acquire",
+            Self::Release => "the Release",
+        }
+    }
+
+    /// Whether it may add to what is stored.
+    pub(crate) fn grows(self) -> bool {
+        match self {
+            Self::Put | Self::Append | Self::Txn | Self::Grant | Self::Acquire => true,
+            Self::Delete | Self::Compact | Self::Revoke | Self::Release => false,
+        }
+    }
+}
+
+/// Whether losing the answer to this request loses what its outcome was: it changes something, not
+/// always the same, and has no name under which to ask again.
+pub(crate) fn is_anonymous_mutation(kind: &Kind) -> bool {
+    match kind {
+        Kind::Put(put) => put.id.is_none(),
+        Kind::Append(append) => append.id.is_none(),
+        Kind::Delete(delete) => delete.id.is_none(),
+        Kind::Txn(txn) => txn.id.is_none(),
+        Kind::Grant(grant) => grant.id.is_none(),
+        Kind::Get(_)
+        | Kind::Scan(_)
+        | Kind::Time(_)
+        | Kind::Compact(_)
+        | Kind::KeepAlive(_)
+        | Kind::Revoke(_)
+        | Kind::TimeToLive(_) => false,
+    }
+}
+
+/// The same of a request about a lock.
+pub(crate) fn is_anonymous_acquire(kind: &lock::forward_request::Kind) -> bool {
+    use lock::forward_request::Kind;
+    match kind {
+        // Under a lease that lives already it is the same lock, however often it is asked for.
+        Kind::Acquire(acquire) => {
+            let own = matches!(acquire.lease, Some(lock::acquire_request::Lease::TtlMs(_)));
+            own && acquire.id.is_none()
+        }
+        Kind::KeepAlive(_) | Kind::Release(_) | Kind::Inspect(_) => false,
+    }
+}
+
+/// Why the machine did not do it.
+pub(crate) fn refused(refusal: &Refusal) -> Refused {
+    let message = refusal.to_string();
+    match refusal {
+        Refusal::Acknowledged => never(Reason::Acknowledged, message),
+        Refusal::Expired { .. } => {
+            let message = format!("{message}, maybe executed before that");
+            maybe(Reason::Expired, message)
+        }
+        Refusal::Limit { .. } => never(Reason::Limit, message),
+        Refusal::Quota { .. } => never(Reason::Quota, message),
+        Refusal::OtherShards { .. } => never(Reason::OtherShards, message),
+        Refusal::Compacted { .. } | Refusal::NotYet { .. } => never(Reason::OutOfRange, message),
+        Refusal::TooFarAhead { .. }
+        | Refusal::OutOfBounds(_)
+        | Refusal::ChangedTwice { .. }
+        | Refusal::Apart { .. }
+        | Refusal::NoPlace
+        | Refusal::NoSuchShard { .. }
+        | Refusal::ManyShards
+        | Refusal::BadPageToken
+        | Refusal::NotReadOnly
+        | Refusal::BadCommand(_) => never(Reason::Invalid, message),
+    }
+}
+
+pub(crate) fn invalid(message: String) -> Refused {
+    never(Reason::Invalid, message)
+}
