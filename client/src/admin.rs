@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use proto::admin::{
-    ChangeMembersRequest, StatusReply, StatusRequest, TransferLeadershipRequest,
-    admin_client::AdminClient, member_change::Kind,
+    BackupPart, BackupRequest, ChangeMembersRequest, StatusReply, StatusRequest,
+    TransferLeadershipRequest, admin_client::AdminClient, member_change::Kind,
 };
 use tokio::time::timeout;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
     Error, Rejected, Unknown,
@@ -99,6 +99,45 @@ pub async fn change_members(
     }
 }
 
+/// Asks the member at `endpoint` for a backup, which takes as long as it takes; `limit` is for the
+/// beginning and for each part.
+///
+/// # Errors
+/// [`Rejected`]: there is none of this member now.
+pub async fn backup(endpoint: &str, limit: Duration) -> Result<Backup, Error> {
+    let mut client = dial(endpoint, limit)?;
+    match timeout(limit, client.backup(BackupRequest {})).await {
+        Ok(Ok(reply)) => {
+            let address = strip_scheme(endpoint).to_owned();
+            Ok(Backup { address, parts: reply.into_inner(), limit })
+        }
+        Ok(Err(status)) => Err(said(strip_scheme(endpoint), &status).into()),
+        Err(_) => Err(no_answer(strip_scheme(endpoint), limit).into()),
+    }
+}
+
+/// A backup that is being sent.
+#[derive(Debug)]
+pub struct Backup {
+    address: String,
+    parts: Streaming<BackupPart>,
+    limit: Duration,
+}
+
+impl Backup {
+    /// The next part; none behind the last one.
+    ///
+    /// # Errors
+    /// [`Rejected`]: it breaks off, and what has come is of no use.
+    pub async fn next(&mut self) -> Result<Option<BackupPart>, Error> {
+        match timeout(self.limit, self.parts.message()).await {
+            Ok(Ok(part)) => Ok(part),
+            Ok(Err(status)) => Err(said(&self.address, &status).into()),
+            Err(_) => Err(no_answer(&self.address, self.limit).into()),
+        }
+    }
+}
+
 /// What the service itself answers with says that nothing was changed. All else came from the way,
 /// which a source tells.
 fn may_have_run(status: &Status) -> bool {
@@ -130,6 +169,12 @@ fn dial(endpoint: &str, limit: Duration) -> Result<AdminClient<Channel>, Error> 
     let channel = dial_channel(strip_scheme(endpoint), limit)
         .map_err(|invalid| Rejected::Invalid(invalid.to_string()))?;
     Ok(AdminClient::new(channel))
+}
+
+/// What a member said, and which it was.
+fn said(address: &str, status: &Status) -> Rejected {
+    let message = format!("{address}: {}", status.message());
+    Rejected::from_status(&Status::new(status.code(), message))
 }
 
 fn no_answer(address: &str, limit: Duration) -> Rejected {

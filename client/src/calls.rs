@@ -3,14 +3,14 @@
 //! Decides which statuses are worth another attempt, and keeps the one fact that must not get
 //! lost: whether any attempt may have been executed.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
 use crate::{
     Error, Options, Outcome, Rejected, Unknown,
-    members::{Members, Pick},
+    members::{Member, Members, Pick},
     metadata,
 };
 
@@ -41,6 +41,19 @@ impl Patience {
             overtime: Duration::ZERO,
         }
     }
+
+    /// The same for a request that is answered only after a while, in attempts of at most
+    /// `attempt_max`.
+    pub(crate) fn waiting(self, wait: Duration, attempt_max: Duration) -> Self {
+        let attempt = (self.attempt + wait).min(attempt_max);
+        Self { deadline: self.deadline + wait, attempt, ..self }
+    }
+
+    /// The same, but not longer than this, in attempts no longer than that.
+    pub(crate) fn until(self, deadline: Instant, attempt: Duration) -> Self {
+        let attempt = self.attempt.min(attempt);
+        Self { deadline: self.deadline.min(deadline), attempt, ..self }
+    }
 }
 
 /// A request that carries its time limit to the server.
@@ -61,6 +74,23 @@ where
     F: FnMut(Channel, Duration) -> Attempt,
     Attempt: Future<Output = Result<Response<R>, Status>>,
 {
+    let send = |member: Arc<Member>, limit| {
+        let attempt = timeout(limit, send(member.channel(), limit));
+        async move { attempt.await.unwrap_or_else(|_| Err(member.no_answer())) }
+    };
+    call_members(members, patience, send).await
+}
+
+/// As [`call`]; `send` is given the member, and ends by its time limit by itself.
+pub(crate) async fn call_members<R, F, Attempt>(
+    members: &Members,
+    patience: Patience,
+    mut send: F,
+) -> Outcome<R>
+where
+    F: FnMut(Arc<Member>, Duration) -> Attempt,
+    Attempt: Future<Output = Result<Response<R>, Status>>,
+{
     let mut past = Past { never: true, last: None };
     let mut redirects = 0;
     loop {
@@ -78,13 +108,12 @@ where
             }
         };
         let limit = patience.attempt.min(left + patience.overtime);
-        let status = match timeout(limit, send(member.channel(), limit)).await {
-            Ok(Ok(reply)) => {
+        let status = match send(member.clone(), limit).await {
+            Ok(reply) => {
                 members.answered(at, &member, metadata::leader(reply.metadata()));
                 return Outcome::Done(reply.into_inner());
             }
-            Ok(Err(status)) => status,
-            Err(_) => Status::deadline_exceeded(format!("no answer from {}", member.address())),
+            Err(status) => status,
         };
         past.never &= metadata::was_never_executed(&status);
         if is_final(status.code()) {

@@ -1,22 +1,20 @@
 //! The client of the key/value store.
 
-use std::{
-    future::Future,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use proto::kv::{
-    self, AppendReply, AppendRequest, DeleteReply, DeleteRequest, GetReply, GetRequest, PutReply,
-    PutRequest, ReplyHeader, RequestId, TimeRequest, append_reply, kv_client, put_reply,
-    put_request,
+    self, AppendReply, AppendRequest, DeleteReply, DeleteRequest, GetReply, GetRequest,
+    GuardRefused, NoSuchLease, PutReply, PutRequest, ReplyHeader, RequestId, TimeReply,
+    TimeRequest, append_reply, forward_reply, kv_client::KvClient as KvStub, put_reply,
+    put_request, request,
 };
-use tonic::{Response, Status, transport::Channel};
+use tonic::transport::Channel;
 
 use crate::{
     Error, InvalidEndpoint, KEY_BYTES_MAX, MESSAGE_BYTES_MAX, Options, Outcome, Rejected, Unknown,
     VALUE_BYTES_MAX,
-    calls::{self, Patience, idempotent, request},
+    calls::{self, Patience, idempotent},
     members::Members,
     sessions::{Identity, NotOpened, Sessions},
 };
@@ -50,6 +48,28 @@ pub struct Pair {
     pub create_revision: u64,
     /// The shard's revision of the last write.
     pub mod_revision: u64,
+    /// The lease that it goes with.
+    pub lease_id: Option<u64>,
+}
+
+/// Lets a mutation happen only while a lock is held, by whoever was given this token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guard {
+    /// The lock's name. Lock and keys are in one shard, which a common `{tag}` makes sure of.
+    pub lock: Bytes,
+    /// The fencing token.
+    pub token: u64,
+}
+
+/// What is wanted of a Put beside its key and its value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PutOptions {
+    /// Only while this holds.
+    pub condition: Option<Condition>,
+    /// Let the pair go with this lease, and with no other.
+    pub lease_id: Option<u64>,
+    /// Only while a lock is held.
+    pub guard: Option<Guard>,
 }
 
 /// What a mutation did.
@@ -130,7 +150,8 @@ impl KvClient {
         key: impl Into<Bytes>,
         value: impl Into<Bytes>,
     ) -> Result<Written, Error> {
-        match put_if(self.put_raw(key.into(), value.into(), None).await)? {
+        let reply = self.put_raw(key.into(), value.into(), PutOptions::default()).await;
+        match put_if(reply)? {
             PutIf::Written(written) => Ok(written),
             PutIf::Mismatch(_) => Err(garbled("a mismatch without a condition")),
         }
@@ -147,7 +168,22 @@ impl KvClient {
         value: impl Into<Bytes>,
         condition: Condition,
     ) -> Result<PutIf, Error> {
-        put_if(self.put_raw(key.into(), value.into(), Some(condition)).await)
+        let options = PutOptions { condition: Some(condition), ..PutOptions::default() };
+        self.put_with(key, value, options).await
+    }
+
+    /// Writes a key in a certain way.
+    ///
+    /// # Errors
+    /// As [`KvClient::put_if`]; [`Rejected::Refused`] when the lock that guards it is not held any
+    /// more, or the lease has ended.
+    pub async fn put_with(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+        options: PutOptions,
+    ) -> Result<PutIf, Error> {
+        put_if(self.put_raw(key.into(), value.into(), options).await)
     }
 
     /// Appends to a key's value and answers with the value from before.
@@ -160,20 +196,20 @@ impl KvClient {
         key: impl Into<Bytes>,
         value: impl Into<Bytes>,
     ) -> Result<Appended, Error> {
-        let reply = self.append_raw(key.into(), value.into()).await.into_result()?;
-        let dropped = reply.header.is_some_and(|header| header.body_dropped);
-        match reply.outcome {
-            Some(append_reply::Outcome::Appended(appended)) => Ok(Appended {
-                written: appended.written.unwrap_or_default().into(),
-                old_value: (!dropped).then_some(appended.old_value),
-            }),
-            Some(append_reply::Outcome::TooLarge(too_large)) => Err(Rejected::Limit(format!(
-                "the value would have {} bytes; the limit value_bytes_max is {}",
-                too_large.bytes, too_large.limit
-            ))
-            .into()),
-            None => Err(garbled("an Append without an outcome")),
-        }
+        appended(self.append_raw(key.into(), value.into(), None).await)
+    }
+
+    /// Appends to a key's value while a lock is held.
+    ///
+    /// # Errors
+    /// As [`KvClient::append`]; [`Rejected::Refused`] when the lock is not held with that token.
+    pub async fn append_guarded(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+        guard: &Guard,
+    ) -> Result<Appended, Error> {
+        appended(self.append_raw(key.into(), value.into(), Some(guard)).await)
     }
 
     /// Removes a key; none when it was not there.
@@ -181,9 +217,19 @@ impl KvClient {
     /// # Errors
     /// [`Error`] says whether it may have been removed.
     pub async fn delete(&self, key: impl Into<Bytes>) -> Result<Option<Removed>, Error> {
-        let reply = self.delete_raw(key.into()).await.into_result()?;
-        let mod_revision = reply.written.map_or(0, |written| written.mod_revision);
-        Ok(reply.removed.map(|pair| Removed { mod_revision, pair: pair.into() }))
+        removed(self.delete_raw(key.into(), None).await)
+    }
+
+    /// Removes a key while a lock is held; none when it was not there.
+    ///
+    /// # Errors
+    /// As [`KvClient::delete`]; [`Rejected::Refused`] when the lock is not held with that token.
+    pub async fn delete_guarded(
+        &self,
+        key: impl Into<Bytes>,
+        guard: &Guard,
+    ) -> Result<Option<Removed>, Error> {
+        removed(self.delete_raw(key.into(), Some(guard)).await)
     }
 
     /// Reads a key, with all that the reply says.
@@ -192,11 +238,12 @@ impl KvClient {
     /// As [`KvClient::get`].
     pub async fn get_raw(&self, key: Bytes) -> Result<GetReply, Error> {
         check_key(&key)?;
-        let outcome = calls::call(&self.inner.members, self.patience(), |channel, limit| {
-            let message = request(GetRequest { key: key.clone() }, limit);
-            async move { stub(channel).get(message).await }
-        });
-        idempotent(outcome.await)
+        let get = || request::Kind::Get(GetRequest { key: key.clone(), ..GetRequest::default() });
+        let pick = |kind| match kind {
+            forward_reply::Kind::Get(reply) => Some(reply),
+            _ => None,
+        };
+        idempotent(self.call(self.patience(), get, pick).await)
     }
 
     /// Writes a key, with all that the reply says.
@@ -204,69 +251,124 @@ impl KvClient {
         &self,
         key: Bytes,
         value: Bytes,
-        condition: Option<Condition>,
+        options: PutOptions,
     ) -> Outcome<PutReply> {
         if let Err(rejected) = check_key(&key).and_then(|()| check_value(&value)) {
             return Outcome::Rejected(rejected);
         }
-        let condition = condition.map(|condition| match condition {
+        let condition = options.condition.map(|condition| match condition {
             Condition::Absent => put_request::Condition::ExpectedVersion(0),
             Condition::Version(version) => put_request::Condition::ExpectedVersion(version),
             Condition::ModRevision(revision) => {
                 put_request::Condition::ExpectedModRevision(revision)
             }
         });
-        let write = |channel, id, limit| {
-            let (key, value) = (key.clone(), value.clone());
-            let message = request(PutRequest { key, value, condition, id: Some(id) }, limit);
-            async move { stub(channel).put(message).await }
+        let put = |id| {
+            let (key, value, id) = (key.clone(), value.clone(), Some(id));
+            let lease_id = options.lease_id.unwrap_or(0);
+            let guard = options.guard.as_ref().map(Guard::to_wire);
+            request::Kind::Put(PutRequest { key, value, condition, id, lease_id, guard })
         };
-        self.mutate(&key, write, |reply| reply.header).await
+        let pick = |kind| match kind {
+            forward_reply::Kind::Put(reply) => Some(reply),
+            _ => None,
+        };
+        self.mutate(&key, put, pick, |reply| reply.header).await
     }
 
     /// Appends to a key's value, with all that the reply says.
-    pub async fn append_raw(&self, key: Bytes, value: Bytes) -> Outcome<AppendReply> {
+    pub async fn append_raw(
+        &self,
+        key: Bytes,
+        value: Bytes,
+        guard: Option<&Guard>,
+    ) -> Outcome<AppendReply> {
         if let Err(rejected) = check_key(&key).and_then(|()| check_value(&value)) {
             return Outcome::Rejected(rejected);
         }
-        let write = |channel, id, limit| {
-            let (key, value) = (key.clone(), value.clone());
-            let message = request(AppendRequest { key, value, id: Some(id) }, limit);
-            async move { stub(channel).append(message).await }
+        let append = |id| {
+            let (key, value, id) = (key.clone(), value.clone(), Some(id));
+            let guard = guard.map(Guard::to_wire);
+            request::Kind::Append(AppendRequest { key, value, id, guard })
         };
-        self.mutate(&key, write, |reply| reply.header).await
+        let pick = |kind| match kind {
+            forward_reply::Kind::Append(reply) => Some(reply),
+            _ => None,
+        };
+        self.mutate(&key, append, pick, |reply| reply.header).await
     }
 
     /// Removes a key, with all that the reply says.
-    pub async fn delete_raw(&self, key: Bytes) -> Outcome<DeleteReply> {
+    pub async fn delete_raw(&self, key: Bytes, guard: Option<&Guard>) -> Outcome<DeleteReply> {
         if let Err(rejected) = check_key(&key) {
             return Outcome::Rejected(rejected);
         }
-        let write = |channel, id, limit| {
-            let message = request(DeleteRequest { key: key.clone(), id: Some(id) }, limit);
-            async move { stub(channel).delete(message).await }
+        let delete = |id| {
+            let (key, id) = (key.clone(), Some(id));
+            let guard = guard.map(Guard::to_wire);
+            request::Kind::Delete(DeleteRequest { key, id, guard })
         };
-        self.mutate(&key, write, |reply| reply.header).await
+        let pick = |kind| match kind {
+            forward_reply::Kind::Delete(reply) => Some(reply),
+            _ => None,
+        };
+        self.mutate(&key, delete, pick, |reply| reply.header).await
     }
 
-    fn patience(&self) -> Patience {
+    /// Sends a request, built anew for each attempt, until it ends. `pick` takes the reply out of
+    /// those that there are.
+    pub(crate) async fn call<R>(
+        &self,
+        patience: Patience,
+        build: impl Fn() -> request::Kind,
+        pick: impl Fn(forward_reply::Kind) -> Option<R>,
+    ) -> Outcome<R> {
+        let transport = self.inner.options.transport;
+        let send = |member, limit| transport.ask(member, build(), limit);
+        match calls::call_members(&self.inner.members, patience, send).await {
+            Outcome::Done(kind) => match pick(kind) {
+                Some(reply) => Outcome::Done(reply),
+                None => Outcome::Unknown(Unknown {
+                    reason: "the server answered something else".to_owned(),
+                }),
+            },
+            Outcome::Rejected(rejected) => Outcome::Rejected(rejected),
+            Outcome::Unknown(unknown) => Outcome::Unknown(unknown),
+        }
+    }
+
+    pub(crate) fn members(&self) -> &Members {
+        &self.inner.members
+    }
+
+    pub(crate) fn patience(&self) -> Patience {
         Patience::of(&self.inner.options)
     }
 
     /// Sends a mutation under one identity until it ends.
-    async fn mutate<R, Attempt>(
+    pub(crate) async fn mutate<R>(
         &self,
         key: &Bytes,
-        send: impl Fn(Channel, RequestId, std::time::Duration) -> Attempt,
+        build: impl Fn(RequestId) -> request::Kind,
+        pick: impl Fn(forward_reply::Kind) -> Option<R>,
         header: impl Fn(&R) -> Option<ReplyHeader>,
-    ) -> Outcome<R>
-    where
-        Attempt: Future<Output = Result<Response<R>, Status>>,
-    {
+    ) -> Outcome<R> {
         let patience = self.patience();
+        let send = |id: RequestId| self.call(patience, move || build(id.clone()), pick);
+        self.identified(key, patience, header, send).await
+    }
+
+    /// Gives a request of a key's shard an identity, under which `send` sends it until it ends.
+    pub(crate) async fn identified<R, Sent: Future<Output = Outcome<R>>>(
+        &self,
+        key: &Bytes,
+        patience: Patience,
+        header: impl Fn(&R) -> Option<ReplyHeader>,
+        send: impl FnOnce(RequestId) -> Sent,
+    ) -> Outcome<R> {
         let sessions = match self.inner.sessions.get() {
             Some(sessions) => sessions,
-            None => match self.learn(key, patience).await {
+            None => match self.learn(key).await {
                 Ok(sessions) => sessions,
                 Err(rejected) => return Outcome::Rejected(rejected),
             },
@@ -276,7 +378,7 @@ impl KvClient {
             match sessions.open(shard, patience.deadline).await {
                 Ok(open) => break open,
                 Err(NotOpened::TimeUnknown) => {
-                    if let Err(rejected) = self.learn(key, patience).await {
+                    if let Err(rejected) = self.learn(key).await {
                         return Outcome::Rejected(rejected);
                     }
                 }
@@ -289,10 +391,7 @@ impl KvClient {
         let Identity { client, sequence, acknowledged, expires_ms } = open.id.clone();
         let shards = sessions.count();
         let id = RequestId { client, sequence, acknowledged, expires_ms, shards };
-        let outcome = calls::call(&self.inner.members, patience, |channel, limit| {
-            send(channel, id.clone(), limit)
-        })
-        .await;
+        let outcome = send(id).await;
         if let Outcome::Done(reply) = &outcome
             && let Some(header) = header(reply)
         {
@@ -301,13 +400,16 @@ impl KvClient {
         outcome
     }
 
-    /// Asks for the time of a key's shard, and how many shards there are.
-    async fn learn(&self, key: &Bytes, patience: Patience) -> Result<&Sessions, Rejected> {
-        let outcome = calls::call(&self.inner.members, patience, |channel, limit| {
-            let message = request(TimeRequest { key: key.clone() }, limit);
-            async move { stub(channel).time(message).await }
-        });
-        let header = match outcome.await {
+    /// Asks for the time of a key's shard, and how many shards there are. However long the request
+    /// itself may wait for something, this is tried for as long as any call.
+    async fn learn(&self, key: &Bytes) -> Result<&Sessions, Rejected> {
+        let time = || request::Kind::Time(TimeRequest { key: key.clone() });
+        let pick = |kind| match kind {
+            forward_reply::Kind::Time(reply) => Some(reply),
+            _ => None,
+        };
+        let outcome: Outcome<TimeReply> = self.call(self.patience(), time, pick).await;
+        let header = match outcome {
             Outcome::Done(reply) => reply.header.unwrap_or_default(),
             Outcome::Rejected(rejected) => return Err(rejected),
             Outcome::Unknown(unknown) => return Err(Rejected::Unavailable(unknown.reason)),
@@ -322,28 +424,78 @@ impl KvClient {
     }
 }
 
-fn stub(channel: Channel) -> kv_client::KvClient<Channel> {
-    kv_client::KvClient::new(channel)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX)
-}
-
 fn put_if(outcome: Outcome<PutReply>) -> Result<PutIf, Error> {
     match outcome.into_result()?.outcome {
         Some(put_reply::Outcome::Written(written)) => Ok(PutIf::Written(written.into())),
         Some(put_reply::Outcome::Mismatch(mismatch)) => {
             Ok(PutIf::Mismatch(mismatch.current.map(Pair::from)))
         }
+        Some(put_reply::Outcome::GuardRefused(refused)) => Err(guard_refused(refused).into()),
+        Some(put_reply::Outcome::NoSuchLease(lease)) => Err(no_such_lease(lease).into()),
         None => Err(garbled("a Put without an outcome")),
     }
 }
 
+fn appended(outcome: Outcome<AppendReply>) -> Result<Appended, Error> {
+    let reply = outcome.into_result()?;
+    let dropped = reply.header.is_some_and(|header| header.body_dropped);
+    match reply.outcome {
+        Some(append_reply::Outcome::Appended(appended)) => Ok(Appended {
+            written: appended.written.unwrap_or_default().into(),
+            old_value: (!dropped).then_some(appended.old_value),
+        }),
+        Some(append_reply::Outcome::TooLarge(too_large)) => Err(Rejected::Limit(format!(
+            "the value would have {} bytes; the limit value_bytes_max is {}",
+            too_large.bytes, too_large.limit
+        ))
+        .into()),
+        Some(append_reply::Outcome::GuardRefused(refused)) => Err(guard_refused(refused).into()),
+        None => Err(garbled("an Append without an outcome")),
+    }
+}
+
+fn removed(outcome: Outcome<DeleteReply>) -> Result<Option<Removed>, Error> {
+    let reply = outcome.into_result()?;
+    if let Some(refused) = reply.guard_refused {
+        return Err(guard_refused(refused).into());
+    }
+    let mod_revision = reply.written.map_or(0, |written| written.mod_revision);
+    Ok(reply.removed.map(|pair| Removed { mod_revision, pair: pair.into() }))
+}
+
+impl Guard {
+    pub(crate) fn to_wire(&self) -> kv::Guard {
+        kv::Guard { lock: self.lock.clone(), token: self.token }
+    }
+}
+
+/// That a guard did not let a mutation happen.
+pub(crate) fn guard_refused(refused: GuardRefused) -> Rejected {
+    let why = match refused.token {
+        0 => "the lock of the guard is not held".to_owned(),
+        token => format!("the lock of the guard is held with token {token}"),
+    };
+    Rejected::Refused(why)
+}
+
+/// That a lease is none.
+pub(crate) fn no_such_lease(lease: NoSuchLease) -> Rejected {
+    Rejected::Refused(format!("lease {} has ended, or never was", lease.lease_id))
+}
+
+/// For calls that are streams of their own.
+pub(crate) fn stub(channel: Channel) -> KvStub<Channel> {
+    KvStub::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
 /// A reply that makes no sense: what it answers was executed or not.
-fn garbled(what: &str) -> Error {
+pub(crate) fn garbled(what: &str) -> Error {
     Unknown { reason: format!("the server answered {what}") }.into()
 }
 
-fn check_key(key: &Bytes) -> Result<(), Rejected> {
+pub(crate) fn check_key(key: &Bytes) -> Result<(), Rejected> {
     match key.len() {
         0 => Err(Rejected::Invalid("the key is empty".to_owned())),
         bytes if bytes > KEY_BYTES_MAX => Err(Rejected::Invalid(format!(
@@ -353,7 +505,7 @@ fn check_key(key: &Bytes) -> Result<(), Rejected> {
     }
 }
 
-fn check_value(value: &Bytes) -> Result<(), Rejected> {
+pub(crate) fn check_value(value: &Bytes) -> Result<(), Rejected> {
     let bytes = value.len();
     if bytes <= VALUE_BYTES_MAX {
         return Ok(());
@@ -366,8 +518,9 @@ fn check_value(value: &Bytes) -> Result<(), Rejected> {
 
 impl From<kv::Pair> for Pair {
     fn from(pair: kv::Pair) -> Self {
-        let kv::Pair { value, version, create_revision, mod_revision } = pair;
-        Self { value, version, create_revision, mod_revision }
+        let kv::Pair { value, version, create_revision, mod_revision, lease_id } = pair;
+        let lease_id = Some(lease_id).filter(|lease| *lease > 0);
+        Self { value, version, create_revision, mod_revision, lease_id }
     }
 }
 

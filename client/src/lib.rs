@@ -11,23 +11,42 @@ pub mod jobs;
 mod calls;
 mod error;
 mod kv;
+mod leases;
+mod locks;
 pub mod log;
 mod members;
 mod options;
+mod pipeline;
+mod scan;
 mod sessions;
+mod transport;
+mod txn;
+mod watch;
 
 pub use error::{Error, InvalidEndpoint, Outcome, Rejected, Unknown};
 pub use jobs::JobClient;
-pub use kv::{Appended, Condition, KvClient, Pair, PutIf, Removed, Written};
+pub use kv::{Appended, Condition, Guard, KvClient, Pair, PutIf, PutOptions, Removed, Written};
+pub use leases::{Granted, KeptAlive, LeaseState};
+pub use locks::{
+    Election, Held as HeldLock, Holder, Leadership, LockClient, LockOptions, LockState,
+};
 pub use log::LogClient;
 pub use options::Options;
+pub use proto::kv::{Relation, compare::Operand};
 pub use proto::metadata;
+pub use scan::{Keys, Scan, ScanOptions};
+pub use transport::Transport;
+pub use txn::{OperationReply, Txn, TxnDone};
+pub use watch::{Event, Watch, WatchOptions, Watched};
 
 /// The longest key of the store, in bytes.
 pub const KEY_BYTES_MAX: usize = 8 * 1024;
 
 /// The longest value of the store, in bytes.
 pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
+
+/// The longest request that a member reads.
+pub const REQUEST_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// The longest message that is sent or read.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;

@@ -6,16 +6,19 @@
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use tokio::time::Instant;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 
-use crate::{InvalidEndpoint, Options};
+use crate::{InvalidEndpoint, Options, pipeline::Pipeline};
 
 /// How many members a client keeps connections to; hints beyond it are ignored.
 const MEMBERS_MAX: usize = 16;
@@ -44,6 +47,8 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 pub(crate) struct Member {
     address: String,
     channel: Channel,
+    /// The stream to it, if this client uses one.
+    pipeline: OnceLock<Pipeline>,
     /// Failures since the last success.
     failures: AtomicU32,
     /// When it may be asked again, in milliseconds since the list was made.
@@ -74,6 +79,15 @@ pub(crate) enum Pick {
 impl Member {
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    pub(crate) fn pipeline(&self) -> &Pipeline {
+        self.pipeline.get_or_init(|| Pipeline::new(self.channel.clone()))
+    }
+
+    /// It did not answer in time; nobody knows what became of the request.
+    pub(crate) fn no_answer(&self) -> Status {
+        Status::deadline_exceeded(format!("no answer from {}", self.address))
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -220,6 +234,7 @@ fn dial(address: &str, connect: Duration) -> Result<Member, InvalidEndpoint> {
     Ok(Member {
         address: address.to_owned(),
         channel: dial_channel(address, connect)?,
+        pipeline: OnceLock::new(),
         failures: AtomicU32::new(0),
         retry_at_ms: AtomicU64::new(0),
         failed_at_ms: AtomicU64::new(0),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::Transport;
+
 /// The settings of a client; the default suits most.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -11,6 +13,8 @@ pub struct Options {
     pub attempt: Duration,
     /// How long a connection may take to come about.
     pub connect: Duration,
+    /// How requests to the key/value store travel; others have no choice.
+    pub transport: Transport,
 }
 
 impl Default for Options {
@@ -19,6 +23,7 @@ impl Default for Options {
             deadline: Duration::from_secs(10),
             attempt: Duration::from_millis(2_500),
             connect: Duration::from_secs(1),
+            transport: Transport::default(),
         }
     }
 }

@@ -57,6 +57,7 @@ impl Fake {
             deadline: Duration::from_secs(5),
             attempt: Duration::from_millis(200),
             connect: Duration::from_millis(500),
+            ..Options::default()
         };
         LogClient::connect(vec![address], options).unwrap()
     }

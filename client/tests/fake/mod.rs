@@ -1,25 +1,40 @@
 //! A key/value server that misbehaves to order: it refuses, forgets to answer, executes and then
 //! breaks off. It counts what it executed by request id and keeps replies as a real one does.
 
-#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+pub mod line;
 
 use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use flotilla_client::metadata::{EXECUTED, LEADER, MAYBE, NEVER};
-use proto::kv::{
-    AppendReply, AppendRequest, Appended, DeleteReply, DeleteRequest, GetReply, GetRequest, Pair,
-    PutReply, PutRequest, ReplyHeader, RequestId, TimeReply, TimeRequest, Written, append_reply,
-    kv_server::{Kv, KvServer},
-    put_reply,
+use proto::{
+    kv::{
+        AppendReply, AppendRequest, Appended, CompactReply, CompactRequest, DeleteReply,
+        DeleteRequest, ForwardReply, GetReply, GetRequest, Pair, PipelineReply, PipelineRequest,
+        PutReply, PutRequest, ReplyHeader, RequestId, ScanReply, ScanRequest, TimeReply,
+        TimeRequest, TxnReply, TxnRequest, WatchReply, WatchRequest, Written, append_reply,
+        forward_reply,
+        kv_server::{Kv, KvServer},
+        put_reply, request,
+    },
+    raft::{Executed, Reason, Refusal},
 };
-use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{
-    Code, Request, Response, Status,
+    Code, Request, Response, Status, Streaming,
     transport::{Server, server::TcpIncoming},
 };
 
@@ -232,7 +247,7 @@ impl Kv for Fake {
         &self,
         request: Request<AppendRequest>,
     ) -> Result<Response<AppendReply>, Status> {
-        let AppendRequest { key, value, id } = request.into_inner();
+        let AppendRequest { key, value, id, .. } = request.into_inner();
         let change = |state: &mut State| {
             let old = state.values.get(&key).map(|(value, _)| value.clone()).unwrap_or_default();
             write(state, &key, [&old[..], &value[..]].concat().into())
@@ -248,7 +263,7 @@ impl Kv for Fake {
         &self,
         request: Request<DeleteRequest>,
     ) -> Result<Response<DeleteReply>, Status> {
-        let DeleteRequest { key, id } = request.into_inner();
+        let DeleteRequest { key, id, .. } = request.into_inner();
         let change = |state: &mut State| {
             state.revision += 1;
             state.values.remove(&key);
@@ -257,11 +272,115 @@ impl Kv for Fake {
         let (written, _) = self.mutate(&key, id, change).await?;
         let header = Some(self.header(&key));
         let removed = Some(Pair::default());
-        Ok(self.respond(DeleteReply { header, removed, written: Some(written) }))
+        let written = Some(written);
+        Ok(self.respond(DeleteReply { header, removed, written, ..DeleteReply::default() }))
     }
 
     async fn time(&self, request: Request<TimeRequest>) -> Result<Response<TimeReply>, Status> {
         self.state().times_asked += 1;
         Ok(Response::new(TimeReply { header: Some(self.header(&request.into_inner().key)) }))
+    }
+
+    type PipelineStream = Replies<PipelineReply>;
+
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<PipelineRequest>>,
+    ) -> Result<Response<Self::PipelineStream>, Status> {
+        let (replies, out) = mpsc::channel(1);
+        let (fake, mut requests) = (self.clone(), request.into_inner());
+        tokio::spawn(async move {
+            while let Ok(Some(request)) = requests.message().await {
+                let (fake, replies) = (fake.clone(), replies.clone());
+                // Nobody listens any more once the stream is broken.
+                tokio::spawn(async move { drop(replies.send(fake.answer(request).await).await) });
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
+    }
+
+    async fn scan(&self, _: Request<ScanRequest>) -> Result<Response<ScanReply>, Status> {
+        Err(Status::unimplemented("scans"))
+    }
+
+    async fn txn(&self, _: Request<TxnRequest>) -> Result<Response<TxnReply>, Status> {
+        Err(Status::unimplemented("transactions"))
+    }
+
+    type WatchStream = Replies<WatchReply>;
+
+    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("watches"))
+    }
+
+    async fn compact(&self, _: Request<CompactRequest>) -> Result<Response<CompactReply>, Status> {
+        Err(Status::unimplemented("compaction"))
+    }
+}
+
+pub type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl Fake {
+    /// A reply as a pipeline has it. What is not said by a server itself breaks the stream.
+    async fn answer(&self, request: PipelineRequest) -> Result<PipelineReply, Status> {
+        let PipelineRequest { number, request, timeout_ms } = request;
+        assert!(timeout_ms > 0);
+        let (kind, leader) = match self.dispatch(request.unwrap().kind.unwrap(), timeout_ms).await {
+            Ok(reply) => {
+                let leader = reply.metadata().get(LEADER).map(|it| it.to_str().unwrap().to_owned());
+                (reply.into_inner(), leader.unwrap_or_default())
+            }
+            Err(status) if status.metadata().get(EXECUTED).is_some() => {
+                (forward_reply::Kind::Refusal(as_data(&status)), String::new())
+            }
+            Err(status) => return Err(status),
+        };
+        Ok(PipelineReply { number, reply: Some(ForwardReply { kind: Some(kind) }), leader })
+    }
+
+    async fn dispatch(
+        &self,
+        kind: request::Kind,
+        timeout_ms: u32,
+    ) -> Result<Response<forward_reply::Kind>, Status> {
+        fn with<T>(message: T, timeout_ms: u32) -> Request<T> {
+            let mut request = Request::new(message);
+            request.set_timeout(Duration::from_millis(timeout_ms.into()));
+            request
+        }
+        use forward_reply::Kind as Reply;
+        Ok(match kind {
+            request::Kind::Get(it) => self.get(with(it, timeout_ms)).await?.map(Reply::Get),
+            request::Kind::Put(it) => self.put(with(it, timeout_ms)).await?.map(Reply::Put),
+            request::Kind::Append(it) => {
+                self.append(with(it, timeout_ms)).await?.map(Reply::Append)
+            }
+            request::Kind::Delete(it) => {
+                self.delete(with(it, timeout_ms)).await?.map(Reply::Delete)
+            }
+            request::Kind::Time(it) => self.time(with(it, timeout_ms)).await?.map(Reply::Time),
+            other => panic!("{other:?} is not asked here"),
+        })
+    }
+}
+
+fn as_data(status: &Status) -> Refusal {
+    let reason = match status.code() {
+        Code::Unavailable => Reason::NotLeader,
+        Code::ResourceExhausted => Reason::Limit,
+        Code::InvalidArgument => Reason::Invalid,
+        Code::FailedPrecondition => Reason::NoSpace,
+        Code::DeadlineExceeded => Reason::Deadline,
+        Code::Aborted => Reason::Expired,
+        other => panic!("{other:?} is not refused with here"),
+    };
+    let text = |name| status.metadata().get(name).map(|it| it.to_str().unwrap().to_owned());
+    let never = text(EXECUTED).as_deref() == Some(NEVER);
+    let executed = if never { Executed::Never } else { Executed::Maybe };
+    Refusal {
+        reason: reason.into(),
+        executed: executed.into(),
+        message: status.message().to_owned(),
+        leader: text(LEADER).unwrap_or_default(),
     }
 }
