@@ -9,7 +9,7 @@ use daemon::{Code, Failure, version};
 use tokio::runtime::Builder;
 
 use crate::output::Output;
-use crate::{bench, demo, kv, log, members, mr, proto_files, status, up};
+use crate::{backup, bench, demo, kv, lock, log, members, mr, proto_files, status, up};
 
 const EXAMPLES: &str = "\
 Try it:
@@ -49,8 +49,12 @@ enum Command {
     /// Run a cluster on this machine until Ctrl-C
     #[command(after_help = up::HELP)]
     Up(up::Arguments),
-    /// Read and write keys
+    /// Read, write and watch keys
+    #[command(after_help = kv::HELP)]
     Kv(kv::Arguments),
+    /// Run a command while holding a lock, or look at one
+    #[command(after_help = lock::HELP)]
+    Lock(lock::Arguments),
     /// Append to a replicated log, read and trim it
     #[command(after_help = log::HELP)]
     Log(log::Arguments),
@@ -58,6 +62,12 @@ enum Command {
     Status(status::Arguments),
     /// Who belongs to a group and who leads it; recover from the loss of a majority
     Members(members::Arguments),
+    /// Write the state of a running cluster to a file
+    #[command(after_help = backup::BACKUP_HELP)]
+    Backup(backup::BackupArguments),
+    /// Make a new cluster of a backup
+    #[command(after_help = backup::RESTORE_HELP)]
+    Restore(backup::RestoreArguments),
     /// Submit, watch and cancel MapReduce jobs
     #[command(after_help = mr::HELP)]
     Mr(mr::Arguments),
@@ -101,9 +111,12 @@ fn run(command: Command, program: &str, output: Output) -> Result<(), Failure> {
             Command::Demo(arguments) => demo::run(arguments, output).await,
             Command::Up(arguments) => up::run(arguments, program, output).await,
             Command::Kv(arguments) => kv::run(arguments, output).await,
+            Command::Lock(arguments) => lock::run(arguments, output).await,
             Command::Log(arguments) => log::run(arguments, output).await,
             Command::Status(arguments) => status::run(arguments, output).await,
             Command::Members(arguments) => members::run(arguments, output).await,
+            Command::Backup(arguments) => backup::backup(arguments, output).await,
+            Command::Restore(arguments) => backup::restore(arguments, output).await,
             Command::Mr(arguments) => mr::run(arguments, output).await,
             Command::Bench(arguments) => bench::run(arguments, output).await,
             Command::Proto(arguments) => proto_files::run(&arguments, output),
@@ -140,6 +153,9 @@ mod tests {
             "flotilla log tail --last 1 --from 1",
             "flotilla kv get key --timeout soon",
             "flotilla mr submit --app wc",
+            "flotilla backup",
+            "flotilla restore",
+            "flotilla restore file --check data",
         ] {
             assert_eq!(code(call), Code::WrongCall, "{call}");
         }

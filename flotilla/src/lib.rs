@@ -4,11 +4,13 @@
 //! else a command ([`cli`]). What daemons do is in their own crates; what a command does is in the
 //! module of its name. Commands end with the exit codes of [`daemon::Code`].
 
+mod backup;
 mod bench;
 mod cli;
 pub mod demo;
 mod kv;
 pub mod local;
+mod lock;
 mod log;
 mod members;
 mod mr;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use client::{Error, Rejected};
 use daemon::{Code, Failure};
-use proto::admin::{Role, StatusReply, Transfer};
+use proto::admin::{Role, StatusReply, Transfer, Trust};
 use serde_json::{Value, json};
 
 use crate::output::{Output, Table, refused};
@@ -169,6 +169,17 @@ fn snapshot(reply: &StatusReply) -> String {
     }
 }
 
+/// What is wrong with its state, if anything is.
+fn doubt(reply: &StatusReply) -> &'static str {
+    match reply.trust() {
+        Trust::Unspecified | Trust::Sound => "",
+        Trust::Unverified => ", state unverified",
+        Trust::Wrong => ", state wrong, rebuilding",
+        Trust::Doubtful => ", state in doubt, replaying",
+        Trust::Undecided => ", state undecided",
+    }
+}
+
 pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -190,7 +201,12 @@ fn table(answers: &BTreeMap<String, Answer>) -> String {
         table.row([
             format!("{} {}", reply.daemon, reply.node),
             endpoint.clone(),
-            format!("{}{}", role(reply), if reply.low_on_space { ", disk full" } else { "" }),
+            format!(
+                "{}{}{}",
+                role(reply),
+                if reply.low_on_space { ", disk full" } else { "" },
+                doubt(reply)
+            ),
             reply.term.to_string(),
             leader,
             reply.last_index.to_string(),
@@ -236,6 +252,7 @@ fn values(answers: &BTreeMap<String, Answer>) -> Value {
             "state_digest": hexadecimal(&reply.state_digest),
             "group_time_ms": reply.group_time_ms,
             "low_on_space": reply.low_on_space,
+            "trust": reply.trust().as_str_name().trim_start_matches("TRUST_").to_lowercase(),
         }),
     });
     let leaders: Vec<_> = groups.values().map(|group| leader(group.iter().copied())).collect();

@@ -44,7 +44,8 @@ async fn leader(cluster: &Cluster) -> u16 {
     u16::try_from(status(cluster, 1).await.leader).unwrap()
 }
 
-/// Overwrites the same few keys until `bytes` were written and the time has passed.
+/// Overwrites the same few keys, of one shard, so that little of the past is kept and a snapshot is
+/// small, until `bytes` were written and the time has passed.
 async fn write(client: &KvClient, bytes: u64, time: Duration) {
     let begin = Instant::now();
     let each = bytes / CLIENTS / VALUE_BYTES as u64;
@@ -55,7 +56,7 @@ async fn write(client: &KvClient, bytes: u64, time: Duration) {
             let mut number = 0;
             while number < each || begin.elapsed() < time {
                 let value = vec![b'a' + (number % 26) as u8; VALUE_BYTES];
-                client.put(format!("key-{me}"), value).await.unwrap();
+                client.put(format!("{{away}}{me}"), value).await.unwrap();
                 number += 1;
             }
         });

@@ -90,7 +90,7 @@ async fn disk_use_bounded() {
     check(bytes(), |client, me, bytes| async move {
         let value = vec![7; 16 << 10];
         for round in 0..bytes / value.len() as u64 {
-            client.put(format!("key-{me}-{}", round % 4), value.clone()).await.unwrap();
+            client.put(format!("{{disk}}{me}-{}", round % 4), value.clone()).await.unwrap();
         }
     })
     .await;
@@ -104,7 +104,7 @@ async fn append_use_bounded() {
     check(bytes() / 4, |client, me, bytes| async move {
         let part = vec![7; 2 << 10];
         for round in 0..bytes / part.len() as u64 {
-            let key = format!("key-{me}-{}", round / ROUND);
+            let key = format!("{{disk}}{me}-{}", round / ROUND);
             let old = client.append(key.clone(), part.clone()).await.unwrap();
             let len = old.old_value.map(|value| value.len() as u64);
             assert_eq!(len, Some(round % ROUND * part.len() as u64));

@@ -20,7 +20,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("kvd", &["client", "daemon", "proto", "raft", "raftd"]),
     ("mr-coordinator", &["client", "daemon", "proto", "raft", "raftd"]),
     ("mr-worker", &["client", "daemon", "proto"]),
-    ("sim", &["raft", "raftd"]),
+    ("sim", &["kvd", "raft", "raftd"]),
     (
         "flotilla",
         &["client", "daemon", "kvd", "mr-coordinator", "mr-worker", "proto", "raft", "raftd"],

@@ -1,7 +1,7 @@
 //! `flotilla bench kv`: puts first, linearizable gets after.
 
 use bytes::Bytes;
-use client::{KvClient, Options};
+use client::{KvClient, Options, Transport};
 use daemon::{Code, Failure};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -24,6 +24,9 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "COUNT,...", value_delimiter = ',', default_value = "1,64,256",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(CLIENTS_MAX)))]
     clients: Vec<u32>,
+    /// Send all requests of a connection on one stream, not each as a call of its own
+    #[arg(long)]
+    pipeline: bool,
     #[command(flatten)]
     usual: Usual,
     #[command(flatten)]
@@ -56,7 +59,9 @@ impl Load for Requests {
 
 /// Measures; answers with how long values were.
 pub(super) async fn run(arguments: &Arguments, report: &mut Report) -> Result<u64, Failure> {
-    let Arguments { clients, usual, endpoints } = arguments;
+    let Arguments { clients, pipeline, usual, endpoints } = arguments;
+    let transport = if *pipeline { Transport::Pipelined } else { Transport::Unary };
+    let options = Options { transport, ..Options::default() };
     if usual.value_bytes > client::VALUE_BYTES_MAX as u64 {
         let (bytes, limit) = (usual.value_bytes, client::VALUE_BYTES_MAX);
         let message = format!("values of {bytes} bytes; the limit value_bytes_max is {limit}");
@@ -74,7 +79,7 @@ pub(super) async fn run(arguments: &Arguments, report: &mut Report) -> Result<u6
         for &count in clients {
             report.begin(name, count);
             let connect =
-                || KvClient::connect(endpoints.clone(), Options::default()).map_err(malformed);
+                || KvClient::connect(endpoints.clone(), options.clone()).map_err(malformed);
             let connections = CONNECTIONS_MAX.min(count as usize);
             let pool = (0..connections).map(|_| connect()).collect::<Result<Vec<_>, _>>()?;
             let loads = (0..count).zip(pool.iter().cycle()).map(|(number, client)| Requests {

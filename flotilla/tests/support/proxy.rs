@@ -1,13 +1,15 @@
 //! A way to a server that breaks when it is told to: the connection that carries most is cut in the
-//! middle of what it carries, or nothing passes any more and nobody is told.
+//! middle of what it carries, or all passes late, or nothing passes any more and nobody is told.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 /// A connection over which so much has come from the server carries bulk: the others are of
 /// heartbeats and answers.
@@ -24,6 +26,8 @@ enum Weather {
     /// The next piece of a connection that carries bulk is passed on in half, and then the connection
     /// is closed. That clears the weather.
     Cut,
+    /// Every piece passes so much later, and the next one after it.
+    Slow(Duration),
     /// Connections stay open and can be made, and nothing passes.
     Hole,
 }
@@ -66,6 +70,11 @@ impl Proxies {
         self.weather.send_replace(Weather::Hole);
     }
 
+    /// Lets everything pass later, until [`Proxies::heal`].
+    pub(crate) fn slow(&self, delay: Duration) {
+        self.weather.send_replace(Weather::Slow(delay));
+    }
+
     /// Lets what was swallowed go on.
     pub(crate) fn heal(&self) {
         self.weather.send_replace(Weather::Clear);
@@ -99,6 +108,10 @@ async fn pass_on(
     while let Ok(length @ 1..) = from.read(&mut piece).await {
         if changes.wait_for(|weather| *weather != Weather::Hole).await.is_err() {
             return;
+        }
+        let weather_now = *changes.borrow();
+        if let Weather::Slow(delay) = weather_now {
+            sleep(delay).await;
         }
         passed += length;
         let is_cut = passed >= bulk && weather.send_if_modified(clear_a_cut);
