@@ -43,6 +43,8 @@ pub(crate) enum Happening {
     Read(Life, Fetch),
     /// A client asks its next question.
     Think { group: GroupId, client: u64 },
+    /// A clerk asks once more for what it wants.
+    Attempt { group: GroupId, client: u64, operation: u64 },
     /// A client gives up on a request.
     LoseHope { group: GroupId, client: u64, number: u64 },
     /// A request arrives at a member.

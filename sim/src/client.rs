@@ -1,7 +1,8 @@
 //! Clients: each asks the member that it believes to lead, and waits for the answer or does not.
 //!
-//! A client never sends a command twice, since there are no sessions here: what was lost or is
-//! unknown stays so, and the next question is another one.
+//! A client of registers never sends a command twice, since there are no sessions there: what was
+//! lost or is unknown stays so, and the next question is another one. Clients of the key/value store
+//! are clerks ([`crate::clerk`]).
 
 use bytes::Bytes;
 use raft::{Change, Index, NodeId};
@@ -9,11 +10,11 @@ use rand::RngExt;
 
 use crate::{
     Plant, World,
-    agenda::{Happening, Input},
+    agenda::Happening,
     group::{GroupId, MemberId},
     history::Wish,
     invariants::Violation,
-    machine::{Answer, CommandId, REGISTERS},
+    machine::{Answer, CommandId, Question, REGISTERS, Told},
     network::{Kind, Link, MESSAGE_BYTES, Parcel},
 };
 
@@ -21,6 +22,8 @@ use crate::{
 pub const OPERATOR: u64 = 0;
 /// The client that asks for changes of the members.
 pub const CHANGER: u64 = u64::MAX;
+/// The host of a leader, when it proposes something by itself.
+pub(crate) const HOST: u64 = u64::MAX - 1;
 
 /// How long a client waits for a reply.
 pub(crate) const PATIENCE_US: u64 = 1_500_000;
@@ -33,12 +36,13 @@ pub(crate) const TICKET_US: u64 = 1_000_000;
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
     Write { command: Bytes },
-    Read { register: u8 },
+    Read { question: Question },
     Change { changes: Vec<Change> },
+    Tick,
 }
 
 /// What a member answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// A write was applied at this index.
     Done(Index),
@@ -51,8 +55,21 @@ pub enum Reply {
         /// Who may know better.
         leader: Option<NodeId>,
     },
-    /// A read, with what it saw.
+    /// A read of a register, with what it saw.
     Read(Answer),
+    /// A command for the key/value store was applied at this index, which said this.
+    Applied(Index, kvd::outcome::Response),
+    /// A question to the key/value store, and as of which index this is the answer.
+    Found(Index, kvd::outcome::Answer),
+}
+
+impl From<Told> for Reply {
+    fn from(told: Told) -> Self {
+        match told {
+            Told::Register(answer) => Self::Read(answer),
+            Told::Kv(index, answer) => Self::Found(index, answer),
+        }
+    }
 }
 
 /// A client.
@@ -89,17 +106,20 @@ impl World {
         request: Request,
     ) -> Result<(), Violation> {
         if !self.refuses(to) {
-            self.give(to, Input::Ask { client, number, request });
+            self.put_request(to, client, number, request);
             return Ok(());
         }
         let group = self.groups.get_mut(to.group);
         let (reply, floor) = (Reply::Refused { leader: None }, group.ghost().committed());
-        group.invariants.answered_at_once(to.node, client, number, reply, floor)?;
+        group.invariants.answered_at_once(to.node, client, number, &reply, floor)?;
         self.reply(to, client, number, reply);
         Ok(())
     }
 
     pub(crate) fn think(&mut self, group: GroupId, id: u64) {
+        if let (Some(_), Some(mix)) = (self.groups.get(group).kv, self.mix.kv) {
+            return self.think_of_keys(group, id, &mix);
+        }
         if self.clients_rest {
             return;
         }
@@ -113,7 +133,7 @@ impl World {
                 to = self.draw_member(group);
             }
             self.record(group, name, register, Wish::Read);
-            Request::Read { register }
+            Request::Read { question: Question::Register(register) }
         } else {
             self.record(group, name, register, Wish::Write);
             let padding_bytes = self.rng.random_range(0..=self.mix.padding_bytes_max);
@@ -140,7 +160,7 @@ impl World {
     }
 
     /// Requests and replies get lost and are late, but come once: a command is sent only once.
-    fn client_arrival(&mut self, link: Link, kind: Kind) -> Option<u64> {
+    pub(crate) fn client_arrival(&mut self, link: Link, kind: Kind) -> Option<u64> {
         let now_us = self.agenda.now_us();
         let parcel = Parcel { link, kind, bytes: MESSAGE_BYTES };
         self.network.arrivals(now_us, parcel, &mut self.rng, &self.mix).first().copied()
@@ -148,20 +168,22 @@ impl World {
 
     /// A member answers.
     pub(crate) fn reply(&mut self, from: MemberId, client: u64, number: u64, reply: Reply) {
-        match reply {
+        match &reply {
             Reply::Done(_) if client == CHANGER => self.tally.changes += 1,
-            Reply::Done(_) => self.tally.done += 1,
+            Reply::Done(_) | Reply::Applied(..) => self.tally.done += 1,
             Reply::Rejected => self.tally.rejected += 1,
             Reply::Unknown => self.tally.unknown += 1,
             Reply::Refused { .. } => self.tally.refused += 1,
-            Reply::Read(_) => self.tally.reads += 1,
+            Reply::Read(_) | Reply::Found(..) => self.tally.reads += 1,
         }
         let now_us = self.agenda.now_us();
         self.trace.line(now_us, format_args!("{from} answers c{client}.{number} {reply:?}"));
-        if client == OPERATOR || client == CHANGER {
+        if client == HOST {
+            self.hear_as_host(from, number, &reply);
+        } else if client == OPERATOR || client == CHANGER {
             let group = self.groups.get_mut(from.group);
+            group.history.hear(now_us, CommandId { client, number }, &reply);
             group.replies.insert(CommandId { client, number }, reply);
-            group.history.hear(now_us, CommandId { client, number }, reply);
         } else {
             let link = (from, address(from.group, client));
             if let Some(time_us) = self.client_arrival(link, Kind::Reply) {
@@ -180,13 +202,22 @@ impl World {
         self.trace.line(now_us, format_args!("c{client}.{number} never hears the answer"));
     }
 
-    pub(crate) fn hear(&mut self, group: GroupId, id: u64, number: u64, reply: Reply) {
+    pub(crate) fn hear(
+        &mut self,
+        group: GroupId,
+        id: u64,
+        number: u64,
+        reply: Reply,
+    ) -> Result<(), Violation> {
+        if self.groups.get(group).kv.is_some() {
+            return self.hear_of_keys(group, id, number, reply);
+        }
         let other = self.draw_member(group).node;
         let name = CommandId { client: id, number };
-        self.groups.get_mut(group).history.hear(self.agenda.now_us(), name, reply);
+        self.groups.get_mut(group).history.hear(self.agenda.now_us(), name, &reply);
         let client = self.groups.client_mut(group, id);
         if client.answered >= number {
-            return;
+            return Ok(());
         }
         client.answered = number;
         if let Reply::Refused { leader } = reply {
@@ -195,22 +226,32 @@ impl World {
         if !self.mix.clients_do_not_wait {
             self.plan_thought(group, id);
         }
+        Ok(())
     }
 
-    pub(crate) fn lose_hope(&mut self, group: GroupId, id: u64, number: u64) {
+    pub(crate) fn lose_hope(
+        &mut self,
+        group: GroupId,
+        id: u64,
+        number: u64,
+    ) -> Result<(), Violation> {
+        if self.groups.get(group).kv.is_some() {
+            return self.lose_hope_of_keys(group, id, number);
+        }
         let other = self.draw_member(group).node;
         let client = self.groups.client_mut(group, id);
         if client.answered >= number {
-            return;
+            return Ok(());
         }
         client.answered = number;
         client.target = other;
         if !self.mix.clients_do_not_wait {
             self.plan_thought(group, id);
         }
+        Ok(())
     }
 
-    fn plan_thought(&mut self, group: GroupId, client: u64) {
+    pub(crate) fn plan_thought(&mut self, group: GroupId, client: u64) {
         let delay_us = 1_000 + self.rng.random_range(0..=self.mix.think_us_max);
         self.agenda.after(delay_us, Happening::Think { group, client });
     }

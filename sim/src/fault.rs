@@ -7,7 +7,7 @@
 use raft::Config;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::TICK_US;
+use crate::{TICK_US, workload::KvMix};
 
 /// One of the faults that the nemesis brings about, again and again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -157,6 +157,8 @@ pub struct Mix {
     pub damages: Vec<(Damage, u32)>,
     /// Whether half way most members are lost for good, and one that is left is recovered.
     pub majority_lost: bool,
+    /// The key/value store that groups replicate instead of registers, and what its clerks do.
+    pub kv: Option<KvMix>,
 }
 
 /// Those that any run may have.
@@ -200,6 +202,7 @@ impl Mix {
                 tick_us: TICK_US,
                 heartbeat_ticks: 5,
                 election_ticks_min: 30,
+                check_ticks: 0,
                 ..Config::default()
             },
             clients: 0,
@@ -246,6 +249,7 @@ impl Mix {
             store: false,
             damages: Vec::new(),
             majority_lost: false,
+            kv: None,
         }
     }
 
@@ -318,6 +322,7 @@ impl Mix {
         }
         mix.draw_groups(rng);
         mix.draw_store(rng, rare);
+        mix.kv = KvMix::draw_some(seed);
         mix
     }
 
@@ -418,9 +423,16 @@ impl Mix {
         per_mille > 0 && rng.random_range(0..1_000) < per_mille
     }
 
+    /// What clerks are like, where scripts have some without saying so.
+    pub(crate) fn kv_or_calm(&self) -> KvMix {
+        self.kv.unwrap_or_else(KvMix::calm)
+    }
+
     /// This mix without its faults, with which a run has to come to rest.
     pub(crate) fn calmed(&self) -> Self {
-        Self { config: self.config, clients: self.clients, store: self.store, ..Self::calm() }
+        let Self { config, clients, store, kv, .. } = *self;
+        let kv = kv.map(KvMix::calmed);
+        Self { config, clients, store, kv, ..Self::calm() }
     }
 }
 
@@ -461,6 +473,7 @@ fn draw_config(rng: &mut StdRng) -> Config {
         apply_bytes_max: pick(rng, &[1, 300, 1 << 20]),
         unheard_ticks_max: 300,
         slow_disk_ticks: pick(rng, &[2, 20, 1_000]),
+        check_ticks: 0,
     };
     assert_eq!(config.check(), Ok(()), "drawn settings fit together");
     config

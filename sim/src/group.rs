@@ -12,12 +12,16 @@ use raft::{Membership, NodeId, RoleKind};
 
 use crate::{
     Plant,
+    application::KvSettings,
+    clerk::Clerk,
     client::{Client, Reply},
     fault::Mix,
     history::History,
     invariants::{Ghost, Invariants},
-    machine::CommandId,
+    kv_history::KvHistory,
+    machine::{CommandId, Machine},
     member::Member,
+    operation::{OperationName, Verdict},
 };
 
 /// Names a group of a world; they count from 1 on.
@@ -66,10 +70,20 @@ pub(crate) struct Group {
     pub(crate) founders: Arc<Membership>,
     /// Everybody, from 1 on, whether it belongs to the group or not.
     pub(crate) members: BTreeMap<NodeId, Member>,
+    /// The key/value store that it replicates; none: registers.
+    pub(crate) kv: Option<KvSettings>,
     pub(crate) clients: BTreeMap<u64, Client>,
+    /// The clients of the store.
+    pub(crate) clerks: BTreeMap<u64, Clerk>,
     pub(crate) invariants: Invariants,
     /// What the clients saw.
     pub(crate) history: History,
+    /// What the clerks saw.
+    pub(crate) kv_history: KvHistory,
+    /// Every lock that a clerk wanted.
+    pub(crate) locks: BTreeSet<Bytes>,
+    /// What became of the operations that scripts began.
+    pub(crate) verdicts: BTreeMap<OperationName, Verdict>,
     /// Nobody starts its members until it is started.
     pub(crate) stopped: bool,
     /// The leader that the nemesis cut off last.
@@ -98,17 +112,24 @@ impl Group {
         mix: &Mix,
         plant: Plant,
         only: Option<&'static str>,
+        kv: Option<KvSettings>,
     ) -> Self {
+        let blank = Machine::of(kv.as_ref());
         let ids: BTreeSet<NodeId> = (1..=members).map(NodeId).collect();
         let founders = Membership::founders(ids.iter().map(|&id| (id, Bytes::new())));
         let (founding, last_id) = (founders.members().clone(), founders.last_id());
         let founders = Arc::new(Membership::from_parts(founding, last_id, mix.lease_reads));
-        let member = |node| (node, Member::new(id.member(node), plant));
+        let member = |node| (node, Member::new(id.member(node), plant, blank.clone()));
         Self {
             members: ids.into_iter().map(member).collect(),
             clients: (1..=mix.clients).map(|id| (id, Client::new(NodeId(1)))).collect(),
-            invariants: Invariants::new(id, only, founders.clone()),
+            clerks: (1..=mix.clients).map(|client| (client, Clerk::new(id, client))).collect(),
+            invariants: Invariants::new(id, only, founders.clone(), &blank),
             history: History::new(only),
+            kv_history: KvHistory::new(only),
+            locks: BTreeSet::new(),
+            verdicts: BTreeMap::new(),
+            kv,
             founders,
             stopped: false,
             last_deposed: None,

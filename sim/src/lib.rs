@@ -52,21 +52,29 @@
 //!
 //! # What is absent
 //!
-//! Damage of snapshots' chunks, and the services: this is the small simulator of the core.
+//! Damage of snapshots' chunks, and the services around the machines. Groups replicate registers or
+//! kvd's machine, the very code of the daemon, which clerks use as its client library does.
 //! docs/testing.md says what of the labs' requirements is there.
 
 mod agenda;
+pub mod application;
+mod clerk;
 pub mod client;
 pub mod disk;
 pub mod fault;
 mod group;
 mod history;
+mod host;
 pub mod invariants;
+pub mod kv_history;
+mod kv_script;
 pub mod linearizability;
+mod lock_script;
 pub mod machine;
 pub mod member;
 mod nemesis;
 pub mod network;
+pub mod operation;
 pub mod patch;
 mod recover;
 mod replace;
@@ -75,7 +83,9 @@ mod script;
 mod settle;
 mod step;
 mod tally;
+mod tenant;
 pub mod trace;
+mod workload;
 mod world;
 
 use std::{
@@ -87,8 +97,12 @@ pub use fault::Mix;
 pub use group::{GroupId, MemberId};
 pub use history::HISTORY;
 pub use invariants::Violation;
+pub use kv_history::KV_HISTORY;
+pub use kv_script::Wish;
+pub use lock_script::{Grip, Hold};
 pub use script::Fullness;
 pub use tally::Tally;
+pub use workload::{Keys, KvMix, Workload};
 pub use world::World;
 
 /// How long a tick is, in virtual time.
@@ -175,18 +189,29 @@ pub struct Options {
     pub only: Option<&'static str>,
     /// Whether members have the real store, whatever the seed draws.
     pub store: bool,
+    /// Whether groups replicate a key/value store, whatever the seed draws.
+    pub kv: bool,
 }
 
 impl Options {
     /// A run of a seed without planted bugs.
     pub fn new(seed: u64, members: u64) -> Self {
         let (faults, plant) = (Faults::Drawn, Plant::None);
-        Self { seed, members, chaos_us: CHAOS_US, faults, plant, only: None, store: false }
+        Self {
+            seed,
+            members,
+            chaos_us: CHAOS_US,
+            faults,
+            plant,
+            only: None,
+            store: false,
+            kv: false,
+        }
     }
 
     /// The command that shows this run, of which it can't tell planted bugs.
     pub fn command(&self) -> String {
-        let Self { seed, members, chaos_us, faults, store, .. } = self;
+        let Self { seed, members, chaos_us, faults, store, kv, .. } = self;
         let ticks = match chaos_us {
             &CHAOS_US => String::new(),
             chaos_us => format!(" --ticks {}", chaos_us / TICK_US),
@@ -196,7 +221,8 @@ impl Options {
             Faults::Labs => " --labs",
         };
         let store = if *store { " --store" } else { "" };
-        let world = format!("--seed {seed} --members {members}{ticks}{faults}{store}");
+        let kv = if *kv { " --kv" } else { "" };
+        let world = format!("--seed {seed} --members {members}{ticks}{faults}{store}{kv}");
         format!("cargo run -p flotilla-sim -- {world} --trace")
     }
 }
@@ -248,8 +274,12 @@ pub fn run(options: Options, listener: Option<trace::Listener>) -> Report {
     };
     // What a planted bug does to the model of a disk, the store knows nothing of.
     mix.store = (mix.store || options.store) && options.plant == Plant::None;
-    // Only the real store is recovered.
-    mix.majority_lost &= mix.store;
+    // Bugs around the core are looked for in registers, unless somebody asks for keys.
+    let drawn = mix.kv.filter(|_| options.plant == Plant::None);
+    mix.kv = if options.kv { Some(KvMix::draw(options.seed)) } else { drawn };
+    // Only the real store is recovered, and only under registers: what clerks were told of entries
+    // that are lost with a majority can't be judged.
+    mix.majority_lost &= mix.store && mix.kv.is_none();
     let mut world = World::new(options, mix, listener);
     // An assertion of the core that fails is a finding like any other, with a trace to it.
     let outcome = catch_unwind(AssertUnwindSafe(|| world.live(options.chaos_us)));

@@ -1,8 +1,10 @@
-//! The state machine that the simulated members replicate: registers, and the history of all that
-//! was ever applied, folded into one hash.
+//! The state machine that the simulated members replicate: an application, and the history of all
+//! that was ever applied to it, folded into one hash.
 //!
 //! Because the history depends on every entry, its place, its term and its stamp, two members that
 //! differ anywhere in what they have applied differ in it for ever: one comparison checks a prefix.
+//! What the application answered is folded in the same way, so that no two members may ever have
+//! told different things of one entry.
 
 use std::fmt;
 
@@ -12,15 +14,19 @@ use raft::{
 };
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::application::{Application, KvSettings};
+
 /// How many registers there are.
 pub const REGISTERS: u8 = 8;
 
-/// What a command begins with: client, number, register.
-const COMMAND_HEADER_BYTES: usize = 17;
-/// What the first chunk of a snapshot holds: index, term, time, history, number of commands.
+/// What every command begins with: client, number.
+pub(crate) const COMMAND_ID_BYTES: usize = 16;
+/// What a command for a register begins with: that and the register.
+const COMMAND_HEADER_BYTES: usize = COMMAND_ID_BYTES + 1;
+/// What the first chunk of a snapshot holds: index, term, time, number of commands, history.
 const STATE_CHUNK_BYTES: usize = 48;
-/// What each further chunk holds: register, client, number.
-const REGISTER_CHUNK_BYTES: usize = 17;
+/// The same of an application that answers something: and all that it answered.
+const ANSWERING_CHUNK_BYTES: usize = STATE_CHUNK_BYTES + 16;
 
 /// A log up to some entry, as one hash. Nobody forges entries here, so it need not be a strong one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,20 +90,58 @@ impl CommandId {
         command.into()
     }
 
+    /// A command for another application, under this name.
+    pub(crate) fn name(self, inner: &[u8]) -> Bytes {
+        let mut command = Vec::with_capacity(COMMAND_ID_BYTES + inner.len());
+        command.extend(self.client.to_le_bytes());
+        command.extend(self.number.to_le_bytes());
+        command.extend_from_slice(inner);
+        command.into()
+    }
+
     /// The name of a command; none if it is not one of ours.
     pub fn of(command: &[u8]) -> Option<Self> {
         Some(Self { client: number_at(command, 0)?, number: number_at(command, 8)? })
     }
 }
 
+/// A read-only question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// What does this register hold?
+    Register(u8),
+    /// One for the key/value store.
+    Kv(kvd::outcome::Query),
+}
+
+/// The answer to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// What a register holds.
+    Register(Answer),
+    /// The key/value store's, and the last entry that the state had seen.
+    Kv(Index, kvd::outcome::Answer),
+}
+
+impl Told {
+    /// The last entry that the state had seen.
+    pub(crate) fn index(&self) -> Index {
+        match self {
+            Self::Register(Answer { index, .. }) | Self::Kv(index, _) => *index,
+        }
+    }
+}
+
 /// What a write answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// Where it was applied.
     pub index: Index,
+    /// What the key/value store said, if that is what was written to.
+    pub kv: Option<kvd::outcome::Response>,
 }
 
-/// What a read answers.
+/// What a read of a register answers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Answer {
     /// The last entry that the state had seen.
@@ -121,15 +165,23 @@ pub struct Machine {
     applied: Applied,
     history: History,
     commands: u64,
-    registers: [Option<CommandId>; REGISTERS as usize],
+    /// All that was ever answered.
+    answers: History,
+    application: Application,
     /// A planted bug: see [`crate::Plant::SkipApply`].
     skips: bool,
 }
 
 impl Machine {
-    /// A machine that forgets to execute some commands, for testing the checkers.
-    pub fn skipping(skips: bool) -> Self {
-        Self { skips, ..Self::default() }
+    /// A machine that has seen nothing: registers, or a key/value store.
+    pub fn of(kv: Option<&KvSettings>) -> Self {
+        Self { application: Application::of(kv), ..Self::default() }
+    }
+
+    /// The same, but it forgets to execute some commands, for testing the checkers.
+    #[must_use]
+    pub fn skipping(&self, skips: bool) -> Self {
+        Self { skips, ..self.empty() }
     }
 
     /// All that it has seen.
@@ -137,49 +189,61 @@ impl Machine {
         self.history
     }
 
+    /// All that it has answered.
+    pub fn answers(&self) -> History {
+        self.answers
+    }
+
     /// The last entry that it has seen.
     pub fn last_applied(&self) -> Applied {
         self.applied
     }
+
+    /// What it replicates.
+    pub fn application(&self) -> &Application {
+        &self.application
+    }
 }
 
 impl StateMachine for Machine {
-    type Query = u8;
-    type Answer = Answer;
+    type Query = Question;
+    type Answer = Told;
     type Response = Response;
     type Capture = Frozen;
 
-    fn understands(&self, _: &Bytes) -> bool {
-        true
+    fn understands(&self, command: &Bytes) -> bool {
+        self.application.understands(command)
     }
 
     fn apply(&mut self, at: Applied, command: &Bytes) -> Response {
         self.applied = at;
         let skipped = self.skips && at.index.0.is_multiple_of(17);
+        let mut kv = None;
         if !skipped {
             self.history = self.history.then(at, Some(command));
-            let register = command.get(16).and_then(|it| self.registers.get_mut(usize::from(*it)));
-            if let (Some(id), Some(register)) = (CommandId::of(command), register) {
-                self.commands += 1;
-                *register = Some(id);
+            self.commands += u64::from(CommandId::of(command).is_some());
+            kv = self.application.apply(at, command);
+            if let Some(response) = &kv {
+                // All of it, whatever there is to it, as people read it.
+                let said = format!("{response:?}");
+                self.answers = self.answers.then(at, Some(said.as_bytes()));
             }
         }
-        Response { index: at.index }
+        Response { index: at.index, kv }
     }
 
     fn pass(&mut self, at: Applied) {
         self.applied = at;
         self.history = self.history.then(at, None);
+        self.application.pass(at);
     }
 
-    /// Nothing here is given out, and no group is recovered.
-    fn recover(&mut self) {}
+    fn recover(&mut self) {
+        self.application.recover();
+    }
 
-    fn query(&self, register: u8) -> Answer {
-        Answer {
-            index: self.applied.index,
-            value: self.registers.get(usize::from(register)).copied().flatten(),
-        }
+    fn query(&self, question: Question) -> Told {
+        self.application.query(self.applied.index, question)
     }
 
     fn capture(&self) -> Frozen {
@@ -187,28 +251,22 @@ impl StateMachine for Machine {
     }
 
     fn empty(&self) -> Self {
-        Self::skipping(self.skips)
+        Self { application: self.application.empty(), skips: self.skips, ..Self::default() }
     }
 
     fn restore(&mut self, chunks: &mut dyn Iterator<Item = Bytes>) -> Result<(), BadSnapshot> {
-        let restored = decode(chunks).ok_or_else(|| BadSnapshot("a chunk is cut".to_owned()))?;
+        let cut = || BadSnapshot("a chunk is cut".to_owned());
+        let state = chunks.next().ok_or_else(cut)?;
+        let mut restored = decode(&state).ok_or_else(cut)?;
+        restored.application = self.application.restored(chunks)?;
         *self = Self { skips: self.skips, ..restored };
         Ok(())
     }
 
     fn digest(&self) -> u128 {
-        let Self { applied, history, commands, registers, skips: _ } = self;
-        let mut digest = xxh3_128(&state_chunk(*applied, *history, *commands));
-        for id in registers {
-            let CommandId { client, number } = id.unwrap_or_default();
-            let mut bytes = [0; 33];
-            bytes[..16].copy_from_slice(&digest.to_le_bytes());
-            bytes[16..24].copy_from_slice(&client.to_le_bytes());
-            bytes[24..32].copy_from_slice(&number.to_le_bytes());
-            bytes[32] = u8::from(id.is_some());
-            digest = xxh3_128(&bytes);
-        }
-        digest
+        let Self { applied, history, commands, answers: _, application, skips: _ } = self;
+        let state = state_chunk(*applied, *history, *commands, History::default());
+        application.fold_into(xxh3_128(&state[..STATE_CHUNK_BYTES]))
     }
 }
 
@@ -225,28 +283,31 @@ impl Frozen {
 
 impl Capture for Frozen {
     fn chunks(self) -> impl Iterator<Item = Bytes> + Send {
-        let Machine { applied, history, commands, registers, skips: _ } = self.0;
-        let state = Bytes::copy_from_slice(&state_chunk(applied, history, commands));
-        let registers = (0..REGISTERS).zip(registers).filter_map(|(register, id)| {
-            let CommandId { client, number } = id?;
-            let mut chunk = Vec::with_capacity(REGISTER_CHUNK_BYTES);
-            chunk.push(register);
-            chunk.extend(client.to_le_bytes());
-            chunk.extend(number.to_le_bytes());
-            Some(Bytes::from(chunk))
-        });
-        std::iter::once(state).chain(registers)
+        let Machine { applied, history, commands, answers, application, skips: _ } = self.0;
+        let state = state_chunk(applied, history, commands, answers);
+        let bytes = match &application {
+            Application::Registers(_) => STATE_CHUNK_BYTES,
+            Application::Kv(_) => ANSWERING_CHUNK_BYTES,
+        };
+        let state = Bytes::copy_from_slice(&state[..bytes]);
+        std::iter::once(state).chain(application.chunks())
     }
 }
 
-/// Everything but the registers.
-fn state_chunk(applied: Applied, history: History, commands: u64) -> [u8; STATE_CHUNK_BYTES] {
-    let mut state = [0; STATE_CHUNK_BYTES];
+/// Everything but the application.
+fn state_chunk(
+    applied: Applied,
+    history: History,
+    commands: u64,
+    answers: History,
+) -> [u8; ANSWERING_CHUNK_BYTES] {
+    let mut state = [0; ANSWERING_CHUNK_BYTES];
     let numbers = [applied.index.0, applied.term.0, applied.time.0, commands];
     for (place, number) in state.chunks_exact_mut(8).zip(numbers) {
         place.copy_from_slice(&number.to_le_bytes());
     }
-    state[32..].copy_from_slice(&history.0.to_le_bytes());
+    state[32..STATE_CHUNK_BYTES].copy_from_slice(&history.0.to_le_bytes());
+    state[STATE_CHUNK_BYTES..].copy_from_slice(&answers.0.to_le_bytes());
     state
 }
 
@@ -260,25 +321,21 @@ pub fn manifest(chunks: &[Bytes]) -> Digest {
     Digest(*hasher.finalize().as_bytes())
 }
 
-fn number_at(bytes: &[u8], place: usize) -> Option<u64> {
+pub(crate) fn number_at(bytes: &[u8], place: usize) -> Option<u64> {
     let bytes = bytes.get(place..place + 8)?;
     Some(u64::from_le_bytes(bytes.try_into().ok()?))
 }
 
-fn decode(chunks: &mut dyn Iterator<Item = Bytes>) -> Option<Machine> {
-    let state = chunks.next()?;
+fn decode(state: &[u8]) -> Option<Machine> {
     let applied = Applied {
-        index: Index(number_at(&state, 0)?),
-        term: Term(number_at(&state, 8)?),
-        time: GroupTime(number_at(&state, 16)?),
+        index: Index(number_at(state, 0)?),
+        term: Term(number_at(state, 8)?),
+        time: GroupTime(number_at(state, 16)?),
     };
-    let commands = number_at(&state, 24)?;
-    let history = state.get(32..STATE_CHUNK_BYTES)?.try_into().ok()?;
-    let history = History(u128::from_le_bytes(history));
-    let mut registers = [None; REGISTERS as usize];
-    for chunk in chunks {
-        let id = CommandId { client: number_at(&chunk, 1)?, number: number_at(&chunk, 9)? };
-        *registers.get_mut(usize::from(*chunk.first()?))? = Some(id);
-    }
-    Some(Machine { applied, history, commands, registers, skips: false })
+    let commands = number_at(state, 24)?;
+    let hash = |bytes: &[u8]| Some(History(u128::from_le_bytes(bytes.try_into().ok()?)));
+    let history = hash(state.get(32..STATE_CHUNK_BYTES)?)?;
+    let answers = state.get(STATE_CHUNK_BYTES..ANSWERING_CHUNK_BYTES);
+    let answers = answers.map_or(Some(History::default()), hash)?;
+    Some(Machine { applied, history, commands, answers, ..Machine::default() })
 }

@@ -80,6 +80,9 @@ struct WorldArguments {
     /// The real store on every member's disk, whatever the seed draws
     #[arg(long)]
     store: bool,
+    /// The key/value store in every group, whatever the seed draws
+    #[arg(long)]
+    kv: bool,
 }
 
 impl WorldArguments {
@@ -87,7 +90,8 @@ impl WorldArguments {
         let chaos_us = self.ticks.map_or(self.seconds * 1_000_000, |ticks| ticks * TICK_US);
         let members = self.members.unwrap_or([1, 3, 5][usize::try_from(seed % 3).unwrap_or(0)]);
         let faults = if self.labs { Faults::Labs } else { Faults::Drawn };
-        Options { chaos_us, faults, store: self.store, ..Options::new(seed, members) }
+        let Self { store, kv, .. } = *self;
+        Options { chaos_us, faults, store, kv, ..Options::new(seed, members) }
     }
 }
 

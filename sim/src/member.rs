@@ -17,6 +17,7 @@ use crate::{
     disk::{Broken, Disk, Stored, Survival},
     fault::{Damage, Mix},
     group::{GroupId, MemberId},
+    host::Chores,
     machine::{CommandId, Machine, manifest},
 };
 
@@ -47,8 +48,11 @@ pub struct Member {
     /// What its clock said when it was read last, and when that was.
     clock_us: (u64, u64),
     pub(crate) plant: Plant,
+    /// What it replicates, before anything is in it.
+    blank: Machine,
     /// No snapshot was stored since one could not be.
     pub(crate) snapshot_failed: bool,
+    pub(crate) chores: Chores,
 }
 
 /// How the clock of a member goes: so many times faster than it should, or slower.
@@ -101,7 +105,7 @@ pub struct Asked {
 }
 
 impl Member {
-    pub(crate) fn new(id: MemberId, plant: Plant) -> Self {
+    pub(crate) fn new(id: MemberId, plant: Plant, blank: Machine) -> Self {
         Self {
             group: id.group,
             id: id.node,
@@ -120,7 +124,9 @@ impl Member {
             // Each member's clock began at another time.
             clock_us: (id.node.0 * 1_000_003, 0),
             plant,
+            blank,
             snapshot_failed: false,
+            chores: Chores::default(),
         }
     }
 
@@ -196,7 +202,8 @@ impl Member {
         if self.plant == Plant::StartWithoutVote {
             recovered.hard_state.vote = None;
         }
-        let mut machine = Machine::skipping(self.plant == Plant::SkipApply && self.id.0 == 2);
+        let skips = self.plant == Plant::SkipApply && self.id.0 == 2;
+        let mut machine = self.blank.skipping(skips);
         if let Some(root) = &recovered.snapshot {
             let stored = self.disk.stored(root);
             let stored = stored.ok_or_else(|| "the chunks of the snapshot are gone".to_owned())?;
@@ -232,6 +239,7 @@ impl Member {
         self.run_is_due = false;
         self.tickets.clear();
         self.reads.clear();
+        self.chores = Chores::default();
         let survival = self.disk.crash(rng, mix, damage)?;
         if self.plant == Plant::LoseVote {
             self.disk.lose_vote();
@@ -285,17 +293,18 @@ impl Member {
             // Refused when it leads no more, or hands over to another already.
             Input::Transfer(to) => drop(replica.transfer(to)),
             Input::Ask { client, number, request } => {
-                return self.ask(now, Asked { client, number, floor }, request).err();
+                let asked = Asked { client, number, floor };
+                return self.ask(now, asked, request).err().map(|reply| *reply);
             }
         }
         None
     }
 
-    fn ask(&mut self, now: Instant, asked: Asked, request: Request) -> Result<(), Reply> {
+    fn ask(&mut self, now: Instant, asked: Asked, request: Request) -> Result<(), Box<Reply>> {
         let replica = self.replica.as_mut().expect("only a member that is up is asked");
         self.asked += 1;
         let leader = replica.node().leader();
-        let refused = |_: Refused| Reply::Refused { leader };
+        let refused = |_: Refused| Box::new(Reply::Refused { leader });
         match request {
             Request::Write { command } => {
                 let ticket = TicketId(self.asked);
@@ -305,21 +314,27 @@ impl Member {
                     .map_err(refused)?;
                 self.tickets.insert(ticket, asked);
             }
-            Request::Read { register }
+            Request::Tick => {
+                let ticket = TicketId(self.asked);
+                let deadline = Instant(now.0 + TICKET_US);
+                replica.propose(now, ticket, Payload::Tick, deadline).map_err(refused)?;
+                self.tickets.insert(ticket, asked);
+            }
+            Request::Read { question }
                 if self.plant == Plant::StaleReads && self.standing.role == RoleKind::Leader =>
             {
-                return Err(Reply::Read(replica.query_stale(register)));
+                return Err(Box::new(replica.query_stale(question).map_err(refused)?.into()));
             }
             Request::Change { changes } => {
                 let ticket = TicketId(self.asked);
                 let deadline = Instant(now.0 + TICKET_US);
                 let changed = replica.change(now, ticket, &changes, deadline);
-                changed.map_err(|_: ChangeRefused| Reply::Refused { leader })?;
+                changed.map_err(|_: ChangeRefused| Box::new(Reply::Refused { leader }))?;
                 self.tickets.insert(ticket, asked);
             }
-            Request::Read { register } => {
+            Request::Read { question } => {
                 let read = ReadId(self.asked);
-                replica.query(now, read, register).map_err(refused)?;
+                replica.query(now, read, question).map_err(refused)?;
                 self.reads.insert(read, asked);
             }
         }
@@ -363,7 +378,7 @@ impl Member {
     }
 
     /// What its clock says, which it does at its own rate.
-    fn clock(&mut self, now_us: u64) -> Instant {
+    pub(crate) fn clock(&mut self, now_us: u64) -> Instant {
         let (said_us, at_us) = self.clock_us;
         let ClockRate { faster, slower } = self.clock_rate;
         // What does not make a whole microsecond counts the next time.

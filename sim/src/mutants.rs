@@ -1,5 +1,5 @@
-//! Bugs that are planted in the core and in the store, one at a time, to see that the simulator finds
-//! them.
+//! Bugs that are planted in the core, in the store and in the key/value machine, one at a time, to see
+//! that the simulator finds them.
 //!
 //! Each file of sim/bugs is a small change of a source file. The crates that the simulator is made
 //! of are copied to a scratch tree beside the build's other results; there a bug is put in, the
@@ -21,7 +21,7 @@ use std::{
 use flotilla_sim::patch::Patch;
 
 /// The crates that the simulator is made of.
-const CRATES: [&str; 5] = ["daemon", "proto", "raft", "raftd", "sim"];
+const CRATES: [&str; 7] = ["client", "daemon", "kvd", "proto", "raft", "raftd", "sim"];
 /// How they are built: fast rather than well, and without what links them into one.
 const PROFILE: &str = "\n[profile.mutant]\ninherits = \"release\"\nopt-level = 2\nlto = \"off\"\n\
                        codegen-units = 16\ndebug = false\nincremental = true\n";

@@ -5,6 +5,9 @@
 //! invariants go on from what is left. If nothing is lost every promise has to be kept. The survivor
 //! with the end of log that is furthest is taken, as docs/operations.md says. The others are of the
 //! former group and are listened to no more.
+//!
+//! Only groups of registers lose their majority: what clerks of a key/value store were told of
+//! entries that are lost, neither S1 to S5 nor K1 and K3 know to forget.
 
 use raft::NodeId;
 use rand::{RngExt, seq::IndexedRandom};
@@ -81,7 +84,7 @@ mod tests {
         let history = &mut world.groups.get_mut(GroupId::FIRST).history;
         let name = CommandId { client: OPERATOR, number: 1_000 };
         history.ask(now_us, name, 0, Wish::Read);
-        history.hear(now_us, name, Reply::Read(Answer { index: Index(1_000), value: None }));
+        history.hear(now_us, name, &Reply::Read(Answer { index: Index(1_000), value: None }));
         assert!(history.judge(u64::MAX).is_err(), "the write was acknowledged");
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     client::{CHANGER, Request},
     group::{GroupId, MemberId},
     invariants::Violation,
+    machine::Machine,
     member::Member,
     step::broken_disk,
 };
@@ -96,7 +97,8 @@ impl World {
 
     /// A member starts that nobody has heard of yet.
     pub(crate) fn add_member(&mut self, id: MemberId) -> Result<(), Violation> {
-        let mut member = Member::new(id, self.plant);
+        let blank = Machine::of(self.groups.get(id.group).kv.as_ref());
+        let mut member = Member::new(id, self.plant, blank);
         member.clock_rate = self.draw_clock_rate();
         self.groups.get_mut(id.group).members.insert(id.node, member);
         self.make_disk(id).map_err(|why| broken_disk(id, &why))?;

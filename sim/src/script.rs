@@ -1,6 +1,11 @@
 //! What scripted scenarios do to a world: take members off the network, kill them, propose, and
 //! wait for agreement, in the words of the labs.
 
+use bytes::Bytes;
+use kvd::{
+    command::{Command, Condition, Operation as Mutation},
+    outcome::Query,
+};
 use raft::{Change, Index, NodeId};
 
 use crate::{
@@ -11,7 +16,7 @@ use crate::{
     group::{GroupId, MemberId},
     history::Wish,
     invariants::Violation,
-    machine::CommandId,
+    machine::{CommandId, Question},
     member::ClockRate,
     network::{Link, Pick},
 };
@@ -22,6 +27,9 @@ const AGREEMENT_US: u64 = 2_000_000;
 const AGREEMENT_US_MAX: u64 = 10_000_000;
 /// How long a group may be without a leader.
 const ELECTION_US_MAX: u64 = 5_000_000;
+
+/// Where the operator writes, and no clerk.
+const OPERATORS_KEY: &[u8] = b"operator";
 
 /// Whether a disk has room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,8 +200,14 @@ impl World {
     pub(crate) fn propose_to(&mut self, to: MemberId, padding_bytes: usize) -> CommandId {
         let number = self.groups.get_mut(to.group).next_operation();
         let id = CommandId { client: OPERATOR, number };
-        self.record(to.group, id, 0, Wish::Write);
-        let request = Request::Write { command: id.write_to(0, padding_bytes) };
+        let command = match self.groups.get(to.group).kv {
+            Some(settings) => operators_write(id, settings.shards, padding_bytes),
+            None => {
+                self.record(to.group, id, 0, Wish::Write);
+                id.write_to(0, padding_bytes)
+            }
+        };
+        let request = Request::Write { command };
         self.give(to, Input::Ask { client: OPERATOR, number, request });
         id
     }
@@ -203,15 +217,21 @@ impl World {
         let to = self.spoken_of.member(to);
         let number = self.groups.get_mut(to.group).next_operation();
         let name = CommandId { client: OPERATOR, number };
-        self.record(to.group, name, 0, Wish::Read);
-        let request = Request::Read { register: 0 };
+        let question = match self.groups.get(to.group).kv {
+            Some(_) => Question::Kv(Query::Get(Bytes::from_static(OPERATORS_KEY))),
+            None => {
+                self.record(to.group, name, 0, Wish::Read);
+                Question::Register(0)
+            }
+        };
+        let request = Request::Read { question };
         self.give(to, Input::Ask { client: OPERATOR, number, request });
         name
     }
 
     /// What became of a request; none if that is open.
     pub fn reply_to(&self, request: CommandId) -> Option<Reply> {
-        self.groups.get(self.spoken_of).replies.get(&request).copied()
+        self.groups.get(self.spoken_of).replies.get(&request).cloned()
     }
 
     /// How many members have applied what stands at `index`.
@@ -259,4 +279,12 @@ impl World {
         }
         Err(Violation::new("R23", format!("no agreement of {members} members")))
     }
+}
+
+/// A write to the key/value store under no identity, as people make it: it is asked for once.
+fn operators_write(id: CommandId, shards: u32, padding_bytes: usize) -> Bytes {
+    let value = vec![b'.'; padding_bytes];
+    let condition = Condition::Always;
+    let operation = Mutation::Put { key: OPERATORS_KEY, value: &value, condition, lease: None };
+    id.name(&Command::new(shards, operation).encode())
 }

@@ -3,7 +3,7 @@
 //!
 //! Safety alone is easily had by doing nothing. Within bounded virtual time there must be a leader
 //! whom all follow and who stays, a new entry must get committed, all members must have applied the same and be
-//! in the same state, and no request may be left open.
+//! in the same state, and no request may be left open; every lock can be had (L6).
 
 use std::collections::BTreeMap;
 
@@ -47,6 +47,8 @@ impl World {
         for group in self.groups() {
             let judged = self.groups.get_mut(group).history.judge(u64::MAX);
             judged.map_err(|violation| violation.of(group))?;
+            let judged = self.groups.get_mut(group).kv_history.judge();
+            judged.map_err(|violation| violation.of(group))?;
         }
         Ok(())
     }
@@ -87,6 +89,10 @@ impl World {
             self.finish(group)?;
         }
         self.trace.line(self.agenda.now_us(), format_args!("all at rest"));
+        for group in groups {
+            self.audit(group)?;
+            self.audit_locks(group)?;
+        }
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use crate::{
     fault::DOWN_US_MAX,
     group::{Group, MemberId},
     invariants::{Heard, Step, Violation},
-    machine::{CommandId, Machine},
+    machine::{CommandId, Machine, Response},
     member::{ClockRate, encode},
     network::{Kind, Parcel, bytes_of},
     trace::{Happened, Shown, Trace},
@@ -87,7 +87,7 @@ impl World {
         self.tally.reads_at_once += at_once.count() as u64;
         for ((client, number), reply) in replies {
             let invariants = &mut self.groups.get_mut(id.group).invariants;
-            invariants.answered_at_once(id.node, client, number, reply, floor)?;
+            invariants.answered_at_once(id.node, client, number, &reply, floor)?;
             self.reply(id, client, number, reply);
         }
         let Group { members, invariants, .. } = self.groups.get_mut(id.group);
@@ -176,8 +176,10 @@ impl World {
         let mut replies = Vec::new();
         for (ticket, outcome) in outcomes {
             let reply = match outcome {
-                raft::Outcome::Done(response) => {
-                    Reply::Done(response.map_or(Index(0), |response| response.index))
+                raft::Outcome::Done(None) => Reply::Done(Index(0)),
+                raft::Outcome::Done(Some(Response { index, kv: None })) => Reply::Done(index),
+                raft::Outcome::Done(Some(Response { index, kv: Some(response) })) => {
+                    Reply::Applied(index, response)
                 }
                 raft::Outcome::Rejected => Reply::Rejected,
                 raft::Outcome::Unknown => Reply::Unknown,
@@ -185,7 +187,7 @@ impl World {
             replies.extend(member.close_ticket(ticket).map(|asked| (asked, reply)));
         }
         for (read, answer) in answers {
-            let reply = answer.map_or(Reply::Refused { leader: None }, Reply::Read);
+            let reply = answer.map_or(Reply::Refused { leader: None }, Reply::from);
             replies.extend(member.close_read(read).map(|asked| (asked, reply)));
         }
         for (asked, reply) in replies {
@@ -451,6 +453,7 @@ fn trace_input(trace: &mut Trace, now_us: u64, id: MemberId, input: &Input) {
                 crate::client::Request::Write { .. } => "write",
                 crate::client::Request::Read { .. } => "read",
                 crate::client::Request::Change { .. } => "change",
+                crate::client::Request::Tick => "tick",
             };
             trace.line(now_us, format_args!("{id} asked c{client}.{number} {kind}"));
         }

@@ -89,6 +89,20 @@ pub struct Tally {
     pub refused: u64,
     /// Answers that got lost on their way to a client.
     pub answers_lost: u64,
+    /// Times that a leader told the time, and nothing else.
+    pub ticks: u64,
+    /// Times that a leader proposed the end of a lease.
+    pub expires: u64,
+    /// What clerks wanted and is over.
+    pub operations: u64,
+    /// Of those, the ones that were never done.
+    pub operations_never: u64,
+    /// Those of which nobody knows.
+    pub operations_unknown: u64,
+    /// Those that were told what an earlier attempt did.
+    pub duplicates: u64,
+    /// Those of which the body was gone.
+    pub bodies_dropped: u64,
 }
 
 impl Tally {
@@ -139,6 +153,13 @@ impl Tally {
             judged: self.judged + other.judged,
             refused: self.refused + other.refused,
             answers_lost: self.answers_lost + other.answers_lost,
+            operations: self.operations + other.operations,
+            ticks: self.ticks + other.ticks,
+            expires: self.expires + other.expires,
+            operations_never: self.operations_never + other.operations_never,
+            operations_unknown: self.operations_unknown + other.operations_unknown,
+            duplicates: self.duplicates + other.duplicates,
+            bodies_dropped: self.bodies_dropped + other.bodies_dropped,
         };
     }
 }

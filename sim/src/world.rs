@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
     Options, Plant, Tally,
-    agenda::{Agenda, Happening, Input},
+    agenda::{Agenda, Happening, Input, Life},
     client::address,
     fault::Mix,
     group::{Group, GroupId, Groups, MemberId},
@@ -83,7 +83,9 @@ impl World {
                 self.trace.line(now_us, format_args!("g{id} is founded by {members} members"));
             }
         }
-        self.groups.insert(id, Group::new(id, members, &self.mix, self.plant, self.only));
+        // In a world of several groups those that were founded second and fourth have registers.
+        let kv = self.mix.kv.filter(|_| id.0 % 2 == 1).map(|kv| kv.settings);
+        self.groups.insert(id, Group::new(id, members, &self.mix, self.plant, self.only, kv));
         for member in self.groups.members_of(id) {
             let clock_rate = self.draw_clock_rate();
             self.groups.member_mut(member).clock_rate = clock_rate;
@@ -180,7 +182,7 @@ impl World {
         let groups = || self.groups.iter().map(|(_, group)| group);
         Tally {
             commits: groups().map(|group| group.ghost().committed().0).sum(),
-            judged: groups().map(|group| group.history.judged).sum(),
+            judged: groups().map(|group| group.history.judged + group.kv_history.judged).sum(),
             groups: groups().count() as u64,
             ..self.tally
         }
@@ -226,8 +228,7 @@ impl World {
             Happening::Deliver { from, to, message } => self.deliver(from, to, message),
             Happening::Tick(life) => {
                 if self.is_alive(life) {
-                    self.plan_tick(life);
-                    self.give(life.id, Input::Tick);
+                    self.tick(life);
                 }
             }
             Happening::Run(life) => {
@@ -264,7 +265,12 @@ impl World {
                 self.judge(group)?;
                 self.think(group, client);
             }
-            Happening::LoseHope { group, client, number } => self.lose_hope(group, client, number),
+            Happening::Attempt { group, client, operation } => {
+                self.attempt(group, client, operation)?;
+            }
+            Happening::LoseHope { group, client, number } => {
+                self.lose_hope(group, client, number)?;
+            }
             Happening::Ask { to, client, number, request } => {
                 if self.network.is_open((address(to.group, client), to)) {
                     self.ask(to, client, number, request)?;
@@ -272,7 +278,7 @@ impl World {
             }
             Happening::Answer { from, client, number, reply } => {
                 if self.network.is_open((from, address(from.group, client))) {
-                    self.hear(from.group, client, number, reply);
+                    self.hear(from.group, client, number, reply)?;
                 } else {
                     self.lose_answer(client, number);
                 }
@@ -287,6 +293,12 @@ impl World {
             Happening::Mend(mend) => self.mend(mend)?,
         }
         Ok(())
+    }
+
+    fn tick(&mut self, life: Life) {
+        self.plan_tick(life);
+        self.give(life.id, Input::Tick);
+        self.look_at_leases(life.id);
     }
 
     /// A message arrives. What comes from another group is refused, whoever it says it is, as

@@ -299,3 +299,266 @@ fn what_takes_too_long_is_undecided() {
     let found = judge::<Cell>(0, &history);
     assert!(matches!(found, Err(Finding::Undecided(_))), "{found:?}");
 }
+
+/// Histories of keys, drawn at random from a store that behaves, or not.
+mod keys {
+    use std::collections::BTreeMap;
+
+    use flotilla_sim::{
+        Violation,
+        kv_history::KvHistory,
+        operation::{Done, Kind, Operation, OperationName, Verdict},
+    };
+    use kvd::{
+        command::Condition,
+        outcome::{Answered, Header, Outcome, Pair, Revision, Version, Written},
+    };
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+    /// What is wrong with a store.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Wrong {
+        Nothing,
+        /// A read finds what was overwritten before it began.
+        StaleRead,
+        /// A write is acknowledged and gone.
+        LostUpdate,
+        /// An append is done once more.
+        DoubleAppend,
+    }
+
+    /// One key, as simple as can be.
+    #[derive(Clone, Debug, Default)]
+    struct Store {
+        revision: u64,
+        pair: Option<Pair>,
+    }
+
+    impl Store {
+        fn write(&mut self, value: Vec<u8>) -> Written {
+            self.revision += 1;
+            let (revision, before) = (Revision(self.revision), self.pair.take());
+            let version = Version(before.as_ref().map_or(0, |pair| pair.version.0) + 1);
+            let create_revision = before.map_or(revision, |pair| pair.create_revision);
+            let pair = Pair {
+                value: value.into(),
+                version,
+                create_revision,
+                mod_revision: revision,
+                lease: None,
+            };
+            self.pair = Some(pair);
+            Written { version, revision }
+        }
+
+        fn execute(&mut self, kind: &Kind) -> Done {
+            let version = self.pair.as_ref().map_or(Version(0), |pair| pair.version);
+            let outcome = match kind {
+                Kind::Get => return Done::Read(self.header(), self.pair.clone()),
+                Kind::Put { condition: Condition::Version(it), .. } if *it != version => {
+                    Outcome::Mismatch(self.pair.clone())
+                }
+                Kind::Put { value, .. } => Outcome::Written(self.write(value.to_vec())),
+                Kind::Append { value, .. } => {
+                    let old = self.pair.as_ref().map(|pair| pair.value.clone()).unwrap_or_default();
+                    let written = self.write([&old[..], value].concat());
+                    Outcome::Appended { written, old }
+                }
+                Kind::Delete => match self.pair.take() {
+                    None => Outcome::Absent,
+                    Some(pair) => {
+                        self.revision += 1;
+                        let revision = Revision(self.revision);
+                        Outcome::Removed {
+                            written: Written { version: Version(0), revision },
+                            pair,
+                        }
+                    }
+                },
+                Kind::Command(_) | Kind::Claim(_) => unreachable!("none is drawn"),
+            };
+            Done::Executed(
+                self.header(),
+                Answered { outcome, duplicate: false, body_dropped: false },
+            )
+        }
+
+        fn header(&self) -> Header {
+            Header { revision: Revision(self.revision), ..Header::default() }
+        }
+    }
+
+    /// An operation: when it began, when it was done, when its answer came, and what that was.
+    #[derive(Clone, Debug)]
+    struct Drawn {
+        begun: u64,
+        point: u64,
+        ended: u64,
+        name: OperationName,
+        kind: Kind,
+        verdict: Option<Verdict>,
+    }
+
+    fn draw_kind(rng: &mut StdRng, name: OperationName) -> Kind {
+        let value = name.token(0);
+        match rng.random_range(0..10) {
+            0..3 => Kind::Get,
+            3..5 => Kind::Put { value, condition: Condition::Always },
+            5..7 => {
+                let condition = Condition::Version(Version(rng.random_range(0..4)));
+                Kind::Put { value, condition }
+            }
+            7..9 => Kind::Append { value, value_bytes_max: 1 << 20 },
+            _ => Kind::Delete,
+        }
+    }
+
+    /// So many operations and a read at the end; none if what is to be wrong had no occasion.
+    fn draw(rng: &mut StdRng, count: u64, unknown: bool, wrong: Wrong) -> Option<Vec<Drawn>> {
+        let mut operations: Vec<Drawn> = (1..=count)
+            .map(|client| {
+                let begun = 10 * rng.random_range(0..2 * count);
+                let ended = begun + 10 * rng.random_range(1..8);
+                let point = rng.random_range(begun..=ended);
+                let name = OperationName { client, number: 1 };
+                let kind = draw_kind(rng, name);
+                Drawn { begun, point, ended, name, kind, verdict: None }
+            })
+            .collect();
+        let (begun, name) = (1_000_000, OperationName { client: count + 1, number: 1 });
+        let last =
+            Drawn { begun, point: begun, ended: begun, name, kind: Kind::Get, verdict: None };
+        operations.push(last);
+        operations.sort_by_key(|it| (it.point, it.name));
+        let mut store = Store::default();
+        // When each change was known at the latest, and how the store was before it.
+        let mut changes: Vec<(u64, Store)> = Vec::new();
+        let mut went_wrong = wrong == Wrong::Nothing;
+        for it in &mut operations {
+            let lost = unknown && it.begun < 1_000_000 && rng.random_range(0..4) == 0;
+            if lost && rng.random_range(0..2) == 0 {
+                it.verdict = Some(Verdict::Unknown);
+                continue;
+            }
+            let before = store.clone();
+            let mut done = store.execute(&it.kind);
+            let changed = store.revision > before.revision;
+            if !went_wrong && rng.random_range(0..3) == 0 {
+                match wrong {
+                    Wrong::StaleRead if it.kind == Kind::Get => {
+                        let over = changes.iter().rev().find(|(ended, _)| *ended < it.begun);
+                        if let Some((_, stale)) = over {
+                            done = Done::Read(stale.header(), stale.pair.clone());
+                            went_wrong = true;
+                        }
+                    }
+                    Wrong::LostUpdate if changed => {
+                        store = before.clone();
+                        went_wrong = true;
+                    }
+                    Wrong::DoubleAppend if matches!(it.kind, Kind::Append { .. }) => {
+                        store.execute(&it.kind);
+                        went_wrong = true;
+                    }
+                    Wrong::Nothing | Wrong::StaleRead | Wrong::LostUpdate | Wrong::DoubleAppend => {
+                    }
+                }
+            }
+            if changed {
+                changes.push((it.ended, before));
+            }
+            it.verdict = Some(if lost { Verdict::Unknown } else { Verdict::Done(done) });
+        }
+        went_wrong.then_some(operations)
+    }
+
+    fn judge(operations: &[Drawn]) -> Result<u64, Violation> {
+        let mut history = KvHistory::new(None);
+        for Drawn { begun, ended, name, kind, verdict, .. } in operations {
+            history.begin(*begun, *name, Operation { key: "key".into(), kind: kind.clone() });
+            if let Some(verdict) = verdict.clone() {
+                history.end(*ended, *name, verdict);
+            }
+        }
+        history.judge().map(|()| history.judged)
+    }
+
+    #[test]
+    fn what_a_store_does_that_behaves_is_right() {
+        for seed in 0..600 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let count = rng.random_range(1..60);
+            let unknown = seed % 3 > 0;
+            let Some(operations) = draw(&mut rng, count, unknown, Wrong::Nothing) else { continue };
+            if let Err(violation) = judge(&operations) {
+                panic!("seed {seed}: {violation}");
+            }
+        }
+    }
+
+    #[track_caller]
+    fn is_found(wrong: Wrong) {
+        let mut found = 0;
+        for seed in 0..400 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let Some(operations) = draw(&mut rng, 40, false, wrong) else { continue };
+            assert!(judge(&operations).is_err(), "seed {seed}: {wrong:?} is not found");
+            found += 1;
+        }
+        assert!(found > 300, "{wrong:?} had {found} occasions only");
+    }
+
+    #[test]
+    fn a_stale_read_is_found() {
+        is_found(Wrong::StaleRead);
+    }
+
+    #[test]
+    fn a_lost_update_is_found() {
+        is_found(Wrong::LostUpdate);
+    }
+
+    #[test]
+    fn a_double_append_is_found() {
+        is_found(Wrong::DoubleAppend);
+    }
+
+    /// Whether some order explains all answers: the store is asked itself.
+    fn explains(store: &Store, left: &[&Drawn]) -> bool {
+        if left.is_empty() {
+            return true;
+        }
+        (0..left.len()).any(|next| {
+            let mut rest = left.to_vec();
+            let it = rest.remove(next);
+            let mut store = store.clone();
+            let done = store.execute(&it.kind);
+            rest.iter().all(|other| other.ended >= it.begun)
+                && it.verdict == Some(Verdict::Done(done))
+                && explains(&store, &rest)
+        })
+    }
+
+    /// Small histories in which answers have been changed for those of others, some of which are right
+    /// all the same.
+    #[test]
+    fn the_same_is_found_as_by_trying_every_order() {
+        let mut right: BTreeMap<bool, u64> = BTreeMap::new();
+        for seed in 0..3_000 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let Some(mut operations) = draw(&mut rng, 5, false, Wrong::Nothing) else { continue };
+            if seed % 2 == 0 {
+                let (one, other) = (rng.random_range(0..6), rng.random_range(0..6));
+                let verdict = operations[one].verdict.clone();
+                operations[one].verdict = operations[other].verdict.clone();
+                operations[other].verdict = verdict;
+            }
+            let all: Vec<&Drawn> = operations.iter().collect();
+            let explained = explains(&Store::default(), &all);
+            let judged = judge(&operations);
+            assert_eq!(judged.is_ok(), explained, "seed {seed}: {judged:?}\n{operations:#?}");
+            *right.entry(explained).or_default() += 1;
+        }
+        assert!(right.values().all(|times| *times > 300), "{right:?}");
+    }
+}

@@ -3,16 +3,27 @@
 //!
 //! With `--nocapture` each test tells which seed was the first to catch its bug.
 
-use flotilla_sim::{HISTORY, Mix, Options, Plant, run};
+use flotilla_sim::{HISTORY, KV_HISTORY, Mix, Options, Plant, run};
 
 /// A bug that has not been caught after so many seeds never will be.
 const SEEDS_MAX: u64 = 400;
 
 #[track_caller]
 fn caught(plant: Plant, invariant: &'static str) {
+    caught_in(plant, invariant, false);
+}
+
+/// The same in a world of clerks and keys.
+#[track_caller]
+fn caught_by_clerks(plant: Plant, invariant: &'static str) {
+    caught_in(plant, invariant, true);
+}
+
+#[track_caller]
+fn caught_in(plant: Plant, invariant: &'static str, kv: bool) {
     for seed in 0..SEEDS_MAX {
         let members = 3 + 2 * (seed % 2);
-        let options = Options { plant, only: Some(invariant), ..Options::new(seed, members) };
+        let options = Options { plant, only: Some(invariant), kv, ..Options::new(seed, members) };
         let failure = run(options, None).failure;
         if let Some(failure) = failure
             && failure.violation.invariant == invariant
@@ -74,6 +85,13 @@ fn forgetting_to_execute() {
 #[test]
 fn reading_without_a_quorum() {
     caught(Plant::StaleReads, "R19");
+}
+
+#[test]
+fn telling_clerks_what_is_not_so() {
+    caught_by_clerks(Plant::StaleReads, KV_HISTORY);
+    caught_by_clerks(Plant::SwapAnswers, KV_HISTORY);
+    caught_by_clerks(Plant::SwapAnswers, "S2");
 }
 
 #[test]

@@ -77,6 +77,8 @@ fn groups_of_three() {
     happened("operations judged", total.judged, 2_000);
     happened("rejected writes", total.rejected, 1);
     happened("unknown writes", total.unknown, 5);
+    happened("times told", total.ticks, 20);
+    happened("ends of leases proposed", total.expires, 50);
 }
 
 #[test]

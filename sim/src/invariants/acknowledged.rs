@@ -6,7 +6,11 @@ use std::collections::BTreeSet;
 use raft::Outcome;
 
 use super::{Ghost, Step, Violation};
-use crate::{client::CHANGER, machine::CommandId, member::command_of};
+use crate::{
+    client::{CHANGER, HOST},
+    machine::CommandId,
+    member::command_of,
+};
 
 /// The commands of which it was said that they will never be executed.
 #[derive(Debug, Default)]
@@ -39,8 +43,11 @@ impl Acknowledged {
                 Outcome::Done(None) if asked.client == CHANGER => {
                     !ghost.is_joint_since(asked.floor)
                 }
+                // An entry that only tells the time has no name.
+                Outcome::Done(None) if asked.client == HOST => true,
                 Outcome::Done(response) => {
-                    committed.is_some() && committed == response.map(|response| response.index)
+                    let index = response.as_ref().map(|response| response.index);
+                    committed.is_some() && committed == index
                 }
                 Outcome::Rejected => {
                     self.rejected.insert(command);
@@ -76,13 +83,14 @@ mod tests {
     use raft::{Entry, GroupTime, Index, Payload, Term};
 
     use super::*;
+    use crate::machine::Machine;
 
     /// What was rejected is in the log of a member that did not hear of it; what was refused is in
     /// nobody's.
     #[test]
     fn only_what_was_rejected_may_come_back_after_a_loss() {
         let came_back = CommandId { client: 1, number: 1 };
-        let mut ghost = Ghost::of(std::sync::Arc::default());
+        let mut ghost = Ghost::of(std::sync::Arc::default(), &Machine::default());
         let payload = Payload::Command(came_back.write_to(0, 0));
         let entry = Entry { index: Index(1), term: Term(1), stamp: GroupTime::default(), payload };
         ghost.commit(&entry, Term(1));

@@ -14,7 +14,7 @@ pub(super) fn check(step: Step<'_>) -> Result<(), Violation> {
             return Err(Violation::new("R19", what));
         };
         if let Ok(answer) = answer {
-            check_answer(step.node, asked, answer.index)?;
+            check_answer(step.node, asked, answer.index())?;
         }
     }
     Ok(())

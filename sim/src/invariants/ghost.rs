@@ -3,8 +3,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
+use kvd::{
+    KvMachine,
+    command::{Command, LeaseId},
+    outcome::{Answer, LeaseState, LockState, Pair, Query, Response},
+};
 use raft::{Entry, Index, Membership, NodeId, Payload, Position, StateMachine, Term};
 
+use crate::application::inner;
 use crate::disk::Image;
 use crate::machine::{CommandId, History, Machine};
 
@@ -17,6 +24,8 @@ pub struct Ghost {
     machine: Machine,
     /// The memberships among them, behind that of the founders at 0.
     memberships: Vec<(Index, Arc<Membership>)>,
+    /// What its key/value store said, where nobody has looked at it yet.
+    executed: Vec<Executed>,
     /// Where each command was committed.
     commands: BTreeMap<CommandId, Index>,
     /// The log up to each entry that was ever in anybody's memory.
@@ -40,6 +49,58 @@ pub struct Committed {
     pub history: History,
     /// The digest of the state behind it.
     pub digest: u128,
+    /// All answers up to it.
+    pub answers: History,
+}
+
+/// What came of a committed command for the key/value store.
+#[derive(Debug)]
+pub(super) struct Executed {
+    pub(super) index: Index,
+    command: Bytes,
+    pub(super) response: Response,
+    /// The store behind it. Shares all that did not change since.
+    after: KvMachine,
+}
+
+impl Executed {
+    pub(super) fn new(index: Index, command: Bytes, response: Response, after: KvMachine) -> Self {
+        Self { index, command, response, after }
+    }
+
+    /// The command; none if it is none.
+    pub(super) fn command(&self) -> Option<Command<'_>> {
+        Command::decode(&self.command).ok()
+    }
+
+    /// What a key holds now.
+    pub(super) fn pair(&self, key: &[u8]) -> Option<Pair> {
+        match self.after.query(Query::Get(Bytes::copy_from_slice(key))) {
+            Answer::Pair(_, pair) => pair,
+            _ => None,
+        }
+    }
+
+    /// How a lock stands now.
+    pub(super) fn lock(&self, name: &[u8]) -> LockState {
+        match self.after.query(Query::Lock(Bytes::copy_from_slice(name))) {
+            Answer::Lock(_, state) => state,
+            _ => LockState::default(),
+        }
+    }
+
+    /// How a lease stands now.
+    pub(super) fn lease(&self, lease: LeaseId) -> Option<LeaseState> {
+        match self.after.query(Query::Lease { lease, attached: false }) {
+            Answer::Lease(_, state) => state,
+            _ => None,
+        }
+    }
+
+    /// How many pairs, leases and locks there are.
+    pub(super) fn counts(&self) -> [u64; 3] {
+        [self.after.pairs(), self.after.leases(), self.after.locks()]
+    }
 }
 
 /// The log in a member's memory, as hashes.
@@ -84,9 +145,28 @@ impl Ghost {
         }
     }
 
-    /// Begins with these founders.
-    pub(super) fn of(founders: Arc<Membership>) -> Self {
-        Self { memberships: vec![(Index(0), founders)], ..Self::default() }
+    /// Begins with these founders, and with this machine.
+    pub(super) fn of(founders: Arc<Membership>, blank: &Machine) -> Self {
+        Self { memberships: vec![(Index(0), founders)], machine: blank.clone(), ..Self::default() }
+    }
+
+    /// A machine that has seen nothing.
+    pub(super) fn blank(&self) -> Machine {
+        self.machine.empty()
+    }
+
+    /// All that was executed since this was asked last.
+    pub(super) fn take_executed(&mut self) -> Vec<Executed> {
+        std::mem::take(&mut self.executed)
+    }
+
+    /// All answers up to `index`; none if nobody knows that far.
+    pub(super) fn answers_at(&self, index: Index) -> Option<History> {
+        if index == Index(0) {
+            Some(History::default())
+        } else {
+            self.at(index).map(|entry| entry.answers)
+        }
     }
 
     /// The last membership that is committed.
@@ -157,14 +237,22 @@ impl Ghost {
                 }
             }
             Payload::Command(command) => {
-                self.machine.apply(at, command);
+                let response = self.machine.apply(at, command);
+                if let Some(response) = response.kv {
+                    self.note_execution(entry.index, inner(command), response);
+                }
                 if let Some(id) = CommandId::of(command) {
                     self.commands.insert(id, entry.index);
                 }
             }
         }
-        let digest = self.machine.digest();
-        self.committed.push(Committed { term: entry.term, in_term, history, digest });
+        let (digest, answers) = (self.machine.digest(), self.machine.answers());
+        self.committed.push(Committed { term: entry.term, in_term, history, digest, answers });
+    }
+
+    fn note_execution(&mut self, index: Index, command: Bytes, response: Response) {
+        let Some(after) = self.machine.application().kv().cloned() else { return };
+        self.executed.push(Executed::new(index, command, response, after));
     }
 }
 

@@ -5,7 +5,9 @@
 //! docs/testing.md, which also says by which bug each was seen to fail.
 
 mod acknowledged;
+mod acknowledged_numbers;
 mod append_only;
+mod at_most_once;
 mod bounded;
 mod commit_rule;
 mod committed_never_lost;
@@ -13,23 +15,40 @@ mod config_safety;
 mod durable_before_ack;
 mod durable_before_use;
 mod election_safety;
+mod equal_states;
+mod expiry;
 mod fresh_reads;
 mod ghost;
+mod guards;
+mod key_value;
 mod leader_completeness;
+mod lease_life;
+mod lock_exclusion;
+mod lock_handover;
+mod lock_independence;
+mod lock_release;
 mod log_matching;
+mod model;
 mod monotonic;
 mod non_disruption;
+mod promises;
 mod restart_equivalence;
+mod same_reply;
 mod snapshot_equivalence;
 mod snapshot_install;
 mod stale_leader;
 mod state_machine_safety;
+mod transactions;
 mod truncation;
+mod turn;
+#[cfg(test)]
+mod turn_tests;
 mod up_to_date_voter;
 mod vote_once;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
+use kvd::command::{ClientId, Command, RequestId};
 use raft::{Entry, Index, Membership, MessageKind, NodeId, Output, StateMachine, Term};
 
 use crate::{
@@ -39,8 +58,10 @@ use crate::{
     group::GroupId,
     machine::Machine,
     member::{Asked, Member, Standing},
+    operation::{OperationName, Verdict},
 };
 
+use ghost::Executed;
 pub use ghost::Ghost;
 
 /// Something that must never happen has.
@@ -139,6 +160,58 @@ impl<'a> Step<'a> {
     }
 }
 
+/// A request to the key/value store that named itself, and what came of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen<'a> {
+    id: &'a RequestId,
+    executed: &'a ghost::Executed,
+}
+
+impl<'a> Seen<'a> {
+    fn name(&self) -> RequestName {
+        RequestName::of(self.response().header.shard, self.id)
+    }
+
+    fn response(&self) -> &'a kvd::outcome::Response {
+        &self.executed.response
+    }
+
+    /// What came of it, if it was executed now.
+    fn first(&self) -> Option<&'a kvd::outcome::Answered> {
+        self.response().result.as_ref().ok().filter(|answered| !answered.duplicate)
+    }
+
+    /// A finding, of this request.
+    fn broken(&self, invariant: &'static str, what: &str) -> Violation {
+        let (name, index) = (self.name(), self.executed.index);
+        let (id, response) = (self.id, self.response());
+        Violation::new(invariant, format!("{name}, at {index}: {what}: {id:?}: {response:?}"))
+    }
+}
+
+/// A request to the key/value store: a shard, a client, and which of that client's to that shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RequestName {
+    shard: u32,
+    client: ClientId,
+    sequence: u64,
+}
+
+impl RequestName {
+    fn of(shard: u32, id: &RequestId) -> Self {
+        Self { shard, client: id.client, sequence: id.sequence }
+    }
+}
+
+impl fmt::Display for RequestName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Clerks keep their number in the second half.
+        let client =
+            self.client.0[8..].iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
+        write!(f, "request {} of c{client} to shard {}", self.sequence, self.shard)
+    }
+}
+
 /// All checkers and what they remember.
 #[derive(Debug)]
 pub struct Invariants {
@@ -152,6 +225,12 @@ pub struct Invariants {
     stale_leader: stale_leader::StaleLeader,
     non_disruption: non_disruption::NonDisruption,
     config_safety: config_safety::ConfigSafety,
+    executions: at_most_once::Executions,
+    promises: promises::Promises,
+    numbers: acknowledged_numbers::Numbers,
+    expiry: expiry::Expiry,
+    model: turn::Model,
+    tokens: lock_exclusion::Tokens,
 }
 
 impl Invariants {
@@ -160,11 +239,12 @@ impl Invariants {
         group: GroupId,
         only: Option<&'static str>,
         founders: Arc<Membership>,
+        blank: &Machine,
     ) -> Self {
         Self {
             group,
             only,
-            ghost: Ghost::of(founders),
+            ghost: Ghost::of(founders, blank),
             monotonic: monotonic::Monotonic::default(),
             votes: vote_once::Votes::default(),
             acknowledged: acknowledged::Acknowledged::default(),
@@ -172,6 +252,12 @@ impl Invariants {
             stale_leader: stale_leader::StaleLeader::default(),
             non_disruption: non_disruption::NonDisruption::default(),
             config_safety: config_safety::ConfigSafety::default(),
+            executions: at_most_once::Executions::default(),
+            promises: promises::Promises::default(),
+            numbers: acknowledged_numbers::Numbers::default(),
+            expiry: expiry::Expiry::default(),
+            model: turn::Model::default(),
+            tokens: lock_exclusion::Tokens::default(),
         }
     }
 
@@ -194,14 +280,15 @@ impl Invariants {
         self.keep(restart_equivalence::started(member))?;
         let found = log_matching::started(&mut self.ghost, member);
         self.keep(found)?;
-        self.keep(state_machine_safety::started(&self.ghost, member))
+        self.keep(state_machine_safety::started(&self.ghost, member))?;
+        self.keep(equal_states::compare(&self.ghost, member))
     }
 
     /// A majority was lost for good, and this member is to go on alone with its log, whose last
     /// entry says so. What else was committed counts no more. How many entries are lost with it.
     pub(crate) fn recovered(&mut self, member: &Member, entry: &Entry) -> Result<u64, Violation> {
         let image = member.disk().image();
-        let mut machine = Machine::default();
+        let mut machine = self.ghost.blank();
         let mut from = Index(0);
         if let Some(root) = &image.snapshot {
             let stored = member.disk().stored(root);
@@ -248,6 +335,8 @@ impl Invariants {
         self.keep(found)?;
         let found = state_machine_safety::check(&mut self.ghost, step);
         self.keep(found)?;
+        self.executed()?;
+        self.keep(equal_states::check(&self.ghost, step))?;
         let found = self.monotonic.check(step);
         self.keep(found)?;
         let found = self.votes.check(step);
@@ -271,6 +360,57 @@ impl Invariants {
         self.keep(fresh_reads::check(step))
     }
 
+    /// Commands for the key/value store were committed.
+    fn executed(&mut self) -> Result<(), Violation> {
+        for executed in self.ghost.take_executed() {
+            let Some(command) = executed.command() else { continue };
+            self.compared(&executed, &command)?;
+            let Some(id) = &command.id else { continue };
+            let seen = Seen { id, executed: &executed };
+            // What is executed although it was acknowledged may be executed twice as well: the cause
+            // is told before the effect.
+            let found = self.numbers.check(seen);
+            self.keep(found)?;
+            let found = self.executions.check(seen);
+            self.keep(found)?;
+            self.keep(same_reply::check(&self.executions, seen))?;
+            self.keep(self.promises.check(seen))?;
+            let found = self.expiry.check(&self.executions, &self.numbers, seen);
+            self.keep(found)?;
+        }
+        Ok(())
+    }
+
+    /// A command is compared with what it must come to. What it is about is told before that it
+    /// differs at all.
+    fn compared(&mut self, executed: &Executed, command: &Command<'_>) -> Result<(), Violation> {
+        let turn = self.model.take(executed, command);
+        let found = [
+            guards::check(&turn),
+            lock_release::check(&turn),
+            self.tokens.check(&turn),
+            lock_independence::check(&turn),
+            lease_life::check(&turn),
+            lock_handover::check(&turn),
+            transactions::check(&turn),
+            key_value::check(&turn),
+        ];
+        found.into_iter().try_for_each(|found| self.keep(found))
+    }
+
+    /// A clerk has come to know what became of a request.
+    pub(crate) fn concluded(
+        &mut self,
+        name: OperationName,
+        shard: u32,
+        id: &RequestId,
+        verdict: &Verdict,
+    ) -> Result<(), Violation> {
+        let request = RequestName::of(shard, id);
+        let found = self.promises.conclude(&self.executions, name, request, verdict);
+        self.keep(found)
+    }
+
     /// The disk of `node` has changed: it synced, or a crash has taken something away.
     pub(crate) fn disk_changed(
         &mut self,
@@ -292,7 +432,7 @@ impl Invariants {
         node: NodeId,
         client: u64,
         number: u64,
-        reply: Reply,
+        reply: &Reply,
         floor: Index,
     ) -> Result<(), Violation> {
         match reply {
@@ -301,7 +441,11 @@ impl Invariants {
                 let asked = Asked { client, number, floor };
                 return self.keep(fresh_reads::check_answer(node, asked, answer.index));
             }
-            Reply::Done(_) | Reply::Rejected | Reply::Unknown => {}
+            Reply::Found(index, _) => {
+                let asked = Asked { client, number, floor };
+                return self.keep(fresh_reads::check_answer(node, asked, *index));
+            }
+            Reply::Done(_) | Reply::Applied(..) | Reply::Rejected | Reply::Unknown => {}
         }
         Ok(())
     }

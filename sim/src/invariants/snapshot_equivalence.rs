@@ -4,10 +4,7 @@
 use raft::{NodeId, StateMachine};
 
 use super::{Ghost, Violation};
-use crate::{
-    disk::Stored,
-    machine::{Machine, manifest},
-};
+use crate::{disk::Stored, machine::manifest};
 
 pub(super) fn check(ghost: &Ghost, node: NodeId, stored: &Stored) -> Result<(), Violation> {
     let root = &stored.root;
@@ -23,7 +20,7 @@ fn differs(ghost: &Ghost, stored: &Stored) -> Option<&'static str> {
     let Some(committed) = ghost.at(root.position.index) else {
         return Some("that is not committed");
     };
-    let mut machine = Machine::default();
+    let mut machine = ghost.blank();
     if machine.restore(&mut stored.chunks.iter().cloned()).is_err() {
         return Some("it does not decode");
     }
@@ -33,6 +30,7 @@ fn differs(ghost: &Ghost, stored: &Stored) -> Option<&'static str> {
         (root.position.term == committed.term, "its term is another"),
         (machine.digest() == committed.digest, "its state is another"),
         (machine.history() == committed.history, "its history is another"),
+        (machine.answers() == committed.answers, "it remembers other answers"),
         (applied.index == root.position.index, "its state is as of another index"),
         (applied.time == root.stamp, "its stamp is another"),
         (root.manifest == manifest(&stored.chunks), "its chunks are others"),

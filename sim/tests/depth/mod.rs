@@ -1,5 +1,7 @@
 //! How many seeds a test runs, and what it says when one fails.
 
+#![allow(dead_code, reason = "each test file uses a part of this")]
+
 use flotilla_sim::{Mix, Options, Violation, World, trace::Listener};
 
 /// How thorough the tests are: `FLOTILLA_TEST_DEPTH`.
@@ -26,20 +28,44 @@ pub(crate) fn depth() -> Depth {
 /// Runs a scripted scenario from several seeds, and from then on until the group is at rest.
 ///
 /// `FLOTILLA_TEST_SEED=n` runs one seed only and prints its trace.
-#[allow(dead_code, reason = "not every test file has scenarios")]
 pub(crate) fn scenario(
     name: &str,
     members: u64,
     mix: &Mix,
     script: impl Fn(&mut World) -> Result<(), Violation>,
 ) {
-    let chosen = std::env::var("FLOTILLA_TEST_SEED").ok();
-    let chosen: Option<u64> = chosen.map(|seed| seed.parse().expect("a seed is a number"));
     let count = match depth() {
         Depth::Quick => 10,
         Depth::Ci => 20,
         Depth::Deep => 100,
     };
+    scenario_from(name, members, mix, count, script);
+}
+
+/// The same for scenarios with clerks, who are busy: fewer seeds do at the quick depth.
+pub(crate) fn clerks_scenario(
+    name: &str,
+    members: u64,
+    mix: &Mix,
+    script: impl Fn(&mut World) -> Result<(), Violation>,
+) {
+    let count = match depth() {
+        Depth::Quick => 3,
+        Depth::Ci => 20,
+        Depth::Deep => 100,
+    };
+    scenario_from(name, members, mix, count, script);
+}
+
+fn scenario_from(
+    name: &str,
+    members: u64,
+    mix: &Mix,
+    count: u64,
+    script: impl Fn(&mut World) -> Result<(), Violation>,
+) {
+    let chosen = std::env::var("FLOTILLA_TEST_SEED").ok();
+    let chosen: Option<u64> = chosen.map(|seed| seed.parse().expect("a seed is a number"));
     for seed in chosen.map_or(0..count, |seed| seed..seed + 1) {
         let listener: Option<Listener> =
             if chosen.is_some() { Some(Box::new(|line| println!("{line}"))) } else { None };
@@ -56,7 +82,6 @@ pub(crate) fn scenario(
 }
 
 /// What a scenario expects.
-#[allow(dead_code, reason = "not every test file has scenarios")]
 pub(crate) fn expect(holds: bool, what: impl Into<String>) -> Result<(), Violation> {
     if holds { Ok(()) } else { Err(Violation { invariant: "scenario", what: what.into() }) }
 }
