@@ -1,4 +1,6 @@
-//! Groups of three members in memory, ours and its peers', all doing the same work.
+//! Flotilla beside its peers: groups of three members in memory ([`core`]), clusters of three
+//! processes ([`kv`]), all doing the same work.
 
 pub mod core;
 pub mod cpu;
+pub mod kv;

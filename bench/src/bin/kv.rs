@@ -1,0 +1,223 @@
+//! The key/value store beside etcd: requests a second, latencies, CPU time; with `--keys` memory
+//! with so many keys and how long a start with them takes.
+//!
+//! `cargo build --release -p kvd`, then
+//! `cargo run --release --manifest-path bench/Cargo.toml --bin kv`. It takes etcd 3.4 from the path
+//! (Debian: `etcd-server`).
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use clap::Parser;
+use flotilla_bench::kv::{
+    Clients, Cluster, Cost, KEYS, Operation, Plan, System, VALUE_BYTES, drive, fill,
+};
+
+/// What `target/` of the main workspace has, unless it is said otherwise.
+const KVD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/kvd");
+
+#[derive(Parser, Debug)]
+struct Arguments {
+    /// The binary of etcd
+    #[arg(long, default_value = "etcd")]
+    etcd: PathBuf,
+    /// The binary of kvd
+    #[arg(long, default_value = KVD)]
+    kvd: PathBuf,
+    /// How many clients wait for an answer at a time
+    #[arg(long, value_delimiter = ',', default_value = "1,64,256")]
+    clients: Vec<usize>,
+    /// How many connections they share at most
+    #[arg(long, default_value_t = 4)]
+    connections: usize,
+    /// How long each is measured in a round
+    #[arg(long, default_value_t = 3)]
+    seconds: u64,
+    /// How often everything is measured, in turns; the medians are printed
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Leave etcd out
+    #[arg(long)]
+    alone: bool,
+    /// Instead: load so many keys through each, and tell memory and the time of a start
+    #[arg(long)]
+    keys: Option<u64>,
+    /// Which disk: where the clusters keep their data [default: that of temporary files]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+/// A cluster, and how it is driven.
+struct Contender<'a> {
+    name: String,
+    cluster: &'a Cluster,
+    system: System,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ran = runtime.and_then(|runtime| {
+        runtime.block_on(async {
+            tokio::select! {
+                ran = run(&arguments) => ran,
+                interrupted = tokio::signal::ctrl_c() => interrupted.and(Err(io::Error::other("interrupted"))),
+            }
+        })
+    });
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kv: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: &Arguments) -> io::Result<()> {
+    let mut builder = tempfile::Builder::new();
+    let builder = builder.prefix("flotilla-bench-kv-");
+    let dir = match &arguments.dir {
+        Some(dir) => builder.tempdir_in(dir)?,
+        None => builder.tempdir()?,
+    };
+    let mut plans = vec![
+        ("kvd", plan(arguments, dir.path(), System::Unary, 1, 256)?),
+        ("kvd of 1 shard", plan(arguments, dir.path(), System::Unary, 2, 1)?),
+    ];
+    if !arguments.alone {
+        match Command::new(&arguments.etcd).arg("--version").output() {
+            Ok(_) => plans.insert(0, ("etcd", plan(arguments, dir.path(), System::Etcd, 0, 0)?)),
+            Err(error) => println!(
+                "skipped: etcd, for want of {} (Debian: etcd-server): {error}\n",
+                arguments.etcd.display()
+            ),
+        }
+    }
+    match arguments.keys {
+        Some(keys) => load(plans, keys).await,
+        None => compare(arguments, plans).await,
+    }
+}
+
+fn plan(
+    arguments: &Arguments,
+    dir: &Path,
+    system: System,
+    number: u8,
+    shards: u32,
+) -> io::Result<Plan> {
+    let binary = match system {
+        System::Etcd => arguments.etcd.clone(),
+        System::Unary | System::Pipelined => arguments.kvd.clone(),
+    };
+    let dir = dir.join(number.to_string());
+    std::fs::create_dir(&dir)?;
+    Ok(Plan { system, binary, dir, number, shards })
+}
+
+/// Drives all clusters in turns.
+async fn compare(arguments: &Arguments, plans: Vec<(&str, Plan)>) -> io::Result<()> {
+    let mut clusters = Vec::new();
+    for (name, plan) in plans {
+        let system = plan.system;
+        let cluster = Cluster::start(plan).await?;
+        fill(&cluster, if system == System::Etcd { system } else { System::Pipelined }, KEYS)
+            .await?;
+        clusters.push((name, system, cluster));
+    }
+    let mut contenders = Vec::new();
+    for (name, system, cluster) in &clusters {
+        let systems: &[System] = match system {
+            System::Etcd => &[System::Etcd],
+            System::Unary | System::Pipelined => &[System::Unary, System::Pipelined],
+        };
+        for &system in systems {
+            let name = match system {
+                System::Etcd => (*name).to_owned(),
+                System::Unary => format!("{name}, unary"),
+                System::Pipelined => format!("{name}, pipelined"),
+            };
+            contenders.push(Contender { name, cluster, system });
+        }
+    }
+    let (rounds, seconds) = (arguments.rounds.max(1), arguments.seconds);
+    println!(
+        "three members each, values of {VALUE_BYTES} bytes, medians of {rounds} rounds of {seconds} s\n"
+    );
+    println!(
+        "| request | clients | of | per second | p50 ms | p99 ms | members' CPU us | clients' CPU us |"
+    );
+    println!("|---|---:|---|---:|---:|---:|---:|---:|");
+    for operation in [Operation::Put, Operation::Get] {
+        for &count in &arguments.clients {
+            let connections = arguments.connections.max(1);
+            let clients = Clients { count, connections };
+            let mut costs: Vec<Vec<Cost>> = contenders.iter().map(|_| Vec::new()).collect();
+            for _ in 0..rounds {
+                for (contender, costs) in contenders.iter().zip(&mut costs) {
+                    let measured = Duration::from_secs(seconds);
+                    let Contender { cluster, system, .. } = contender;
+                    costs.push(drive(cluster, *system, operation, clients, measured).await?);
+                }
+            }
+            for (contender, costs) in contenders.iter().zip(&costs) {
+                row(operation, count, &contender.name, costs);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn row(operation: Operation, clients: usize, name: &str, costs: &[Cost]) {
+    let request = match operation {
+        Operation::Put => "put",
+        Operation::Get => "get",
+    };
+    println!(
+        "| {request} | {clients} | {name} | {:.0} | {:.2} | {:.2} | {:.1} | {:.1} |",
+        median(costs, |cost| cost.rate),
+        median(costs, |cost| cost.p50_ms),
+        median(costs, |cost| cost.p99_ms),
+        median(costs, |cost| cost.servers_us),
+        median(costs, |cost| cost.clients_us),
+    );
+}
+
+fn median(costs: &[Cost], of: impl Fn(&Cost) -> f64) -> f64 {
+    let mut values: Vec<f64> = costs.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Loads each cluster, one after the other, and starts it again.
+async fn load(plans: Vec<(&str, Plan)>, keys: u64) -> io::Result<()> {
+    println!("{keys} keys of 16 bytes, values of {VALUE_BYTES} bytes\n");
+    println!(
+        "| of | loaded in s | memory of a member, MB | times the values | start in s | memory then, MB |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|");
+    for (name, plan) in plans {
+        let system = plan.system;
+        let mut cluster = Cluster::start(plan).await?;
+        let began = std::time::Instant::now();
+        fill(&cluster, if system == System::Etcd { system } else { System::Pipelined }, keys)
+            .await?;
+        let loaded = began.elapsed();
+        let memory = cluster.spent()?.memory_bytes as f64;
+        cluster.stop()?;
+        let start = cluster.resume().await?;
+        let memory_then = cluster.spent()?.memory_bytes as f64;
+        println!(
+            "| {name} | {:.1} | {:.0} | {:.2} | {:.2} | {:.0} |",
+            loaded.as_secs_f64(),
+            memory / 1e6,
+            memory / (keys as f64 * VALUE_BYTES as f64),
+            start.as_secs_f64(),
+            memory_then / 1e6,
+        );
+    }
+    Ok(())
+}
