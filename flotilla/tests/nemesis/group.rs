@@ -28,6 +28,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How long a member may take to say how it is.
 const STATUS_LIMIT: Duration = Duration::from_millis(500);
 
+/// A member that has applied so much more without more room on its disk goes on.
+const APPLIED_WITHOUT_ROOM: u64 = 10_000;
+
 /// So many of the members in namespaces have a disk of their own.
 const DISKS: u16 = 2;
 
@@ -156,24 +159,44 @@ impl Group {
         }
     }
 
-    /// Waits for a member that ends by itself: its exit code and its last words. While it does not,
-    /// `meanwhile` is done.
-    pub(crate) async fn end_of(
-        &mut self,
-        slot: usize,
-        meanwhile: impl Fn(&Slot),
-    ) -> (Option<i32>, String) {
+    /// Waits for a member that ends by itself: its exit code and its last words.
+    async fn end_of(&mut self, slot: usize) -> (Option<i32>, String) {
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             if let Some(ended) = self.slots[slot].process.take_end() {
                 return (ended.status.code(), ended.tail);
             }
-            if Instant::now() >= deadline {
-                let words = tail(self.slots[slot].process.log());
-                panic!("the member at {} still runs: {words}", slot + 1);
-            }
-            meanwhile(&self.slots[slot]);
+            self.check_time(deadline, slot, "still runs");
             sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Waits for what comes of a member that gets no more room on its disk: it ends, with this exit
+    /// code and these last words, or what it writes has room where it wrote before, and it goes on.
+    pub(crate) async fn without_room(&mut self, slot: usize) -> Option<(Option<i32>, String)> {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        let mut enough = None;
+        loop {
+            // What it gives back, it does not get again.
+            self.slots[slot].disk.as_ref().unwrap().fill();
+            if let Some(ended) = self.slots[slot].process.take_end() {
+                return Some((ended.status.code(), ended.tail));
+            }
+            let status = client::admin::status(&self.endpoints()[slot], STATUS_LIMIT).await;
+            if let Ok(StatusReply { applied_index, .. }) = status
+                && applied_index >= *enough.get_or_insert(applied_index + APPLIED_WITHOUT_ROOM)
+            {
+                return None;
+            }
+            self.check_time(deadline, slot, "neither ends nor goes on");
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    fn check_time(&self, deadline: Instant, slot: usize, what: &str) {
+        if Instant::now() >= deadline {
+            let words = tail(self.slots[slot].process.log());
+            panic!("the member at {} {what}: {words}", slot + 1);
         }
     }
 
@@ -235,7 +258,7 @@ impl Group {
         std::fs::remove_dir_all(&self.slots[slot].data).unwrap();
         self.restart(slot);
         if self.is_told_of_its_loss(slot) {
-            let (code, words) = self.end_of(slot, |_| ()).await;
+            let (code, words) = self.end_of(slot).await;
             assert_eq!(code, CONFIGURATION, "{words}");
             assert!(words.contains("has lost its data"), "{words}");
         } else {
