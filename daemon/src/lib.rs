@@ -28,6 +28,7 @@
 
 pub mod addresses;
 pub mod admin;
+mod allocator;
 pub mod exit;
 pub mod flags;
 pub mod grpc;

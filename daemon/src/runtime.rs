@@ -12,7 +12,7 @@ use crate::exit::{Code, Failure};
 use crate::readiness::Readiness;
 use crate::signals::Shutdown;
 use crate::telemetry::{self, Format};
-use crate::{panic, settings, version};
+use crate::{allocator, panic, settings, version};
 
 /// The most worker threads that a setting may ask for.
 pub const WORKER_THREADS_MAX: u16 = 256;
@@ -96,6 +96,7 @@ where
 {
     telemetry::start(&process.log_filter, process.log_format)?;
     panic::install();
+    allocator::give_back()?;
     let shutdown = Shutdown::on_signals()?;
     let runtime = build(name, process.worker_threads)?;
     let settings = settings::line(settings);

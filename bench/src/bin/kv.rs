@@ -8,7 +8,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use flotilla_bench::kv::{
@@ -17,6 +17,9 @@ use flotilla_bench::kv::{
 
 /// What `target/` of the main workspace has, unless it is said otherwise.
 const KVD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/kvd");
+
+/// How long members rest before their memory is looked at.
+const REST: Duration = Duration::from_secs(30);
 
 #[derive(Parser, Debug)]
 struct Arguments {
@@ -38,6 +41,9 @@ struct Arguments {
     /// How often everything is measured, in turns; the medians are printed
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// How many members each has
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=7))]
+    members: u16,
     /// Leave etcd out
     #[arg(long)]
     alone: bool,
@@ -115,7 +121,7 @@ fn plan(
     };
     let dir = dir.join(number.to_string());
     std::fs::create_dir(&dir)?;
-    Ok(Plan { system, binary, dir, number, shards })
+    Ok(Plan { system, binary, dir, number, members: arguments.members, shards })
 }
 
 /// Drives all clusters in turns.
@@ -145,7 +151,8 @@ async fn compare(arguments: &Arguments, plans: Vec<(&str, Plan)>) -> io::Result<
     }
     let (rounds, seconds) = (arguments.rounds.max(1), arguments.seconds);
     println!(
-        "three members each, values of {VALUE_BYTES} bytes, medians of {rounds} rounds of {seconds} s\n"
+        "{} members each, values of {VALUE_BYTES} bytes, medians of {rounds} rounds of {seconds} s\n",
+        arguments.members
     );
     println!(
         "| request | clients | of | per second | p50 ms | p99 ms | members' CPU us | clients' CPU us |"
@@ -196,28 +203,39 @@ fn median(costs: &[Cost], of: impl Fn(&Cost) -> f64) -> f64 {
 async fn load(plans: Vec<(&str, Plan)>, keys: u64) -> io::Result<()> {
     println!("{keys} keys of 16 bytes, values of {VALUE_BYTES} bytes\n");
     println!(
-        "| of | loaded in s | memory of a member, MB | times the values | start in s | memory then, MB |"
+        "| of | loaded in s | memory of a member, MB | at rest | stop in s | start in s | memory then | at rest |"
     );
-    println!("|---|---:|---:|---:|---:|---:|");
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|");
     for (name, plan) in plans {
         let system = plan.system;
         let mut cluster = Cluster::start(plan).await?;
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         fill(&cluster, if system == System::Etcd { system } else { System::Pipelined }, keys)
             .await?;
         let loaded = began.elapsed();
-        let memory = cluster.spent()?.memory_bytes as f64;
+        let memory = memory(&cluster).await?;
+        let stopping = Instant::now();
         cluster.stop()?;
+        let stopped = stopping.elapsed();
         let start = cluster.resume().await?;
-        let memory_then = cluster.spent()?.memory_bytes as f64;
+        let memory_then = self::memory(&cluster).await?;
         println!(
-            "| {name} | {:.1} | {:.0} | {:.2} | {:.2} | {:.0} |",
+            "| {name} | {:.1} | {:.0} | {:.0} | {:.2} | {:.2} | {:.0} | {:.0} |",
             loaded.as_secs_f64(),
-            memory / 1e6,
-            memory / (keys as f64 * VALUE_BYTES as f64),
+            memory[0],
+            memory[1],
+            stopped.as_secs_f64(),
             start.as_secs_f64(),
-            memory_then / 1e6,
+            memory_then[0],
+            memory_then[1],
         );
     }
     Ok(())
+}
+
+/// What a member has in memory, in MB: now, and when nobody has asked for anything for a while.
+async fn memory(cluster: &Cluster) -> io::Result<[f64; 2]> {
+    let now = cluster.spent()?.memory_bytes;
+    tokio::time::sleep(REST).await;
+    Ok([now, cluster.spent()?.memory_bytes].map(|bytes| bytes as f64 / 1e6))
 }

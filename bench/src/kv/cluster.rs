@@ -1,4 +1,4 @@
-//! A cluster of three processes, each member at an address of its own cluster's.
+//! A cluster of processes, each member at an address of its own cluster's.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::etcd::StatusRequest;
 use super::etcd::maintenance_client::MaintenanceClient;
 use super::process::{Process, Spent};
-use super::{MEMBERS, Store, System, other};
+use super::{Store, System, other};
 
 /// How long a cluster may take until it answers.
 const READY: Duration = Duration::from_secs(120);
@@ -30,6 +30,8 @@ pub struct Plan {
     pub dir: PathBuf,
     /// Tells the clusters of one run apart.
     pub number: u8,
+    /// How many members it has.
+    pub members: u16,
     /// How many shards kvd has.
     pub shards: u32,
 }
@@ -59,7 +61,7 @@ impl Cluster {
     /// When it does not.
     pub async fn resume(&mut self) -> io::Result<Duration> {
         let began = Instant::now();
-        for member in 1..=MEMBERS {
+        for member in 1..=self.plan.members {
             let mut command = self.command(member);
             let log = self.plan.dir.join(format!("{member}.log"));
             let process = Process::start(&mut command, &log).map_err(|error| {
@@ -113,14 +115,14 @@ impl Cluster {
     }
 
     fn client(&self, transport: Transport) -> io::Result<Store> {
-        let endpoints = (1..=MEMBERS).map(|member| self.address(member, 7_300)).collect();
+        let endpoints = (1..=self.plan.members).map(|member| self.address(member, 7_300)).collect();
         let options = Options { transport, ..Options::default() };
         Ok(Store::Flotilla(KvClient::connect(endpoints, options).map_err(other)?))
     }
 
     /// Where etcd's leader is.
     async fn leader(&self) -> io::Result<String> {
-        for member in 1..=MEMBERS {
+        for member in 1..=self.plan.members {
             let address = self.address(member, 2_400);
             let status = MaintenanceClient::new(dial(&address)?).status(StatusRequest {}).await;
             let status = status.map_err(other)?.into_inner();
@@ -158,7 +160,7 @@ impl Cluster {
         let peer = |member| format!("http://{}", self.address(member, 2_500));
         let client = format!("http://{}", self.address(member, 2_400));
         let all: Vec<String> =
-            (1..=MEMBERS).map(|member| format!("m{member}={}", peer(member))).collect();
+            (1..=self.plan.members).map(|member| format!("m{member}={}", peer(member))).collect();
         command.args(["--name", &format!("m{member}"), "--data-dir"]).arg(data);
         command.args(["--listen-peer-urls", &peer(member)]);
         command.args(["--initial-advertise-peer-urls", &peer(member)]);
@@ -172,7 +174,7 @@ impl Cluster {
         command.args(["--node", &member.to_string()]).arg("--data").arg(data);
         command.args(["--listen", &self.address(member, 7_300)]);
         command.args(["--shards", &self.plan.shards.to_string()]);
-        for member in 1..=MEMBERS {
+        for member in 1..=self.plan.members {
             command.arg(format!("--member={member}={}", self.address(member, 7_300)));
         }
     }

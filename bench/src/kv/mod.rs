@@ -1,4 +1,4 @@
-//! The key/value store beside etcd: clusters of three processes on one machine and one disk, with
+//! The key/value store beside etcd: clusters of a few processes on one machine and one disk, with
 //! fresh data, driven by the same closed loops.
 //!
 //! Every system is given what makes it fastest: its clients speak to the leader, over as many
@@ -16,9 +16,6 @@ pub use process::Spent;
 pub use store::Store;
 
 use std::io;
-
-/// How many members a cluster has.
-pub const MEMBERS: u16 = 3;
 
 /// How long a value is.
 pub const VALUE_BYTES: usize = 256;

@@ -55,6 +55,8 @@ pub(super) struct Pins {
     /// Changes with every change of what is named.
     epoch: u64,
     suspects: Suspects,
+    /// Somebody has read or written a snapshot, of which the database keeps much in memory.
+    cached: bool,
     pub(super) stop: bool,
 }
 
@@ -139,6 +141,7 @@ impl Pins {
     /// The writer has gone, finished or not.
     pub(super) fn end_writing(&mut self, writer: u64) {
         self.suspects.names.extend(self.writing.remove(&writer).unwrap_or_default());
+        self.cached = true;
     }
 
     pub(super) fn begin_reading(&mut self, name: Digest) {
@@ -158,6 +161,7 @@ impl Pins {
             self.lingering.insert(name, until);
             self.suspects.snapshots.remove(&name);
         }
+        self.cached = true;
         self.epoch += 1;
     }
 
@@ -183,14 +187,15 @@ impl Pins {
     }
 }
 
-/// Removes what nobody needs, whenever there may be something, until it is stopped.
+/// Removes what nobody needs from the disk and from memory, whenever there may be something, until it
+/// is stopped.
 pub(super) fn run(shared: &Shared) -> Result<(), StoreError> {
     loop {
         let mut pins = shared.pins();
         loop {
             let now = Instant::now();
             pins.expire(now);
-            if !pins.suspects.is_empty() || pins.stop {
+            if !pins.suspects.is_empty() || pins.cached || pins.stop {
                 break;
             }
             pins = match pins.lingering.values().min().map(|until| *until - now) {
@@ -205,6 +210,7 @@ pub(super) fn run(shared: &Shared) -> Result<(), StoreError> {
             return Ok(());
         }
         let suspects = std::mem::take(&mut pins.suspects);
+        pins.cached = false;
         drop(pins);
         let mut collector = Collector { shared, known: None };
         if suspects.everything {
@@ -212,6 +218,7 @@ pub(super) fn run(shared: &Shared) -> Result<(), StoreError> {
         } else {
             collector.look_through(&suspects)?;
         }
+        shared.records.let_go()?;
     }
 }
 

@@ -72,6 +72,14 @@ pub trait Records: Send + Sync {
     /// Fatal: what is stored is unknown.
     fn reclaim(&self, removed: Removed) -> Result<(), StoreError>;
 
+    /// Keeps no more in memory of what was read and written than the next reader or writer needs.
+    ///
+    /// # Errors
+    /// Fatal: what is stored is unknown.
+    fn let_go(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// The value of a key.
     ///
     /// # Errors
@@ -99,6 +107,10 @@ impl<R: Records + ?Sized> Records for std::sync::Arc<R> {
 
     fn reclaim(&self, removed: Removed) -> Result<(), StoreError> {
         (**self).reclaim(removed)
+    }
+
+    fn let_go(&self) -> Result<(), StoreError> {
+        (**self).let_go()
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {

@@ -9,7 +9,9 @@
 //! ever; [`SledRecords::failure`] tells whoever watches. The file shrinks only when its last
 //! segments hold nothing, not even the few bytes that say that a page is free, and such bytes are
 //! moved only when some page is replaced: one for each. [`Records::reclaim`] replaces a page that
-//! is good for nothing else. Segments are used again before a sync only if more than one of them
+//! is good for nothing else. Its cache keeps much more than it may: a part of it looks at what it
+//! holds only once in 64 accesses, and pages of a snapshot's chunks are large and accessed a few
+//! times each. [`Records::let_go`] accesses small pages until all parts have looked. Segments are used again before a sync only if more than one of them
 //! was written since, so no more than a few megabytes are. What it takes for a torn tail, or for an
 //! empty database, it drops silently; that is what the floor is for.
 
@@ -50,6 +52,14 @@ const REPLACEMENTS_AT_ONCE: usize = 4;
 /// How much is written between two syncs while space is reclaimed.
 const RECLAIM_SYNC_BYTES: usize = 1 << 20;
 
+/// What the cache is in: each part counts the accesses to its pages, whose numbers are a part's in
+/// turn, and looks at what it holds once in so many.
+const CACHE_PARTS: u32 = 256;
+const ACCESSES_A_LOOK: u32 = 65;
+
+/// How many keys share a page at least, where they come in their order.
+const KEYS_A_PAGE: u32 = 8;
+
 /// How long a database that this process has just closed may stay locked by its threads.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
@@ -59,6 +69,8 @@ pub(crate) struct SledRecords {
     database: sled::Db,
     /// Holds one key, whose changes drive the cleaning of segments.
     cleaner: sled::Tree,
+    /// Holds small pages, twice as many as the cache has parts, whose accesses drive the cache.
+    ballast: sled::Tree,
     config: sled::Config,
     file: File,
     path: PathBuf,
@@ -79,9 +91,9 @@ impl SledRecords {
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(None)
             .use_compression(false);
-        let (database, cleaner) = open_unlocked(&config, path)?;
+        let (database, cleaner, ballast) = open_unlocked(&config, path)?;
         let file = File::open(path.join("db")).map_err(|error| refused("opened", path, error))?;
-        let records = Self { database, cleaner, config, file, path: path.to_owned() };
+        let records = Self { database, cleaner, ballast, config, file, path: path.to_owned() };
         // Opening has written over what only the page table before it needed, so the name of the
         // new one has to be durable first.
         sync_directory(path)?;
@@ -166,6 +178,25 @@ impl Records for SledRecords {
         self.sync()
     }
 
+    fn let_go(&self) -> Result<(), StoreError> {
+        let keys = 2 * CACHE_PARTS * KEYS_A_PAGE;
+        let last = (keys - 1).to_be_bytes();
+        let filled = self.ballast.contains_key(last).map_err(|error| self.failed("read", error))?;
+        if !filled {
+            for key in 0..keys {
+                let put = self.ballast.insert(key.to_be_bytes(), &[]);
+                put.map_err(|error| self.failed("written", error))?;
+            }
+        }
+        for page in 0..keys / KEYS_A_PAGE {
+            let key = (page * KEYS_A_PAGE).to_be_bytes();
+            for _ in 0..ACCESSES_A_LOOK {
+                self.ballast.get(key).map_err(|error| self.failed("read", error))?;
+            }
+        }
+        Ok(())
+    }
+
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let value = self.database.get(key).map_err(|error| self.failed("read", error))?;
         Ok(value.map(|value| value.to_vec()))
@@ -183,13 +214,17 @@ impl Records for SledRecords {
 }
 
 /// Opens it; waits while threads of a database that this process has closed still hold the lock.
-fn open_unlocked(config: &sled::Config, path: &Path) -> Result<(sled::Db, sled::Tree), StoreError> {
+fn open_unlocked(
+    config: &sled::Config,
+    path: &Path,
+) -> Result<(sled::Db, sled::Tree, sled::Tree), StoreError> {
     let began = Instant::now();
     loop {
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let database = config.open()?;
-            let cleaner = database.open_tree("cleaner")?;
-            Ok((database, cleaner))
+            let (cleaner, ballast) =
+                (database.open_tree("cleaner")?, database.open_tree("ballast")?);
+            Ok((database, cleaner, ballast))
         }));
         return match opened {
             Ok(Ok(opened)) => Ok(opened),
