@@ -326,10 +326,10 @@ fn encode_rows(writer: &mut Writer, shard: &Shard, after: Option<ClientId>) -> O
 fn encode_reply(writer: &mut Writer, client: &ClientId, reply: &Reply) {
     let answered = reply.kept.recall();
     let body = kept::body(&answered.outcome);
-    let hash = xxh3_64(&client.0) ^ xxh3_64(&reply.sequence.to_le_bytes());
+    let hash = xxh3_64(&client.0) ^ xxh3_64(&reply.sequence.get().to_le_bytes());
     writer.record(Cut::By(hash), |out| {
         out.push(kind::REPLY);
-        put_number(out, reply.sequence);
+        put_number(out, reply.sequence.get());
         put_number(out, reply.expires.0);
         kept::put_outcome(out, &answered.outcome);
         if let Some(body) = &body {

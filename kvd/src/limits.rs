@@ -62,7 +62,7 @@ pub const CHANGES_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const CHANGES_BYTES_PER_SHARD_MIN: u64 = 64 * 1024;
 
 /// What a change costs beside its key and the value from before it.
-pub const CHANGE_OVERHEAD_BYTES: u64 = 352;
+pub const CHANGE_OVERHEAD_BYTES: u64 = 256;
 
 /// How many revisions one apply forgets at most in each of the two shards that it sweeps.
 pub const REVISIONS_FORGOTTEN_PER_APPLY: usize = 1_000;

@@ -3,6 +3,8 @@
 //! Decides how a pair's numbers go on when it is written. Which writes happen is decided in
 //! `write.rs` and `txn.rs`.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use imbl::OrdMap;
 use raft::RECOVERY_GAP;
@@ -21,7 +23,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct Pairs {
     shard: u32,
-    map: OrdMap<Key, Pair>,
+    map: OrdMap<Key, Arc<Pair>>,
     bytes: u64,
     digest: u128,
 }
@@ -31,12 +33,12 @@ impl Pairs {
         Self { shard, map: OrdMap::new(), bytes: 0, digest: 0 }
     }
 
-    pub(crate) fn map(&self) -> &OrdMap<Key, Pair> {
+    pub(crate) fn map(&self) -> &OrdMap<Key, Arc<Pair>> {
         &self.map
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<&Pair> {
-        self.map.get(key)
+        self.map.get(key).map(|pair| &**pair)
     }
 
     /// What they count in what is stored.
@@ -56,6 +58,7 @@ impl Pairs {
         current: Option<Pair>,
         expired: bool,
     ) -> (Change, u128) {
+        let current = current.map(Arc::new);
         let after = current.as_ref().map_or(0, |pair| digest::pair(self.shard, key, pair));
         self.bytes += current.as_ref().map_or(0, |pair| cost(key, &pair.value));
         let (key, previous) = match &current {
@@ -83,12 +86,12 @@ impl Pairs {
     pub(crate) fn restore(&mut self, key: Key, pair: Pair) -> bool {
         self.bytes += cost(&key, &pair.value);
         self.digest = self.digest.wrapping_add(digest::pair(self.shard, &key, &pair));
-        self.map.insert(key, pair).is_none()
+        self.map.insert(key, Arc::new(pair)).is_none()
     }
 
     /// What stands for both pairs of a change in the log's digest.
     pub(crate) fn digest_of(&self, change: &Change) -> u128 {
-        let of = |pair: &Option<Pair>| {
+        let of = |pair: &Option<Arc<Pair>>| {
             pair.as_ref().map_or(0, |pair| digest::pair(self.shard, &change.key, pair))
         };
         digest::both(of(&change.previous), of(&change.current))

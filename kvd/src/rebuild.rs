@@ -4,6 +4,7 @@
 //! else, is made again here: what is attached to each lease, and what each change led to.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use proto::shard_of;
@@ -219,18 +220,19 @@ impl Rebuild {
 
     /// Finds what each change led to, from the last to the first, and puts them into the log.
     fn link(&mut self) -> Result<(), Wrong> {
-        let mut since: BTreeMap<Key, Option<Pair>> = BTreeMap::new();
+        let mut since: BTreeMap<Key, Option<Arc<Pair>>> = BTreeMap::new();
         let mut linked: Vec<(Revision, Vec<Change>, u128)> = Vec::new();
         for told in std::mem::take(&mut self.changes).into_iter().rev() {
             let Told { revision, key, previous, is_there, expired } = told;
             let current = match since.get(&key) {
                 Some(current) => current.clone(),
-                None => self.shard.pairs.get(&key).cloned(),
+                None => self.shard.pairs.map().get(&key).cloned(),
             };
             let written = current.as_ref().map(|pair| pair.mod_revision);
             if is_there != written.is_some() || written.is_some_and(|at| at != revision) {
                 return wrong("changes that do not follow on one another");
             }
+            let previous = previous.map(Arc::new);
             since.insert(key.clone(), previous.clone());
             let change = Change { key, previous, current, expired };
             let digest = digest::change(revision, self.shard.pairs.digest_of(&change), expired);

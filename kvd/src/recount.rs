@@ -46,10 +46,8 @@ impl Shard {
 
     /// What it counts against the limit on what is stored.
     pub(crate) fn recomputed_stored_bytes(&self) -> u64 {
-        let pair_bytes = |(key, pair): (&crate::outcome::Key, &crate::outcome::Pair)| {
-            pairs::cost(key, &pair.value)
-        };
-        let pairs: u64 = self.pairs.map().iter().map(pair_bytes).sum();
+        let pairs = self.pairs.map().iter();
+        let pairs: u64 = pairs.map(|(key, pair)| pairs::cost(key, &pair.value)).sum();
         let mut bytes = pairs + self.leases.map().len() as u64 * LEASE_OVERHEAD_BYTES;
         for (_, changes) in self.changes.after(Revision(0)) {
             for change in changes {

@@ -3,6 +3,8 @@
 //! Total: whatever the chunks hold, the result is a state that keeps every invariant of its types,
 //! or an error; nothing is allocated by a number that was merely read.
 
+use std::num::NonZeroU64;
+
 use bytes::{Bytes, BytesMut};
 use raft::{BadSnapshot, CHUNK_BYTES_MAX, GroupTime};
 use raftd::codec::{Malformed, Reader};
@@ -236,7 +238,7 @@ impl Builder {
             acknowledged: reader.number("acknowledged sequence")?,
             latest: ShardTime(reader.number("latest expiry")?),
             due: ShardTime(reader.number("due time")?),
-            replies: Replies::Empty,
+            replies: Replies::EMPTY,
         };
         let rows_max = self.limits.sessions.rows;
         let open = self.open()?;
@@ -337,6 +339,7 @@ impl Builder {
     fn kept(&mut self, sequence: u64, expires: ShardTime, kept: Kept) -> Result<(), Wrong> {
         let open = self.open()?;
         let Some(client) = open.last_client else { return wrong("a reply before its row") };
+        let Some(sequence) = NonZeroU64::new(sequence) else { return wrong("a reply to nothing") };
         if open.shard.sessions.restore_reply(client, Reply { sequence, expires, kept }) {
             Ok(())
         } else {

@@ -9,6 +9,8 @@
 //! unexpired is a first execution, because a reply is kept until it is acknowledged or expired, and
 //! a row until the latest expiry that it ever held.
 
+use std::num::NonZeroU64;
+
 use imbl::{OrdMap, OrdSet};
 
 use crate::{
@@ -164,7 +166,7 @@ impl Sessions {
         let has_body = outcome.body().is_some_and(|body| body.cost() > 0);
         let order = if has_body { self.next_order } else { 0 };
         let reply = Reply {
-            sequence: id.sequence,
+            sequence: NonZeroU64::new(id.sequence).expect("admitted, so above the acknowledged"),
             expires: id.expires,
             kept: Kept::new(outcome.clone(), order, false),
         };
@@ -240,7 +242,7 @@ impl Sessions {
         self.digest = self.digest.wrapping_sub(row.digest(&client));
         row.acknowledged = id.acknowledged;
         self.digest = self.digest.wrapping_add(row.digest(&client));
-        let gone = row.replies.take(|reply| reply.sequence <= id.acknowledged);
+        let gone = row.replies.take(|reply| reply.sequence.get() <= id.acknowledged);
         self.forget(client, &gone);
     }
 
@@ -285,9 +287,10 @@ impl Sessions {
     pub(crate) fn restore_reply(&mut self, client: ClientId, reply: Reply) -> bool {
         let digest = reply.digest(&client);
         let (order, cost) = (reply.kept.order(), reply.kept.body_cost());
-        let sequence = reply.sequence;
+        let sequence = reply.sequence.get();
         let Some(row) = self.rows.get_mut(&client) else { return false };
-        let above = row.replies.as_slice().last().map_or(row.acknowledged, |last| last.sequence);
+        let above =
+            row.replies.as_slice().last().map_or(row.acknowledged, |last| last.sequence.get());
         if sequence <= above
             || reply.expires > row.latest
             || row.replies.len() >= self.limits.replies_per_row

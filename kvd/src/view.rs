@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::ops::Bound::{self, Excluded};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use imbl::OrdMap;
@@ -32,7 +33,7 @@ pub struct View {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) header: Header,
-    pub(crate) pairs: OrdMap<Key, Pair>,
+    pub(crate) pairs: OrdMap<Key, Arc<Pair>>,
     pub(crate) changes: ChangeLog,
 }
 
@@ -69,9 +70,9 @@ pub struct Change {
     /// The key.
     pub key: Key,
     /// What it held before.
-    pub previous: Option<Pair>,
+    pub previous: Option<Arc<Pair>>,
     /// What it holds since; none: it was removed.
-    pub current: Option<Pair>,
+    pub current: Option<Arc<Pair>>,
     /// It was removed since its lease ended.
     pub expired: bool,
 }
@@ -91,10 +92,10 @@ pub struct ChangesPage {
 const TOKEN_VERSION: u8 = 1;
 
 /// Pairs in order, with what they are called.
-type Pairs<'a> = Box<dyn Iterator<Item = (&'a Key, &'a Pair)> + 'a>;
+type Pairs<'a> = Box<dyn Iterator<Item = (&'a Key, &'a Arc<Pair>)> + 'a>;
 
 /// What keys held at an old revision that were changed since.
-type Then = BTreeMap<Key, Option<Pair>>;
+type Then = BTreeMap<Key, Option<Arc<Pair>>>;
 
 /// From where to where.
 type Bounds = (Bound<Bytes>, Bound<Bytes>);
@@ -133,8 +134,8 @@ impl View {
         part.check(revision)?;
         let mut changes = part.changes.after(revision).flat_map(|(_, changes)| changes);
         Ok(match changes.find(|change| change.key[..] == *key) {
-            Some(change) => change.previous.clone(),
-            None => part.pairs.get(key).cloned(),
+            Some(change) => change.previous.as_deref().cloned(),
+            None => part.pairs.get(key).map(|pair| Pair::clone(pair)),
         })
     }
 
@@ -157,7 +158,7 @@ impl View {
                 page.next = Some(Bytes::from([&[TOKEN_VERSION], &last[..]].concat()));
                 return Ok(page);
             }
-            let mut pair = pair.clone();
+            let mut pair = Pair::clone(pair);
             if request.keys_only {
                 pair.value = Bytes::new();
             }
@@ -260,7 +261,7 @@ impl View {
             self.parts.iter().filter(move |part| only.is_none_or(|it| it == part.header.shard));
         let now = parts.map(move |part| {
             let pairs = part.pairs.range::<_, [u8]>(slices(bounds));
-            let unchanged = move |(key, _): &(&'a Key, &'a Pair)| {
+            let unchanged = move |(key, _): &(&'a Key, &'a Arc<Pair>)| {
                 then.as_ref().is_none_or(|then| !then.contains_key(&key[..]))
             };
             let pairs: Pairs<'a> = if reverse {
@@ -272,7 +273,7 @@ impl View {
         });
         let then = then.iter().map(move |then| {
             let pairs = then.range::<[u8], _>(slices(bounds));
-            let there = |(key, pair): (&'a Key, &'a Option<Pair>)| Some((key, pair.as_ref()?));
+            let there = |(key, pair): (&'a Key, &'a Option<Arc<Pair>>)| Some((key, pair.as_ref()?));
             let pairs: Pairs<'a> = if reverse {
                 Box::new(pairs.rev().filter_map(there))
             } else {
@@ -302,7 +303,7 @@ impl Part {
 impl Change {
     /// What it counts in a page of changes.
     pub fn bytes(&self) -> usize {
-        let value = |pair: &Option<Pair>| pair.as_ref().map_or(0, |pair| pair.value.len());
+        let value = |pair: &Option<Arc<Pair>>| pair.as_ref().map_or(0, |pair| pair.value.len());
         self.key.len() + value(&self.previous) + value(&self.current)
     }
 }
@@ -324,7 +325,7 @@ impl<'a> Merged<'a> {
 }
 
 impl<'a> Iterator for Merged<'a> {
-    type Item = (&'a Key, &'a Pair);
+    type Item = (&'a Key, &'a Arc<Pair>);
 
     fn next(&mut self) -> Option<Self::Item> {
         let (_, at) = if self.reverse { self.heads.pop_last() } else { self.heads.pop_first() }?;

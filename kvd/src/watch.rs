@@ -297,7 +297,7 @@ fn compacted(shard: u32, upto: Revision) -> Kind {
 
 fn size(change: &Change, previous: bool) -> usize {
     let value =
-        |pair: &Option<crate::outcome::Pair>| pair.as_ref().map_or(0, |pair| pair.value.len());
+        |pair: &Option<Arc<crate::outcome::Pair>>| pair.as_ref().map_or(0, |pair| pair.value.len());
     let before = if previous { value(&change.previous) } else { 0 };
     change.key.len() + value(&change.current) + before + 64
 }

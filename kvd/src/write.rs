@@ -106,8 +106,9 @@ impl Shard {
         for (key, pair) in writes {
             let (change, both) = self.pairs.set(key, pair, expired);
             digest = digest.wrapping_add(digest::change(revision, both, expired));
-            let lease = |pair: &Option<Pair>| pair.as_ref().and_then(|pair| pair.lease);
-            let (before, after) = (lease(&change.previous), lease(&change.current));
+            let lease = |pair: Option<&Pair>| pair.and_then(|pair| pair.lease);
+            let before = lease(change.previous.as_deref());
+            let after = lease(change.current.as_deref());
             if before != after {
                 before.into_iter().for_each(|lease| self.leases.detach(lease, &change.key));
                 after.into_iter().for_each(|lease| self.leases.attach(lease, &change.key));

@@ -1,5 +1,7 @@
 //! From the machine to the wire: what a reply says.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use proto::{
     kv::{
@@ -177,10 +179,11 @@ pub(crate) fn lock_kept_alive(reply: pb::KeepAliveReply) -> lock::KeepAliveReply
 
 /// A change, as a watch tells it.
 pub(crate) fn event(change: Change, previous: bool) -> pb::Event {
+    let shared = |it| pair(Arc::unwrap_or_clone(it));
     pb::Event {
         key: key(&change.key),
-        pair: change.current.map(pair),
-        previous: change.previous.filter(|_| previous).map(pair),
+        pair: change.current.map(shared),
+        previous: change.previous.filter(|_| previous).map(shared),
         expired: change.expired,
     }
 }

@@ -6,6 +6,7 @@
 pub mod steps;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use kvd::{
@@ -223,7 +224,8 @@ impl Naive {
         let create_revision = previous.as_ref().map_or(mod_revision, |pair| pair.create_revision);
         let pair = Pair { value: value.into(), version, create_revision, mod_revision, lease };
         self.pairs.insert(key.to_vec(), pair.clone());
-        let change = Change { key: key.into(), previous, current: Some(pair), expired: false };
+        let (previous, current) = (previous.map(Arc::new), Some(Arc::new(pair)));
+        let change = Change { key: key.into(), previous, current, expired: false };
         self.history.push((at, change));
         Written { version, revision: mod_revision }
     }
@@ -231,8 +233,12 @@ impl Naive {
     fn remove(&mut self, at: u64, key: &[u8], expired: bool) -> Option<Pair> {
         let previous = self.pairs.remove(key);
         if previous.is_some() {
-            let change =
-                Change { key: key.into(), previous: previous.clone(), current: None, expired };
+            let change = Change {
+                key: key.into(),
+                previous: previous.clone().map(Arc::new),
+                current: None,
+                expired,
+            };
             self.history.push((at, change));
         }
         previous
@@ -404,7 +410,11 @@ impl Naive {
     /// What a key held after a revision.
     pub fn at(&self, key: &[u8], revision: u64) -> Option<Pair> {
         let of_key = |(at, change): &&(u64, Change)| *at <= revision && change.key[..] == *key;
-        self.history.iter().rev().find(of_key).and_then(|(_, change)| change.current.clone())
+        self.history
+            .iter()
+            .rev()
+            .find(of_key)
+            .and_then(|(_, change)| change.current.as_deref().cloned())
     }
 }
 
