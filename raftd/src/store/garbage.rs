@@ -55,6 +55,8 @@ pub(super) struct Pins {
     /// Changes with every change of what is named.
     epoch: u64,
     suspects: Suspects,
+    /// Suspects are being looked through.
+    collecting: bool,
     /// Somebody has read or written a snapshot, of which the database keeps much in memory.
     cached: bool,
     pub(super) stop: bool,
@@ -106,6 +108,11 @@ impl Pins {
         self.next_writer += 1;
         self.writing.insert(self.next_writer, BTreeSet::new());
         self.next_writer
+    }
+
+    /// Whether all garbage has gone that there may be now.
+    pub(super) fn are_clean(&self) -> bool {
+        self.stop || self.suspects.is_empty() && !self.collecting
     }
 
     /// Whether it is as it will be: not about to go.
@@ -210,7 +217,7 @@ pub(super) fn run(shared: &Shared) -> Result<(), StoreError> {
             return Ok(());
         }
         let suspects = std::mem::take(&mut pins.suspects);
-        pins.cached = false;
+        (pins.collecting, pins.cached) = (true, false);
         drop(pins);
         let mut collector = Collector { shared, known: None };
         if suspects.everything {
@@ -219,6 +226,8 @@ pub(super) fn run(shared: &Shared) -> Result<(), StoreError> {
             collector.look_through(&suspects)?;
         }
         shared.records.let_go()?;
+        shared.pins().collecting = false;
+        shared.changed.notify_all();
     }
 }
 

@@ -72,7 +72,8 @@ pub trait Records: Send + Sync {
     /// Fatal: what is stored is unknown.
     fn reclaim(&self, removed: Removed) -> Result<(), StoreError>;
 
-    /// Keeps no more in memory of what was read and written than the next reader or writer needs.
+    /// Keeps no more in memory of what was read and written than the next reader or writer needs, if
+    /// that was much.
     ///
     /// # Errors
     /// Fatal: what is stored is unknown.

@@ -20,6 +20,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::store::StoreError;
@@ -57,6 +58,9 @@ const RECLAIM_SYNC_BYTES: usize = 1 << 20;
 const CACHE_PARTS: u32 = 256;
 const ACCESSES_A_LOOK: u32 = 65;
 
+/// How much is read and written before it is worth to let go of it.
+const LET_GO_BYTES: usize = 32 << 20;
+
 /// How many keys share a page at least, where they come in their order.
 const KEYS_A_PAGE: u32 = 8;
 
@@ -71,6 +75,8 @@ pub(crate) struct SledRecords {
     cleaner: sled::Tree,
     /// Holds small pages, twice as many as the cache has parts, whose accesses drive the cache.
     ballast: sled::Tree,
+    /// How many bytes of values were read and written since they were last let go of.
+    touched: AtomicUsize,
     config: sled::Config,
     file: File,
     path: PathBuf,
@@ -93,7 +99,9 @@ impl SledRecords {
             .use_compression(false);
         let (database, cleaner, ballast) = open_unlocked(&config, path)?;
         let file = File::open(path.join("db")).map_err(|error| refused("opened", path, error))?;
-        let records = Self { database, cleaner, ballast, config, file, path: path.to_owned() };
+        let touched = AtomicUsize::new(0);
+        let records =
+            Self { database, cleaner, ballast, touched, config, file, path: path.to_owned() };
         // Opening has written over what only the page table before it needed, so the name of the
         // new one has to be durable first.
         sync_directory(path)?;
@@ -130,6 +138,11 @@ impl SledRecords {
 
 impl Records for SledRecords {
     fn apply(&self, mut changes: Vec<Change>) -> Result<(), StoreError> {
+        let bytes = |change: &Change| match change {
+            Change::Put(_, value) => value.len(),
+            Change::Remove(_) => 0,
+        };
+        self.touched.fetch_add(changes.iter().map(bytes).sum(), Relaxed);
         // A batch takes a lock of the whole process; a single change needs none.
         let applied = match (changes.len(), changes.pop()) {
             (_, None) => Ok(()),
@@ -179,6 +192,10 @@ impl Records for SledRecords {
     }
 
     fn let_go(&self) -> Result<(), StoreError> {
+        if self.touched.load(Relaxed) < LET_GO_BYTES {
+            return Ok(());
+        }
+        self.touched.store(0, Relaxed);
         let keys = 2 * CACHE_PARTS * KEYS_A_PAGE;
         let last = (keys - 1).to_be_bytes();
         let filled = self.ballast.contains_key(last).map_err(|error| self.failed("read", error))?;
@@ -199,7 +216,10 @@ impl Records for SledRecords {
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let value = self.database.get(key).map_err(|error| self.failed("read", error))?;
-        Ok(value.map(|value| value.to_vec()))
+        Ok(value.map(|value| {
+            self.touched.fetch_add(value.len(), Relaxed);
+            value.to_vec()
+        }))
     }
 
     fn scan(&self, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {

@@ -70,7 +70,8 @@ impl Snapshots {
         Ok(Self(Arc::new(shared)))
     }
 
-    /// Encodes a frozen state and makes it durable. The log does not name it yet.
+    /// Encodes a frozen state and makes it durable. The log does not name it yet. What earlier ones
+    /// left behind is removed first, so that it can't pile up where snapshots follow fast.
     ///
     /// # Errors
     /// The machine refuses.
@@ -79,6 +80,7 @@ impl Snapshots {
     /// If a chunk is larger than [`CHUNK_BYTES_MAX`].
     pub fn store<C: Capture>(&self, frozen: Frozen<C>) -> Result<SnapshotRoot, StoreError> {
         let Frozen { position, stamp, membership, capture } = frozen;
+        drop(self.0.pins_when(Pins::are_clean));
         failpoint::reach(Failpoint::SnapshotCreateBefore);
         let chunks =
             capture.chunks().inspect(|_| failpoint::reach(Failpoint::SnapshotCreateBetween));
