@@ -7,13 +7,13 @@ extern crate client as flotilla_client;
 
 mod support;
 
-#[allow(dead_code, reason = "its main is for people")]
+#[expect(dead_code, reason = "its main is for people")]
 #[path = "../../client/examples/follow.rs"]
 mod follow;
-#[allow(dead_code, reason = "its main is for people")]
+#[expect(dead_code, reason = "its main is for people")]
 #[path = "../../client/examples/lock.rs"]
 mod lock;
-#[allow(dead_code, reason = "its main is for people")]
+#[expect(dead_code, reason = "its main is for people")]
 #[path = "../../client/examples/transfer.rs"]
 mod transfer;
 
