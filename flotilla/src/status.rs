@@ -158,9 +158,12 @@ fn lag(reply: &StatusReply, group: &[&StatusReply]) -> Option<u64> {
     Some(leader.commit_index.saturating_sub(reply.applied_index))
 }
 
-/// Its last snapshot, or how far the one has come that it is fetching.
+/// Its last snapshot and whether it takes one, or how far the one has come that it is fetching.
 fn snapshot(reply: &StatusReply) -> String {
     match &reply.transfer {
+        None if reply.taking_snapshot => {
+            format!("{}, taking one", units::bytes(reply.snapshot_bytes))
+        }
         None => units::bytes(reply.snapshot_bytes),
         Some(Transfer { from, done_bytes, total_bytes }) => {
             let (done, total) = (units::bytes(*done_bytes), units::bytes(*total_bytes));
@@ -249,6 +252,7 @@ fn values(answers: &BTreeMap<String, Answer>) -> Value {
                 "done_bytes": transfer.done_bytes,
                 "total_bytes": transfer.total_bytes,
             })),
+            "taking_snapshot": reply.taking_snapshot,
             "state_digest": hexadecimal(&reply.state_digest),
             "group_time_ms": reply.group_time_ms,
             "low_on_space": reply.low_on_space,
@@ -326,6 +330,8 @@ mod tests {
     fn a_transfer_that_runs_stands_where_the_snapshot_will() {
         let idle = StatusReply { snapshot_bytes: 4096, ..reply(1, Role::Follower, 1) };
         assert_eq!(snapshot(&idle), units::bytes(4096));
+        let taking = StatusReply { taking_snapshot: true, ..idle.clone() };
+        assert_eq!(snapshot(&taking), format!("{}, taking one", units::bytes(4096)));
         let transfer = Some(Transfer { from: 2, done_bytes: 1024, total_bytes: 4096 });
         let shown = snapshot(&StatusReply { transfer, ..idle });
         assert_eq!(shown, format!("{} of {} from 2", units::bytes(1024), units::bytes(4096)));

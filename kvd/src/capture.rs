@@ -34,8 +34,8 @@ use crate::{
     view::Change,
 };
 
-/// The version of the snapshot's encoding.
-pub(crate) const SNAPSHOT_VERSION: u8 = 3;
+/// The version of the snapshot's encoding, the digests in it included.
+pub(crate) const SNAPSHOT_VERSION: u8 = 4;
 
 /// The kinds of records.
 pub(crate) mod kind {
@@ -252,12 +252,13 @@ fn encode_lock(writer: &mut Writer, shard: &Shard, after: Option<&Key>) -> Optio
 
 /// Encodes the changes of some revisions behind `after`; answers with the last one, none at the end.
 fn encode_changes(writer: &mut Writer, shard: &Shard, after: Revision) -> Option<Revision> {
-    let mut last = None;
-    for (revision, changes) in shard.changes.after(after).take(RECORDS_PER_STEP) {
-        for change in changes {
-            encode_change(writer, revision, change);
+    let (mut last, mut left) = (None, RECORDS_PER_STEP);
+    for (revision, change) in shard.changes.after(after) {
+        if left == 0 && last != Some(revision) {
+            break;
         }
-        last = Some(revision);
+        encode_change(writer, revision, change);
+        (last, left) = (Some(revision), left.saturating_sub(1));
     }
     last
 }

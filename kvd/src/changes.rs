@@ -6,43 +6,38 @@
 //! newest one may exceed the budget alone. Only a bounded number goes in one apply, so that what is
 //! forgotten may still be there for a while; nobody is told it.
 
-use std::ops::Bound::{Excluded, Unbounded};
-use std::sync::Arc;
+use std::cmp::Ordering;
 
-use imbl::OrdMap;
+use imbl::Vector;
 
-use crate::{limits::CHANGE_OVERHEAD_BYTES, outcome::Revision, view::Change};
+use crate::{digest, limits::CHANGE_OVERHEAD_BYTES, outcome::Revision, view::Change};
 
 /// The changes of one shard. Cloning shares everything.
 ///
-/// Invariants: `bytes` and `digest` are the sums over `revisions`; for each key the changes follow
+/// Invariants: `bytes` and `digest` are the sums over `changes`; for each key the changes follow
 /// on one another, and the last one ends in what the key holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ChangeLog {
     bytes_max: u64,
-    revisions: OrdMap<Revision, Arc<Logged>>,
+    /// By revision, and those of one revision by key.
+    changes: Vector<Logged>,
     /// Up to this revision all is forgotten.
     compacted: Revision,
     bytes: u64,
     digest: u128,
 }
 
-/// The changes of one revision, by key.
-#[derive(Debug, PartialEq, Eq)]
+/// A change in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Logged {
-    changes: Vec<Change>,
+    revision: Revision,
+    change: Change,
     digest: u128,
-}
-
-impl Logged {
-    fn bytes(&self) -> u64 {
-        self.changes.iter().map(cost).sum()
-    }
 }
 
 impl ChangeLog {
     pub(crate) fn new(bytes_max: u64) -> Self {
-        Self { bytes_max, revisions: OrdMap::new(), compacted: Revision(0), bytes: 0, digest: 0 }
+        Self { bytes_max, changes: Vector::new(), compacted: Revision(0), bytes: 0, digest: 0 }
     }
 
     /// Up to which revision all is forgotten.
@@ -60,17 +55,16 @@ impl ChangeLog {
         self.digest
     }
 
-    /// Adds the changes of a revision, by key, behind all others. `digest` is their sum.
-    pub(crate) fn push(&mut self, revision: Revision, changes: Vec<Change>, digest: u128) {
-        let newest = self.revisions.get_max().map_or(Revision(0), |(newest, _)| *newest);
-        assert!(revision > newest, "revision {revision:?} is logged after {newest:?}");
-        if changes.is_empty() {
-            return;
+    /// Adds a change behind all others, with the digests of its pairs.
+    pub(crate) fn push(&mut self, revision: Revision, change: Change, digests: [u128; 2]) {
+        if let Some(last) = self.changes.back() {
+            let (last, next) = ((last.revision, &last.change.key), (revision, &change.key));
+            assert!(last < next, "the change {next:?} is logged after {last:?}");
         }
-        let logged = Logged { changes, digest };
-        self.bytes += logged.bytes();
+        let digest = digest::change(revision, digests, change.expired);
+        self.bytes += cost(&change);
         self.digest = self.digest.wrapping_add(digest);
-        self.revisions.insert(revision, Arc::new(logged));
+        self.changes.push_back(Logged { revision, change, digest });
     }
 
     /// Forgets all up to a revision.
@@ -85,26 +79,31 @@ impl ChangeLog {
 
     /// The oldest revision, if it is forgotten or to be forgotten.
     fn due(&self) -> Option<Revision> {
-        let (oldest, _) = self.revisions.get_min()?;
-        let full = self.bytes > self.bytes_max && self.revisions.len() > 1;
-        (full || *oldest <= self.compacted).then_some(*oldest)
+        let oldest = self.changes.front()?.revision;
+        let newest = self.changes.back()?.revision;
+        let full = self.bytes > self.bytes_max && oldest < newest;
+        (full || oldest <= self.compacted).then_some(oldest)
     }
 
     /// Takes out what is forgotten, no more than so many revisions.
     pub(crate) fn sweep(&mut self, revisions_max: usize) {
         for _ in 0..revisions_max {
             let Some(oldest) = self.due() else { return };
-            let Some(logged) = self.revisions.remove(&oldest) else { return };
             self.compacted = self.compacted.max(oldest);
-            self.bytes -= logged.bytes();
-            self.digest = self.digest.wrapping_sub(logged.digest);
+            while self.changes.front().is_some_and(|logged| logged.revision == oldest) {
+                let Some(logged) = self.changes.pop_front() else { return };
+                self.bytes -= cost(&logged.change);
+                self.digest = self.digest.wrapping_sub(logged.digest);
+            }
         }
     }
 
     /// All that is there, forgotten or not, behind a revision; in order.
-    pub(crate) fn after(&self, revision: Revision) -> impl Iterator<Item = (Revision, &[Change])> {
-        let behind = (Excluded(revision), Unbounded);
-        self.revisions.range(behind).map(|(revision, logged)| (*revision, &logged.changes[..]))
+    pub(crate) fn after(&self, revision: Revision) -> impl Iterator<Item = (Revision, &Change)> {
+        let behind = |logged: &Logged| logged.revision.cmp(&revision).then(Ordering::Less);
+        let start = self.changes.binary_search_by(behind).unwrap_or_else(|start| start);
+        let behind = self.changes.focus().narrow(start..);
+        behind.into_iter().map(|logged| (logged.revision, &logged.change))
     }
 }
 

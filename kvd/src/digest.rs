@@ -5,7 +5,7 @@
 //! else. It finds members that went apart by a defect or a bad disk; it proves nothing against an
 //! adversary who chooses the data.
 
-use xxhash_rust::xxh3::xxh3_128_with_seed;
+use xxhash_rust::xxh3::{xxh3_128, xxh3_128_with_seed};
 
 use crate::{
     command::{LeaseId, Token},
@@ -14,7 +14,6 @@ use crate::{
 };
 
 const SEED_KEY: u64 = 1;
-const SEED_VALUE: u64 = 2;
 const SEED_PAIR: u64 = 3;
 const SEED_ROW: u64 = 4;
 const SEED_REPLY: u64 = 5;
@@ -22,7 +21,6 @@ const SEED_SHARD: u64 = 6;
 const SEED_MACHINE: u64 = 7;
 const SEED_WRITTEN: u64 = 8;
 const SEED_OUTCOME: u64 = 9;
-const SEED_BOTH: u64 = 10;
 const SEED_CHANGE: u64 = 11;
 const SEED_LEASE: u64 = 12;
 const SEED_LOCK: u64 = 13;
@@ -60,8 +58,9 @@ fn key_hash(key: &[u8]) -> [u8; 16] {
     xxh3_128_with_seed(key, SEED_KEY).to_le_bytes()
 }
 
+/// Without a seed, from which long values would make a secret each time.
 fn value_hash(value: &[u8]) -> [u8; 16] {
-    xxh3_128_with_seed(value, SEED_VALUE).to_le_bytes()
+    xxh3_128(value).to_le_bytes()
 }
 
 /// What a pair contributes to its shard.
@@ -77,17 +76,13 @@ pub(crate) fn pair(shard: u32, key: &[u8], pair: &Pair) -> u128 {
         .hash(SEED_PAIR)
 }
 
-/// What a key held before and after a change, by the digests of the pairs; 0: nothing.
-pub(crate) fn both(before: u128, after: u128) -> u128 {
-    Numbers::new().add(before.to_le_bytes()).add(after.to_le_bytes()).hash(SEED_BOTH)
-}
-
-/// What a change contributes to its shard's log. `both` names its pairs, and with them the key and
-/// the shard.
-pub(crate) fn change(revision: Revision, both: u128, expired: bool) -> u128 {
+/// What a change contributes to its shard's log, by the digests of its pairs, which name the key and
+/// the shard; 0: nothing.
+pub(crate) fn change(revision: Revision, [before, after]: [u128; 2], expired: bool) -> u128 {
     Numbers::new()
         .number(revision.0)
-        .add(both.to_le_bytes())
+        .add(before.to_le_bytes())
+        .add(after.to_le_bytes())
         .add([u8::from(expired)])
         .hash(SEED_CHANGE)
 }

@@ -50,17 +50,16 @@ impl Pairs {
         self.digest
     }
 
-    /// Lets a key hold something else, or nothing, and says what changed, with what stands for both
-    /// pairs in the log's digest. One of the two must be there.
+    /// Lets a key hold something else, or nothing, and says what changed, with the digests of what
+    /// was there and of what is. One of the two must be there. That of what was there is taken from
+    /// it once more, so that memory which has failed since shows.
     pub(crate) fn set(
         &mut self,
         key: &[u8],
         current: Option<Pair>,
         expired: bool,
-    ) -> (Change, u128) {
+    ) -> (Change, [u128; 2]) {
         let current = current.map(Arc::new);
-        let after = current.as_ref().map_or(0, |pair| digest::pair(self.shard, key, pair));
-        self.bytes += current.as_ref().map_or(0, |pair| cost(key, &pair.value));
         let (key, previous) = match &current {
             None => match self.map.remove_with_key(key) {
                 Some((key, previous)) => (key, Some(previous)),
@@ -76,10 +75,14 @@ impl Pairs {
             },
         };
         assert!(previous.is_some() || current.is_some(), "a change from nothing to nothing");
-        let before = previous.as_ref().map_or(0, |pair| digest::pair(self.shard, &key, pair));
-        self.bytes -= previous.as_ref().map_or(0, |pair| cost(&key, &pair.value));
-        self.digest = self.digest.wrapping_sub(before).wrapping_add(after);
-        (Change { key, previous, current, expired }, digest::both(before, after))
+        let change = Change { key, previous, current, expired };
+        let digests = self.digests(&change);
+        let cost_of = |pair: &Option<Arc<Pair>>| {
+            pair.as_ref().map_or(0, |pair| cost(&change.key, &pair.value))
+        };
+        self.bytes = self.bytes + cost_of(&change.current) - cost_of(&change.previous);
+        self.digest = self.digest.wrapping_sub(digests[0]).wrapping_add(digests[1]);
+        (change, digests)
     }
 
     /// Puts a pair back that a snapshot held; false when the key was there.
@@ -89,12 +92,10 @@ impl Pairs {
         self.map.insert(key, Arc::new(pair)).is_none()
     }
 
-    /// What stands for both pairs of a change in the log's digest.
-    pub(crate) fn digest_of(&self, change: &Change) -> u128 {
-        let of = |pair: &Option<Arc<Pair>>| {
-            pair.as_ref().map_or(0, |pair| digest::pair(self.shard, &change.key, pair))
-        };
-        digest::both(of(&change.previous), of(&change.current))
+    /// The digests of what a key held before a change and since; 0: nothing.
+    pub(crate) fn digests(&self, change: &Change) -> [u128; 2] {
+        [&change.previous, &change.current]
+            .map(|pair| pair.as_ref().map_or(0, |pair| digest::pair(self.shard, &change.key, pair)))
     }
 }
 

@@ -13,7 +13,7 @@ use raftd::codec::{Malformed, Reader};
 use crate::{
     capture::change_flag,
     command::{ClientId, LeaseId, Token},
-    digest, kept,
+    kept,
     lease::Lease,
     limits::{
         KEY_BYTES_MAX, KEYS_PER_LEASE_MAX, LEASE_TTL_MS_MAX, LEASES_PER_SHARD_MAX,
@@ -221,7 +221,7 @@ impl Rebuild {
     /// Finds what each change led to, from the last to the first, and puts them into the log.
     fn link(&mut self) -> Result<(), Wrong> {
         let mut since: BTreeMap<Key, Option<Arc<Pair>>> = BTreeMap::new();
-        let mut linked: Vec<(Revision, Vec<Change>, u128)> = Vec::new();
+        let mut linked: Vec<(Revision, Change)> = Vec::new();
         for told in std::mem::take(&mut self.changes).into_iter().rev() {
             let Told { revision, key, previous, is_there, expired } = told;
             let current = match since.get(&key) {
@@ -235,18 +235,11 @@ impl Rebuild {
             let previous = previous.map(Arc::new);
             since.insert(key.clone(), previous.clone());
             let change = Change { key, previous, current, expired };
-            let digest = digest::change(revision, self.shard.pairs.digest_of(&change), expired);
-            match linked.last_mut() {
-                Some((at, changes, sum)) if *at == revision => {
-                    changes.push(change);
-                    *sum = sum.wrapping_add(digest);
-                }
-                Some(_) | None => linked.push((revision, vec![change], digest)),
-            }
+            linked.push((revision, change));
         }
-        for (revision, mut changes, digest) in linked.into_iter().rev() {
-            changes.reverse();
-            self.shard.changes.push(revision, changes, digest);
+        for (revision, change) in linked.into_iter().rev() {
+            let digests = self.shard.pairs.digests(&change);
+            self.shard.changes.push(revision, change, digests);
         }
         Ok(())
     }

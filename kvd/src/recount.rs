@@ -20,10 +20,8 @@ impl Shard {
         for (key, pair) in self.pairs.map() {
             add(digest::pair(self.number, key, pair));
         }
-        for (revision, changes) in self.changes.after(Revision(0)) {
-            for change in changes {
-                add(digest::change(revision, self.pairs.digest_of(change), change.expired));
-            }
+        for (revision, change) in self.changes.after(Revision(0)) {
+            add(digest::change(revision, self.pairs.digests(change), change.expired));
         }
         for (id, lease) in self.leases.map() {
             let (ttl_ms, renewal, deadline) = (lease.ttl_ms, lease.renewal, lease.deadline.0);
@@ -49,11 +47,9 @@ impl Shard {
         let pairs = self.pairs.map().iter();
         let pairs: u64 = pairs.map(|(key, pair)| pairs::cost(key, &pair.value)).sum();
         let mut bytes = pairs + self.leases.map().len() as u64 * LEASE_OVERHEAD_BYTES;
-        for (_, changes) in self.changes.after(Revision(0)) {
-            for change in changes {
-                let previous = change.previous.as_ref().map_or(0, |pair| pair.value.len());
-                bytes += (change.key.len() + previous) as u64 + CHANGE_OVERHEAD_BYTES;
-            }
+        for (_, change) in self.changes.after(Revision(0)) {
+            let previous = change.previous.as_ref().map_or(0, |pair| pair.value.len());
+            bytes += (change.key.len() + previous) as u64 + CHANGE_OVERHEAD_BYTES;
         }
         for (name, lock) in self.locks.map() {
             bytes += (name.len() + lock.owner.len()) as u64 + LOCK_OVERHEAD_BYTES;

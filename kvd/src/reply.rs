@@ -170,19 +170,19 @@ impl Replies {
     }
 
     /// Takes out the replies for which `gone` holds.
-    pub(crate) fn take(&mut self, gone: impl Fn(&Reply) -> bool) -> Vec<Reply> {
+    pub(crate) fn take(&mut self, gone: impl Fn(&Reply) -> bool) -> Self {
         if !self.as_slice().iter().any(&gone) {
-            return Vec::new();
+            return Self::EMPTY;
         }
-        let (taken, kept): (Vec<Reply>, Vec<Reply>) = match std::mem::replace(self, Self::EMPTY) {
-            Self::One(reply) => (vec![reply], Vec::new()),
-            Self::NotOne(None) => (Vec::new(), Vec::new()),
+        match std::mem::replace(self, Self::EMPTY) {
             Self::NotOne(Some(replies)) => {
-                Arc::unwrap_or_clone(replies).into_iter().partition(gone)
+                let replies = Arc::unwrap_or_clone(replies).into_iter();
+                let (taken, kept) = replies.partition(gone);
+                *self = Self::from_sorted(kept);
+                Self::from_sorted(taken)
             }
-        };
-        *self = Self::from_sorted(kept);
-        taken
+            all @ (Self::One(_) | Self::NotOne(None)) => all,
+        }
     }
 
     fn from_sorted(mut replies: Vec<Reply>) -> Self {

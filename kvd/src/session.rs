@@ -235,10 +235,10 @@ impl Sessions {
     /// Notes what the client will never ask about again, if it has a row.
     fn acknowledge(&mut self, id: &RequestId) {
         let client = id.client;
-        if self.rows.get(&client).is_none_or(|row| row.acknowledged >= id.acknowledged) {
+        let Some(row) = self.rows.get_mut(&client) else { return };
+        if row.acknowledged >= id.acknowledged {
             return;
         }
-        let Some(row) = self.rows.get_mut(&client) else { return };
         self.digest = self.digest.wrapping_sub(row.digest(&client));
         row.acknowledged = id.acknowledged;
         self.digest = self.digest.wrapping_add(row.digest(&client));
@@ -247,9 +247,9 @@ impl Sessions {
     }
 
     /// Settles the accounts for replies that a row no longer has.
-    fn forget(&mut self, client: ClientId, gone: &[Reply]) {
+    fn forget(&mut self, client: ClientId, gone: &Replies) {
         self.replies -= gone.len();
-        for reply in gone {
+        for reply in gone.as_slice() {
             self.digest = self.digest.wrapping_sub(reply.digest(&client));
             if let Some(order) = reply.kept.order() {
                 self.bodies.remove(&order);

@@ -132,9 +132,9 @@ impl View {
     pub fn get_at(&self, key: &[u8], revision: Revision) -> Result<Option<Pair>, Refusal> {
         let Some(part) = self.part(shard_of(key, self.shards)) else { return Ok(None) };
         part.check(revision)?;
-        let mut changes = part.changes.after(revision).flat_map(|(_, changes)| changes);
-        Ok(match changes.find(|change| change.key[..] == *key) {
-            Some(change) => change.previous.as_deref().cloned(),
+        let mut changes = part.changes.after(revision);
+        Ok(match changes.find(|(_, change)| change.key[..] == *key) {
+            Some((_, change)) => change.previous.as_deref().cloned(),
             None => part.pairs.get(key).map(|pair| Pair::clone(pair)),
         })
     }
@@ -198,17 +198,19 @@ impl View {
         let part = self.part(shard).ok_or(Refusal::NoSuchShard { shard, shards })?;
         part.check(after)?;
         let (mut page, mut bytes) = (ChangesPage { upto: after, ..ChangesPage::default() }, 0);
-        for (revision, changes) in part.changes.after(after) {
-            if bytes >= bytes_max && !page.revisions.is_empty() {
+        for (revision, change) in part.changes.after(after) {
+            if revision > page.upto && bytes >= bytes_max && !page.revisions.is_empty() {
                 page.more = true;
                 return Ok(page);
             }
-            let wanted = |change: &&Change| ranges.iter().any(|range| range.contains(&change.key));
-            let wanted: Vec<Change> = changes.iter().filter(wanted).cloned().collect();
             page.upto = revision;
-            if !wanted.is_empty() {
-                bytes += wanted.iter().map(Change::bytes).sum::<usize>();
-                page.revisions.push((revision, wanted));
+            if !ranges.iter().any(|range| range.contains(&change.key)) {
+                continue;
+            }
+            bytes += change.bytes();
+            match page.revisions.last_mut() {
+                Some((last, changes)) if *last == revision => changes.push(change.clone()),
+                Some(_) | None => page.revisions.push((revision, vec![change.clone()])),
             }
         }
         page.upto = part.header.revision;
@@ -227,8 +229,8 @@ impl View {
         let mut then = Then::new();
         let Some(part) = self.part(shard) else { return Ok(Some(then)) };
         part.check(revision)?;
-        let changes = part.changes.after(revision).flat_map(|(_, changes)| changes);
-        for change in changes.filter(|change| range.contains(&change.key)) {
+        let changes = part.changes.after(revision);
+        for (_, change) in changes.filter(|(_, change)| range.contains(&change.key)) {
             if !then.contains_key(&change.key) {
                 then.insert(change.key.clone(), change.previous.clone());
             }

@@ -37,7 +37,7 @@ use tonic::Status;
 
 use crate::{
     KvMachine,
-    outcome::{Answer, Query, Refusal, Revision, Scope},
+    outcome::{Answer, Pair, Query, Refusal, Revision, Scope},
     range::Range,
     requests::Requests,
     view::{Change, ChangesPage, View},
@@ -296,8 +296,7 @@ fn compacted(shard: u32, upto: Revision) -> Kind {
 }
 
 fn size(change: &Change, previous: bool) -> usize {
-    let value =
-        |pair: &Option<Arc<crate::outcome::Pair>>| pair.as_ref().map_or(0, |pair| pair.value.len());
+    let value = |pair: &Option<Arc<Pair>>| pair.as_ref().map_or(0, |pair| pair.value.len());
     let before = if previous { value(&change.previous) } else { 0 };
     change.key.len() + value(&change.current) + before + 64
 }

@@ -3,13 +3,12 @@
 //! Everything is checked before anything is changed: a refusal changes nothing. The order of the
 //! questions is part of the contract: the guard, the condition, the lease, then the limits.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
 use crate::{
     command::{Command, Condition, Guard, LeaseId},
-    digest,
     limits::{KEYS_PER_LEASE_MAX, VALUE_BYTES_MAX},
     outcome::{Outcome, Pair, Refusal, Revision, ShardTime, Version, Written},
     pairs::{cost, written},
@@ -66,7 +65,7 @@ impl Shard {
         self.write(group, command, [(key, None)], || Outcome::Removed { written, pair })
     }
 
-    /// Checks writes, and does them under the next revision.
+    /// Checks writes, which are by key, and does them under the next revision.
     pub(crate) fn write<'a, W>(
         &mut self,
         group: &Group,
@@ -82,41 +81,30 @@ impl Shard {
             return Ok(Outcome::NoSuchLease(gone));
         }
         self.check_attached(each)?;
-        let (mut more, mut less) = (0, 0);
-        for (key, pair) in each {
-            more += pair.as_ref().map_or(0, |pair| cost(key, &pair.value));
-            less += self.pairs.get(key).map_or(0, |pair| cost(key, &pair.value));
-        }
-        group.check_room(more.saturating_sub(less), command.bounds.stored_bytes_max)?;
+        self.check_room(group, each, command.bounds.stored_bytes_max)?;
         let revision = self.next_revision();
         self.revision = revision;
         self.change(revision, writes, false);
         Ok(outcome())
     }
 
-    /// Changes pairs at a revision, and what is known of them elsewhere.
+    /// Changes pairs at a revision, and what is known of them elsewhere. The writes are by key.
     pub(crate) fn change<'a>(
         &mut self,
         revision: Revision,
         writes: impl IntoIterator<Item = Write<'a>>,
         expired: bool,
     ) {
-        let writes = writes.into_iter();
-        let (mut changes, mut digest) = (Vec::with_capacity(writes.size_hint().0), 0_u128);
         for (key, pair) in writes {
-            let (change, both) = self.pairs.set(key, pair, expired);
-            digest = digest.wrapping_add(digest::change(revision, both, expired));
-            let lease = |pair: Option<&Pair>| pair.and_then(|pair| pair.lease);
-            let before = lease(change.previous.as_deref());
-            let after = lease(change.current.as_deref());
+            let (change, digests) = self.pairs.set(key, pair, expired);
+            let lease = |pair: &Option<Arc<Pair>>| pair.as_ref().and_then(|pair| pair.lease);
+            let (before, after) = (lease(&change.previous), lease(&change.current));
             if before != after {
                 before.into_iter().for_each(|lease| self.leases.detach(lease, &change.key));
                 after.into_iter().for_each(|lease| self.leases.attach(lease, &change.key));
             }
-            changes.push(change);
+            self.changes.push(revision, change, digests);
         }
-        changes.sort_unstable_by(|one, other| one.key.cmp(&other.key));
-        self.changes.push(revision, changes, digest);
     }
 
     /// Whether the guard's lock is held under its token, and its lease is not past its deadline,
@@ -131,6 +119,17 @@ impl Shard {
         } else {
             Err(Outcome::GuardRefused(Some(lock.token)))
         }
+    }
+
+    /// Checks that the group may store what grows.
+    fn check_room(&self, group: &Group, writes: &[Write<'_>], limit: u64) -> Result<(), Refusal> {
+        let cost_of = |key: &[u8], pair: Option<&Pair>| pair.map_or(0, |it| cost(key, &it.value));
+        let more: u64 = writes.iter().map(|(key, pair)| cost_of(key, pair.as_ref())).sum();
+        if group.check_room(more, limit).is_ok() {
+            return Ok(());
+        }
+        let less: u64 = writes.iter().map(|(key, _)| cost_of(key, self.pairs.get(key))).sum();
+        group.check_room(more.saturating_sub(less), limit)
     }
 
     /// A lease that a write attaches to and that can't be attached to.

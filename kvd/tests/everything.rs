@@ -419,11 +419,23 @@ impl Check {
     }
 
     fn ask_changes(&self, view: &View, model: &Naive, after: u64) -> Result<(), TestCaseError> {
-        let ranges = [Range::all()];
+        let ends = [model.history.first(), model.history.last()].into_iter().flatten();
+        let key = |key: &[u8]| Range::Key(Bytes::copy_from_slice(key));
+        let two: Vec<Range> = ends.map(|(_, change)| key(&change.key)).collect();
+        Self::ask_changes_of(view, model, after, &[Range::all()])?;
+        Self::ask_changes_of(view, model, after, &two)
+    }
+
+    fn ask_changes_of(
+        view: &View,
+        model: &Naive,
+        after: u64,
+        ranges: &[Range],
+    ) -> Result<(), TestCaseError> {
         let mut told = Vec::new();
         let mut upto = Revision(after);
         loop {
-            let page = match view.changes(model.number, upto, &ranges, 50) {
+            let page = match view.changes(model.number, upto, ranges, 50) {
                 Ok(page) => page,
                 Err(Refusal::Compacted { compacted, .. }) => {
                     prop_assert!(after < compacted.0 && told.is_empty());
@@ -440,7 +452,8 @@ impl Check {
             }
         }
         prop_assert_eq!(upto.0, model.revision);
-        let all = model.history.iter().filter(|(at, _)| *at > after).cloned();
+        let is_asked = |key: &[u8]| ranges.iter().any(|range| range.contains(key));
+        let all = model.history.iter().filter(|(at, it)| *at > after && is_asked(&it.key)).cloned();
         prop_assert_eq!(told, all.collect::<Vec<_>>());
         Ok(())
     }

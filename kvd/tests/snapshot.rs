@@ -195,6 +195,22 @@ fn a_missing_repeated_or_swapped_chunk_is_an_error() {
     }
 }
 
+/// The encoder looks up after so many changes; those of one revision stay together.
+#[test]
+fn a_revision_that_begins_late_in_a_step_is_whole() {
+    let mut driven = Driven::new(1);
+    for number in 0..63 {
+        driven.run(None, put(format!("key-{number}").as_bytes(), b"value"));
+    }
+    let puts = [b"a", b"b", b"c"].map(|key| Action::Put { key, value: b"together", lease: None });
+    driven.run(None, Operation::Txn(Txn { then: puts.into(), ..Txn::default() }));
+    driven.run(None, put(b"behind", b"value"));
+    let again = restored(&chunks(&driven.machine)).unwrap();
+    assert_eq!(again.digest(), driven.machine.digest());
+    assert_eq!(again.recomputed_digest(), driven.machine.recomputed_digest());
+    assert_eq!(again.stored_bytes(), driven.machine.stored_bytes());
+}
+
 #[test]
 fn a_failed_restore_leaves_the_state_as_it_was() {
     let mut driven = varied(50);

@@ -68,7 +68,7 @@ impl Default for Config {
             read_rounds_max: 4,
             reads_waiting_max: 65_536,
             read_questions_max: 4,
-            snapshot_log_bytes_min: 64 << 20,
+            snapshot_log_bytes_min: 128 << 20,
             members_max: 16,
             retained_bytes: 16 << 20,
             retained_bytes_max: 1 << 30,

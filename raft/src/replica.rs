@@ -282,6 +282,12 @@ impl<S: StateMachine> Replica<S> {
         self.node.fetched(reader, entries);
     }
 
+    /// Whether a snapshot of its state is on its way to the disk: between [`Output::capture`] and
+    /// [`Replica::captured`].
+    pub fn is_capturing(&self) -> bool {
+        self.capturing
+    }
+
     /// The snapshot of [`Output::capture`] is durable, or none if it could not be stored.
     pub fn captured(&mut self, root: Option<SnapshotRoot>) {
         self.capturing = false;

@@ -224,6 +224,7 @@ fn to_wire(status: Status, daemon: &str, version: &str) -> pb::StatusReply {
             total_bytes: transfer.total_bytes,
         }),
         lease_reads: status.lease_reads,
+        taking_snapshot: status.taking_snapshot,
         trust: trust(status.trust).into(),
     }
 }

@@ -196,6 +196,8 @@ pub struct Status {
     pub low_on_space: bool,
     /// The snapshot that it is fetching.
     pub transfer: Option<Transferring>,
+    /// Whether it is taking a snapshot of its state, or waits until it can.
+    pub taking_snapshot: bool,
     /// Whether the leader may answer reads by a lease.
     pub lease_reads: bool,
     /// All members; how they stand is known on the leader only.

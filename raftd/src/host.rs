@@ -500,7 +500,9 @@ impl<S: StateMachine> Driver<S> {
         };
         let moved = ticked && {
             let last = self.status.borrow();
-            last.applied != applied || last.transfer != self.jobs.transfer()
+            last.applied != applied
+                || last.transfer != self.jobs.transfer()
+                || last.taking_snapshot != self.replica.is_capturing()
         };
         let peers_moved = ticked && node.role() == RoleKind::Leader;
         if changed || moved || peers_moved {
@@ -549,6 +551,7 @@ impl<S: StateMachine> Driver<S> {
             trust: self.replica.trust(),
             low_on_space: self.store.is_low_on_space(),
             transfer: self.jobs.transfer(),
+            taking_snapshot: self.replica.is_capturing(),
             lease_reads: core.membership.lease_reads(),
             members: members.collect(),
         }

@@ -439,6 +439,7 @@ pub(crate) fn unborn(settings: &Settings, members: &[Member]) -> Status {
         trust: Trust::Sound,
         low_on_space: false,
         transfer: None,
+        taking_snapshot: false,
         lease_reads: false,
         members: members.collect(),
     }

@@ -12,11 +12,23 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use flotilla_bench::kv::{
-    Clients, Cluster, Cost, KEYS, Operation, Plan, System, VALUE_BYTES, drive, fill,
+    Clients, Cluster, Cost, KEYS, Operation, Plan, System, VALUE_BYTES, drive, fill, steady,
 };
+use hdrhistogram::Histogram;
+// The clients get the allocator of our programs, whomever they ask.
+use raftd as _;
 
 /// What `target/` of the main workspace has, unless it is said otherwise.
 const KVD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/release/kvd");
+
+/// How long a cluster may go on with what requests have left to be done before others are measured.
+const SETTLE: Duration = Duration::from_secs(20);
+
+/// All are idle when they spend less than a tenth of a core for so long.
+const IDLE_LOOK: Duration = Duration::from_millis(500);
+
+/// How long puts go on for members to take snapshots.
+const STEADY: Duration = Duration::from_secs(300);
 
 /// How long members rest before their memory is looked at.
 const REST: Duration = Duration::from_secs(30);
@@ -50,6 +62,10 @@ struct Arguments {
     /// Instead: load so many keys through each, and tell memory and the time of a start
     #[arg(long)]
     keys: Option<u64>,
+    /// With --keys: then put so many a second, until each member of kvd has taken a snapshot, and
+    /// tell latencies with and without
+    #[arg(long, requires = "keys")]
+    steady: Option<u64>,
     /// Which disk: where the clusters keep their data [default: that of temporary files]
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -103,7 +119,7 @@ async fn run(arguments: &Arguments) -> io::Result<()> {
         }
     }
     match arguments.keys {
-        Some(keys) => load(plans, keys).await,
+        Some(keys) => load(plans, keys, arguments.steady).await,
         None => compare(arguments, plans).await,
     }
 }
@@ -165,6 +181,7 @@ async fn compare(arguments: &Arguments, plans: Vec<(&str, Plan)>) -> io::Result<
             let mut costs: Vec<Vec<Cost>> = contenders.iter().map(|_| Vec::new()).collect();
             for _ in 0..rounds {
                 for (contender, costs) in contenders.iter().zip(&mut costs) {
+                    settle(&clusters).await?;
                     let measured = Duration::from_secs(seconds);
                     let Contender { cluster, system, .. } = contender;
                     costs.push(drive(cluster, *system, operation, clients, measured).await?);
@@ -173,6 +190,20 @@ async fn compare(arguments: &Arguments, plans: Vec<(&str, Plan)>) -> io::Result<
             for (contender, costs) in contenders.iter().zip(&costs) {
                 row(operation, count, &contender.name, costs);
             }
+        }
+    }
+    Ok(())
+}
+
+/// Waits until no cluster does anything that the requests before left to be done, or for so long.
+async fn settle(clusters: &[(&str, System, Cluster)]) -> io::Result<()> {
+    let began = Instant::now();
+    while began.elapsed() < SETTLE {
+        let spent = || clusters.iter().map(|(_, _, it)| Ok(it.spent()?.cpu)).sum();
+        let before: io::Result<Duration> = spent();
+        tokio::time::sleep(IDLE_LOOK).await;
+        if spent()? - before? < IDLE_LOOK / 10 {
+            return Ok(());
         }
     }
     Ok(())
@@ -200,7 +231,7 @@ fn median(costs: &[Cost], of: impl Fn(&Cost) -> f64) -> f64 {
 }
 
 /// Loads each cluster, one after the other, and starts it again.
-async fn load(plans: Vec<(&str, Plan)>, keys: u64) -> io::Result<()> {
+async fn load(plans: Vec<(&str, Plan)>, keys: u64, rate: Option<u64>) -> io::Result<()> {
     println!("{keys} keys of 16 bytes, values of {VALUE_BYTES} bytes\n");
     println!(
         "| of | loaded in s | memory of a member, MB | at rest | stop in s | start in s | memory then | at rest |"
@@ -214,6 +245,12 @@ async fn load(plans: Vec<(&str, Plan)>, keys: u64) -> io::Result<()> {
             .await?;
         let loaded = began.elapsed();
         let memory = memory(&cluster).await?;
+        if let Some(rate) = rate.filter(|_| system != System::Etcd) {
+            let steady = steady(&cluster, keys, rate.max(1), STEADY).await?;
+            eprintln!("{name}, p50, p99 and longest in ms:");
+            told("while no member took a snapshot", &steady.without);
+            told(&format!("while one did, {:.1} s", steady.taking.as_secs_f64()), &steady.during);
+        }
         let stopping = Instant::now();
         cluster.stop()?;
         let stopped = stopping.elapsed();
@@ -231,6 +268,12 @@ async fn load(plans: Vec<(&str, Plan)>, keys: u64) -> io::Result<()> {
         );
     }
     Ok(())
+}
+
+fn told(when: &str, latencies: &Histogram<u64>) {
+    let at = |quantile| latencies.value_at_quantile(quantile) as f64 / 1e3;
+    let puts = latencies.len();
+    eprintln!("{when}: {:.2}, {:.2}, {:.2} of {puts} puts", at(0.5), at(0.99), at(1.0));
 }
 
 /// What a member has in memory, in MB: now, and when nobody has asked for anything for a while.

@@ -36,6 +36,15 @@ pub struct Plan {
     pub shards: u32,
 }
 
+/// What a member of kvd says of its snapshots.
+#[derive(Clone, Copy, Debug)]
+pub struct Snapshots {
+    /// The index of its last one.
+    pub index: u64,
+    /// Whether it is taking one.
+    pub taking: bool,
+}
+
 /// A running cluster.
 #[derive(Debug)]
 pub struct Cluster {
@@ -100,6 +109,21 @@ impl Cluster {
             sum.memory_bytes = sum.memory_bytes.max(memory_bytes);
         }
         Ok(sum)
+    }
+
+    /// What each member of kvd says of its snapshots.
+    ///
+    /// # Errors
+    /// When one does not answer.
+    pub async fn snapshots(&self) -> io::Result<Vec<Snapshots>> {
+        let mut members = Vec::new();
+        for member in 1..=self.plan.members {
+            let status = client::admin::status(&self.address(member, 7_300), READY).await;
+            let status = status.map_err(other)?;
+            let (index, taking) = (status.snapshot_index, status.taking_snapshot);
+            members.push(Snapshots { index, taking });
+        }
+        Ok(members)
     }
 
     /// A connection of its own for clients.

@@ -140,6 +140,6 @@ async fn closed_loop(
 }
 
 /// From a microsecond to a minute.
-fn histogram() -> io::Result<Histogram<u64>> {
+pub(super) fn histogram() -> io::Result<Histogram<u64>> {
     Histogram::new_with_bounds(1, 60_000_000, 3).map_err(other)
 }

@@ -8,11 +8,13 @@
 mod cluster;
 mod load;
 mod process;
+mod steady;
 mod store;
 
-pub use cluster::{Cluster, Plan};
+pub use cluster::{Cluster, Plan, Snapshots};
 pub use load::{Clients, Cost, KEYS, drive, fill};
 pub use process::Spent;
+pub use steady::{Steady, steady};
 pub use store::Store;
 
 use std::io;

@@ -1,4 +1,4 @@
-//! The database: the only file that names sled, and what it takes to use it safely.
+//! The database, and what it takes to use sled safely.
 //!
 //! Its source (0.34.7) says: `flush` never calls fsync on Linux, so every sync here is a flush
 //! and then fdatasync on a descriptor of our own. Pages over a quarter of a segment go to files
@@ -11,9 +11,10 @@
 //! moved only when some page is replaced: one for each. [`Records::reclaim`] replaces a page that
 //! is good for nothing else. Its cache keeps much more than it may: a part of it looks at what it
 //! holds only once in 64 accesses, and pages of a snapshot's chunks are large and accessed a few
-//! times each. [`Records::let_go`] accesses small pages until all parts have looked. Segments are used again before a sync only if more than one of them
-//! was written since, so no more than a few megabytes are. What it takes for a torn tail, or for an
-//! empty database, it drops silently; that is what the floor is for.
+//! times each. [`Records::let_go`] accesses small pages until all parts have looked. Segments are
+//! used again before a sync only if more than one of them was written since, so no more than a few
+//! megabytes are. What it takes for a torn tail, or for an empty database, it drops silently; that
+//! is what the floor is for.
 
 use std::fs::{self, File};
 use std::io;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 use crate::store::StoreError;
 use crate::store::directory::sync_directory;
 use crate::store::records::{Change, Records, Removed, Visit};
+use crate::store::sled_threads;
 
 /// Of every database, for ever: sled stores it and refuses another.
 const SEGMENT_BYTES: usize = 8 << 20;
@@ -97,6 +99,7 @@ impl SledRecords {
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(None)
             .use_compression(false);
+        sled_threads::put_to_sleep();
         let (database, cleaner, ballast) = open_unlocked(&config, path)?;
         let file = File::open(path.join("db")).map_err(|error| refused("opened", path, error))?;
         let touched = AtomicUsize::new(0);

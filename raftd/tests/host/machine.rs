@@ -13,15 +13,23 @@ pub(crate) struct Counter {
     pub(crate) apply_takes: Duration,
     /// Where it waits before a snapshot is restored.
     pub(crate) gate: Arc<Gate>,
+    /// Where it waits before a snapshot is encoded.
+    pub(crate) capture_gate: Arc<Gate>,
     /// It is of an older version, to which snapshots mean nothing.
     pub(crate) is_old: bool,
 }
 
-pub(crate) struct Frozen(u64);
+pub(crate) struct Frozen {
+    count: u64,
+    gate: Arc<Gate>,
+}
 
 impl Capture for Frozen {
     fn chunks(self) -> impl Iterator<Item = Bytes> + Send {
-        std::iter::once(Bytes::copy_from_slice(&self.0.to_be_bytes()))
+        std::iter::once_with(move || {
+            self.gate.pass();
+            Bytes::copy_from_slice(&self.count.to_be_bytes())
+        })
     }
 }
 
@@ -50,7 +58,7 @@ impl StateMachine for Counter {
     }
 
     fn capture(&self) -> Frozen {
-        Frozen(self.count)
+        Frozen { count: self.count, gate: self.capture_gate.clone() }
     }
 
     fn empty(&self) -> Self {

@@ -52,6 +52,26 @@ async fn a_snapshot_is_stored_while_the_host_has_no_moment_to_spare() {
     member.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_status_says_while_a_snapshot_is_taken() {
+    let settings = Settings { tick_ms: 10, snapshot_log_bytes_min: 20_000, ..Settings::default() };
+    let counter = Counter::default();
+    let gate = counter.capture_gate.clone();
+    gate.close();
+    let _opened = Opened(gate.clone());
+    let group = Group::new(1, settings).await;
+    let member = group.start(0, counter).await;
+    let status = || member.handle.status();
+    until("it leads", || status().role == Role::Leader).await;
+    assert!(!status().taking_snapshot);
+    propose(&member, 30_000).await;
+    until("it takes one", || status().taking_snapshot).await;
+    assert_eq!(status().snapshot, None);
+    gate.open();
+    until("it has one", || !status().taking_snapshot && status().snapshot.is_some()).await;
+    member.stop().await;
+}
+
 /// A group of three whose third member lacks more than the others keep as log, and comes back with
 /// a machine that waits at the gate with the snapshot. Who leads comes first.
 async fn one_restores(counter: Counter) -> (Group, [Member; 3]) {

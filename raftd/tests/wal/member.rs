@@ -11,7 +11,7 @@ use raft::{Entry, GroupTime, Index, Membership, NodeId, Payload, SnapshotWrite, 
 use raftd::store::{ExpectedIdentity, Start, Store, StoreError, StoreOptions, Written};
 use raftd::{Founder, Group};
 
-use crate::child::STARTING;
+use crate::child::{self, STARTING};
 use crate::model::Model;
 
 /// A deadline that only a hang reaches.
@@ -47,7 +47,11 @@ impl Member {
                 // The test may have ended.
                 let _ = written_out.send(written);
             }),
-            on_failed: Box::new(|error| panic!("the store has failed: {error}")),
+            on_failed: Box::new(|error| match child::directory() {
+                // What is damaged need not be read, and so found, before the store works.
+                Some(_) => child::end(&error),
+                None => panic!("the store has failed: {error}"),
+            }),
         };
         let starting = STARTING.read().unwrap();
         let (store, start) = Store::open(path, options, &expected())?;

@@ -21,8 +21,9 @@ pub(super) fn check(turn: &Turn<'_>) -> Result<(), Violation> {
             let name = name.escape_ascii();
             return turn.broken("L4", &format!("{name} is held by {holder:?}, due is {due:?}"));
         }
-        if due.is_some_and(|lock| lock.queue != found.waiters) {
-            let (name, waiters) = (name.escape_ascii(), found.waiters);
+        let waiters = (found.waiters, found.waiting);
+        if due.is_some_and(|lock| lock.waiters() != waiters) {
+            let name = name.escape_ascii();
             return turn.broken("L4", &format!("{waiters:?} wait for {name}, due is {due:?}"));
         }
     }

@@ -21,9 +21,10 @@ pub(super) fn check(turn: &Turn<'_>) -> Result<(), Violation> {
             continue;
         }
         let found = turn.executed.lock(&name);
-        let found = found.holder.map(|holder| (holder.lease, holder.token, found.waiters));
+        let waiters = (found.waiters, found.waiting);
+        let found = found.holder.map(|holder| (holder.lease, holder.token, waiters));
         let lock = before.locks.get(&name);
-        if found != lock.map(|lock| (lock.lease, lock.token, lock.queue.clone())) {
+        if found != lock.map(|lock| (lock.lease, lock.token, lock.waiters())) {
             let name = name.escape_ascii();
             return turn.broken("L5", &format!("{name} was {lock:?}, and is {found:?}"));
         }

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// How many steps a search for one answer may take.
-const STEPS_MAX: u64 = 200_000;
+const STEPS_MAX: u64 = 1_000_000;
 /// How many events a stretch has: a finding is told from the last two.
 const STRETCH_EVENTS: usize = 300;
 

@@ -284,9 +284,9 @@ fn finds_what_was_told() {
     daemon::panic::install();
     let lives = lives_of_environment();
     let told = Told::decode(&std::env::var(TOLD).unwrap());
+    let may_be = Steps::of(&lives).may_be_left();
     let mut member = open(&path).unwrap_or_else(|error| child::end(&error));
     let found = &member.start.recovered;
-    let may_be = Steps::of(&lives).may_be_left();
     let Some(at) = may_be.iter().position(|model| model.is(found)) else {
         let promised = &may_be[0];
         panic!(

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use kvd::{
     command::{Guard, LeaseId, Tenure, Token},
+    limits::WAITERS_TOLD_MAX,
     outcome::{Holder, Outcome, Revision, ShardTime, Waiter},
 };
 
@@ -34,7 +35,15 @@ pub(in crate::invariants) struct Lock {
     pub(in crate::invariants) token: Token,
     owner: Bytes,
     /// In the order of their arrival.
-    pub(in crate::invariants) queue: Vec<Waiter>,
+    queue: Vec<Waiter>,
+}
+
+impl Lock {
+    /// The first who wait, as many as a lock's state tells, and how many wait.
+    pub(in crate::invariants) fn waiters(&self) -> (Vec<Waiter>, u32) {
+        let first = self.queue.iter().take(WAITERS_TOLD_MAX).cloned();
+        (first.collect(), self.queue.len() as u32)
+    }
 }
 
 impl Lease {
