@@ -1,5 +1,6 @@
 //! Who dies where and when, how it is told to, and how it comes back.
 
+use std::fmt::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
@@ -25,6 +26,9 @@ pub(super) const SETTINGS: &str =
 /// Clients write for so long, and then pause: what can wait waits until nobody writes.
 pub(super) const BURST: Duration = Duration::from_millis(700);
 pub(super) const PAUSE: Duration = Duration::from_millis(350);
+
+/// How much of each member's log is told when one does not die.
+const TOLD_LINES: usize = 40;
 
 const ABORTED: Option<i32> = Some(6);
 
@@ -179,19 +183,7 @@ impl Victims {
         self.test.cluster.kill(instance).unwrap();
         let deadline = Instant::now() + DEADLINE;
         if matches!(visits(death.at), Visits::Behind) {
-            // The dead have no more of the log than the leader has now.
-            let mut last = None;
-            loop {
-                let leader = self.leader_but(victim).await;
-                if let Some(status) = self.status(leader).await {
-                    let last = *last.get_or_insert(status.last_index);
-                    if status.first_index > last + 1 {
-                        break;
-                    }
-                }
-                assert!(Instant::now() < deadline, "the log is never cut");
-                sleep(Duration::from_millis(20)).await;
-            }
+            self.leave_behind(victim, deadline).await;
         }
         let asked = format!("{}=crash@{}", death.at.name(), death.visit);
         let process = self.test.cluster.process(instance).unwrap();
@@ -202,7 +194,9 @@ impl Victims {
             if let Some(ended) = self.test.cluster.take_ended().into_iter().next() {
                 break ended;
             }
-            assert!(Instant::now() < deadline, "{instance} does not die: {death:?}");
+            if Instant::now() >= deadline {
+                panic!("{instance} does not die: {death:?}{}", self.told().await);
+            }
             if death.leads && !led && !matches!(visits(death.at), Visits::Seldom) {
                 led = self.hand_over(victim).await;
             }
@@ -213,6 +207,51 @@ impl Victims {
         let words = ended.tail.lines().last().unwrap_or_default();
         let told = words.contains("ERROR") && words.contains("crashing at a failpoint");
         assert!(told && words.contains(death.at.name()), "{death:?}: {}", ended.tail);
+    }
+
+    /// Waits until only a snapshot helps one that died: nobody has what comes behind its log.
+    async fn leave_behind(&self, dead: u16, deadline: Instant) {
+        let others = || (1..=MEMBERS).filter(|node| *node != dead);
+        let mut end = 0;
+        for node in others() {
+            // The first that is told may be older than the death; what comes after it is not.
+            let first = self.status_when(node, deadline, |_| true).await.last_index;
+            let next = self.status_when(node, deadline, |next| next.last_index > first).await;
+            end = end.max(next.last_index);
+        }
+        for node in others() {
+            self.status_when(node, deadline, |status| status.first_index > end + 1).await;
+        }
+    }
+
+    async fn status_when(
+        &self,
+        node: u16,
+        deadline: Instant,
+        is_so: impl Fn(&StatusReply) -> bool,
+    ) -> StatusReply {
+        loop {
+            match self.status(node).await {
+                Some(status) if is_so(&status) => return status,
+                status => assert!(Instant::now() < deadline, "{node} tells only {status:?}"),
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What the members say of themselves, and what they said last but for snapshots.
+    async fn told(&mut self) -> String {
+        let mut told = String::new();
+        for node in 1..=MEMBERS {
+            let status = self.status(node).await;
+            let process = self.test.cluster.process((self.instance)(node)).unwrap();
+            let log = std::fs::read_to_string(process.log()).unwrap();
+            let lines: Vec<_> =
+                log.lines().filter(|line| !line.contains("stored a snap")).collect();
+            let last = lines[lines.len().saturating_sub(TOLD_LINES)..].join("\n");
+            write!(told, "\n{node}: {status:?}\n{last}").unwrap();
+        }
+        told
     }
 
     /// Makes a member the leader. False: not yet.

@@ -20,6 +20,7 @@ use std::pin::pin;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Once};
 use std::task::{Context, Wake, Waker};
+use std::time::{Duration, Instant};
 
 /// What their names begin with, before a number.
 const NAME: &str = "sled-io-";
@@ -29,6 +30,9 @@ const THREADS: usize = 7;
 
 /// How many sleep.
 const SLEEPERS: usize = 4;
+
+/// How long they have to name themselves, which each does once it runs.
+const NAMED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Puts threads to sleep for good, unless that is done. To be called before the process opens its
 /// first database: a large one makes sled start more of them.
@@ -45,7 +49,12 @@ fn try_to_put_to_sleep() -> io::Result<()> {
     // In memory, and gone when it is dropped.
     let database = sled::Config::new().temporary(true).flush_every_ms(None).open()?;
     database.flush()?;
-    let threads = count()?;
+    let deadline = Instant::now() + NAMED_WITHIN;
+    let mut threads = count()?;
+    while threads < THREADS && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+        threads = count()?;
+    }
     if threads != THREADS {
         return Err(io::Error::other(format!("it has {threads} instead of {THREADS}")));
     }
