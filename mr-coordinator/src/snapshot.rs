@@ -1,9 +1,7 @@
 //! The state as bytes: equal states give equal chunks, and a small change changes few of them.
 //!
-//! Decides the order of items (workers, then jobs in order of submission, each with its spec, its
-//! head and its tasks) and the cuts between chunks, which are picked by the hash of an item's key,
-//! so that an item that comes or goes moves only the cuts beside it. An item longer than a chunk
-//! begins one and is cut at fixed offsets.
+//! Decides the order of items: workers, then jobs in order of submission, each with its spec, its
+//! head and its tasks.
 
 #![deny(clippy::disallowed_types)]
 
@@ -11,8 +9,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use imbl::OrdMap;
-use raft::{CHUNK_BYTES_MAX, Capture};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+use raft::Capture;
+use raftd::chunks::Chunks;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
     codec::{BadBytes, Decoder, Encoder},
@@ -26,8 +25,6 @@ use crate::{
 
 /// The version of the encoding.
 const SNAPSHOT_VERSION: u8 = 1;
-/// One key in so many ends a chunk.
-const CUT_EVERY: u64 = 64;
 
 const META: u8 = 1;
 const WORKER: u8 = 2;
@@ -52,57 +49,27 @@ impl Frozen {
 impl Capture for Frozen {
     fn chunks(self) -> impl Iterator<Item = Bytes> + Send {
         let mut chunks = Chunks::default();
-        chunks.item(&[META], &meta_item(&self.machine));
+        chunks.item(&[META], &framed(&meta_item(&self.machine)));
         for worker in self.machine.workers.values() {
-            chunks.item(&key(WORKER, worker.id.0), &worker_item(worker));
+            chunks.item(&key(WORKER, worker.id.0), &framed(&worker_item(worker)));
         }
         for job in self.machine.jobs.values() {
-            chunks.item(&key(SPEC, job.number), &spec_item(job.number, &job.spec));
-            chunks.item(&key(HEAD, job.number), &head_item(job));
+            chunks.item(&key(SPEC, job.number), &framed(&spec_item(job.number, &job.spec)));
+            chunks.item(&key(HEAD, job.number), &framed(&head_item(job)));
             for (id, task) in &job.tasks {
-                chunks.item(&task_key(job.number, *id), &task_item(job.number, *id, task));
+                let item = framed(&task_item(job.number, *id, task));
+                chunks.item(&task_key(job.number, *id), &item);
             }
         }
         chunks.finish()
     }
 }
 
-/// Cuts a sequence of items into chunks.
-#[derive(Default)]
-struct Chunks {
-    done: Vec<Bytes>,
-    open: Vec<u8>,
-}
-
-impl Chunks {
-    fn item(&mut self, key: &[u8], item: &[u8]) {
-        let mut framed = Encoder::new();
-        framed.bytes(item);
-        let framed = framed.finish();
-        if self.open.len() + framed.len() > CHUNK_BYTES_MAX {
-            self.cut();
-        }
-        for piece in framed.chunks(CHUNK_BYTES_MAX) {
-            self.open.extend_from_slice(piece);
-            if self.open.len() == CHUNK_BYTES_MAX {
-                self.cut();
-            }
-        }
-        if xxh3_64(key).is_multiple_of(CUT_EVERY) {
-            self.cut();
-        }
-    }
-
-    fn cut(&mut self) {
-        if !self.open.is_empty() {
-            self.done.push(std::mem::take(&mut self.open).into());
-        }
-    }
-
-    fn finish(mut self) -> std::vec::IntoIter<Bytes> {
-        self.cut();
-        self.done.into_iter()
-    }
+/// An item behind its length.
+fn framed(item: &[u8]) -> Vec<u8> {
+    let mut out = Encoder::new();
+    out.bytes(item);
+    out.finish()
 }
 
 fn key(kind: u8, number: u64) -> Vec<u8> {

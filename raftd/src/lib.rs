@@ -41,6 +41,7 @@ pub mod admin;
 mod audit;
 pub mod backup;
 mod birth;
+pub mod chunks;
 pub mod cli;
 mod clock;
 pub mod codec;

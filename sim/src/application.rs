@@ -1,7 +1,7 @@
 //! What the members of a group replicate: registers, the simulator's own and smallest, or the
-//! key/value store of the daemons, the very machine that they run.
+//! machine of a daemon, the very one that it runs: the key/value store or the shard controller.
 //!
-//! One type that is either, so that a world may have groups of both. Every command begins with the
+//! One type that is any of them, so that a world may have groups of each. Every command begins with the
 //! name of the attempt that brought it ([`CommandId`]); what follows is the application's.
 
 use std::fmt;
@@ -9,9 +9,12 @@ use std::fmt;
 use bytes::Bytes;
 use kvd::{KvMachine, MachineLimits, session::SessionLimits};
 use raft::{Applied, BadSnapshot, Capture, Index, StateMachine};
+use shardctl::ShardMachine;
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::machine::{Answer, COMMAND_ID_BYTES, CommandId, Question, REGISTERS, Told, number_at};
+use crate::machine::{
+    Answer, COMMAND_ID_BYTES, CommandId, Question, REGISTERS, Said, Told, number_at,
+};
 
 /// What each chunk of a snapshot of registers holds: register, client, number.
 const REGISTER_CHUNK_BYTES: usize = COMMAND_ID_BYTES + 1;
@@ -31,6 +34,30 @@ impl Default for KvSettings {
     }
 }
 
+/// What a group is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// Registers.
+    Registers,
+    /// A key/value store.
+    Kv(KvSettings),
+    /// The shard controller.
+    Shards {
+        /// Of so many shards.
+        shards: u32,
+    },
+}
+
+impl Service {
+    /// How the key/value store is made, if it is one.
+    pub fn kv(&self) -> Option<KvSettings> {
+        match self {
+            Self::Kv(settings) => Some(*settings),
+            Self::Registers | Self::Shards { .. } => None,
+        }
+    }
+}
+
 /// What a machine holds.
 #[derive(Clone, Debug)]
 pub enum Application {
@@ -38,6 +65,8 @@ pub enum Application {
     Registers([Option<CommandId>; REGISTERS as usize]),
     /// A key/value store.
     Kv(KvMachine),
+    /// The shard controller.
+    Shards(Box<ShardMachine>),
 }
 
 impl Default for Application {
@@ -47,15 +76,15 @@ impl Default for Application {
 }
 
 impl Application {
-    pub(crate) fn of(kv: Option<&KvSettings>) -> Self {
-        match kv {
-            None => Self::default(),
-            Some(KvSettings { shards, limits }) => {
+    pub(crate) fn of(service: Service) -> Self {
+        match service {
+            Service::Registers => Self::default(),
+            Service::Shards { shards } => Self::Shards(Box::new(ShardMachine::new(shards))),
+            Service::Kv(KvSettings { shards, limits: sessions }) => {
                 // Of the past as little as there can be, as the labs' bounds on snapshots want it.
                 let (changes_bytes, changes_bytes_per_shard_min) = (0, 0);
-                let sessions = *limits;
                 let limits = MachineLimits { sessions, changes_bytes, changes_bytes_per_shard_min };
-                Self::Kv(KvMachine::with_limits(*shards, limits))
+                Self::Kv(KvMachine::with_limits(shards, limits))
             }
         }
     }
@@ -63,8 +92,16 @@ impl Application {
     /// The key/value store, if it is one.
     pub fn kv(&self) -> Option<&KvMachine> {
         match self {
-            Self::Registers(_) => None,
             Self::Kv(machine) => Some(machine),
+            Self::Registers(_) | Self::Shards(_) => None,
+        }
+    }
+
+    /// The shard controller, if it is one.
+    pub fn shards(&self) -> Option<&ShardMachine> {
+        match self {
+            Self::Shards(machine) => Some(machine),
+            Self::Registers(_) | Self::Kv(_) => None,
         }
     }
 
@@ -72,10 +109,11 @@ impl Application {
         match self {
             Self::Registers(_) => true,
             Self::Kv(machine) => machine.understands(&inner(command)),
+            Self::Shards(machine) => machine.understands(&inner(command)),
         }
     }
 
-    pub(crate) fn apply(&mut self, at: Applied, command: &Bytes) -> Option<kvd::outcome::Response> {
+    pub(crate) fn apply(&mut self, at: Applied, command: &Bytes) -> Option<Said> {
         match self {
             Self::Registers(registers) => {
                 let register = command.get(COMMAND_ID_BYTES);
@@ -85,7 +123,8 @@ impl Application {
                 }
                 None
             }
-            Self::Kv(machine) => Some(machine.apply(at, &inner(command))),
+            Self::Kv(machine) => Some(Said::Kv(machine.apply(at, &inner(command)))),
+            Self::Shards(machine) => Some(Said::Shards(machine.apply(at, &inner(command)))),
         }
     }
 
@@ -93,6 +132,7 @@ impl Application {
         match self {
             Self::Registers(_) => {}
             Self::Kv(machine) => machine.pass(at),
+            Self::Shards(machine) => machine.pass(at),
         }
     }
 
@@ -101,6 +141,7 @@ impl Application {
             // Nothing of them is given out.
             Self::Registers(_) => {}
             Self::Kv(machine) => machine.recover(),
+            Self::Shards(machine) => machine.recover(),
         }
     }
 
@@ -112,10 +153,20 @@ impl Application {
                 Told::Register(Answer { index, value })
             }
             (Self::Kv(machine), Question::Kv(query)) => Told::Kv(index, machine.query(query)),
-            (Self::Registers(_), Question::Kv(_)) => {
+            (Self::Shards(machine), Question::Configuration(number)) => {
+                let latest = || machine.latest();
+                let told = number.map_or_else(latest, |number| machine.configuration(number));
+                Told::Configuration(index, told.cloned())
+            }
+            (Self::Registers(_) | Self::Shards(_), Question::Kv(_)) => {
                 Told::Kv(index, kvd::outcome::Answer::Created(None))
             }
-            (Self::Kv(_), Question::Register(_)) => Told::Register(Answer { index, value: None }),
+            (Self::Kv(_) | Self::Shards(_), Question::Register(_)) => {
+                Told::Register(Answer { index, value: None })
+            }
+            (Self::Registers(_) | Self::Kv(_), Question::Configuration(_)) => {
+                Told::Configuration(index, None)
+            }
         }
     }
 
@@ -123,6 +174,7 @@ impl Application {
         match self {
             Self::Registers(_) => Self::default(),
             Self::Kv(machine) => Self::Kv(machine.empty()),
+            Self::Shards(machine) => Self::Shards(Box::new(machine.empty())),
         }
     }
 
@@ -143,6 +195,10 @@ impl Application {
                 machine.restore(chunks)?;
                 Ok(Self::Kv(machine))
             }
+            Self::Shards(mut machine) => {
+                machine.restore(chunks)?;
+                Ok(Self::Shards(machine))
+            }
         }
     }
 
@@ -154,6 +210,7 @@ impl Application {
                     .filter_map(|(register, id)| Some(register_chunk(register, id?))),
             ),
             Self::Kv(machine) => Box::new(machine.capture().chunks()),
+            Self::Shards(machine) => Box::new(machine.capture().chunks()),
         }
     }
 
@@ -172,12 +229,8 @@ impl Application {
                 }
                 digest
             }
-            Self::Kv(machine) => {
-                let mut bytes = [0; 32];
-                bytes[..16].copy_from_slice(&digest.to_le_bytes());
-                bytes[16..].copy_from_slice(&machine.digest().to_le_bytes());
-                xxh3_128(&bytes)
-            }
+            Self::Kv(machine) => folded(digest, machine.digest()),
+            Self::Shards(machine) => folded(digest, machine.digest()),
         }
     }
 }
@@ -187,11 +240,19 @@ impl fmt::Display for Application {
         match self {
             Self::Registers(_) => write!(f, "registers"),
             Self::Kv(_) => write!(f, "a key/value store"),
+            Self::Shards(_) => write!(f, "a shard controller"),
         }
     }
 }
 
-/// What of a command is for the key/value store; nothing, if it is too short to be one.
+fn folded(digest: u128, with: u128) -> u128 {
+    let mut bytes = [0; 32];
+    bytes[..16].copy_from_slice(&digest.to_le_bytes());
+    bytes[16..].copy_from_slice(&with.to_le_bytes());
+    xxh3_128(&bytes)
+}
+
+/// What of a command is for a daemon's machine; nothing, if it is too short to be one.
 pub(crate) fn inner(command: &Bytes) -> Bytes {
     if command.len() < COMMAND_ID_BYTES { Bytes::new() } else { command.slice(COMMAND_ID_BYTES..) }
 }

@@ -194,7 +194,11 @@ impl Clerk {
             }
             Reply::Applied(_, response) => self.conclude(number, response, now_us),
             // That is not what it asked for.
-            Reply::Found(..) | Reply::Done(_) | Reply::Read(_) => Next::Pause,
+            Reply::Found(..)
+            | Reply::Done(_)
+            | Reply::Read(_)
+            | Reply::Configured(..)
+            | Reply::Configuration(..) => Next::Pause,
         }
     }
 

@@ -4,13 +4,20 @@
 //! lost or is unknown stays so, and the next question is another one. Clients of the key/value store
 //! are clerks ([`crate::clerk`]).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use raft::{Change, Index, NodeId};
 use rand::RngExt;
+use shardctl::{
+    machine::{Done, Refusal},
+    target::Target,
+};
 
 use crate::{
     Plant, World,
     agenda::Happening,
+    application::Service,
     group::{GroupId, MemberId},
     history::Wish,
     invariants::Violation,
@@ -61,6 +68,10 @@ pub enum Reply {
     Applied(Index, kvd::outcome::Response),
     /// A question to the key/value store, and as of which index this is the answer.
     Found(Index, kvd::outcome::Answer),
+    /// A command for the shard controller was applied at this index, which said this.
+    Configured(Index, Result<Done, Refusal>),
+    /// A configuration, and as of which index this is the answer.
+    Configuration(Index, Option<Arc<Target>>),
 }
 
 impl From<Told> for Reply {
@@ -68,6 +79,7 @@ impl From<Told> for Reply {
         match told {
             Told::Register(answer) => Self::Read(answer),
             Told::Kv(index, answer) => Self::Found(index, answer),
+            Told::Configuration(index, target) => Self::Configuration(index, target),
         }
     }
 }
@@ -117,8 +129,11 @@ impl World {
     }
 
     pub(crate) fn think(&mut self, group: GroupId, id: u64) {
-        if let (Some(_), Some(mix)) = (self.groups.get(group).kv, self.mix.kv) {
-            return self.think_of_keys(group, id, &mix);
+        match (self.groups.get(group).service, self.mix.kv) {
+            (Service::Kv(_), Some(mix)) => return self.think_of_keys(group, id, &mix),
+            (Service::Kv(_) | Service::Registers, _) => {}
+            // Scripts do what administrators do.
+            (Service::Shards { .. }, _) => return,
         }
         if self.clients_rest {
             return;
@@ -170,11 +185,11 @@ impl World {
     pub(crate) fn reply(&mut self, from: MemberId, client: u64, number: u64, reply: Reply) {
         match &reply {
             Reply::Done(_) if client == CHANGER => self.tally.changes += 1,
-            Reply::Done(_) | Reply::Applied(..) => self.tally.done += 1,
+            Reply::Done(_) | Reply::Applied(..) | Reply::Configured(..) => self.tally.done += 1,
             Reply::Rejected => self.tally.rejected += 1,
             Reply::Unknown => self.tally.unknown += 1,
             Reply::Refused { .. } => self.tally.refused += 1,
-            Reply::Read(_) | Reply::Found(..) => self.tally.reads += 1,
+            Reply::Read(_) | Reply::Found(..) | Reply::Configuration(..) => self.tally.reads += 1,
         }
         let now_us = self.agenda.now_us();
         self.trace.line(now_us, format_args!("{from} answers c{client}.{number} {reply:?}"));
@@ -209,7 +224,7 @@ impl World {
         number: u64,
         reply: Reply,
     ) -> Result<(), Violation> {
-        if self.groups.get(group).kv.is_some() {
+        if self.groups.get(group).service.kv().is_some() {
             return self.hear_of_keys(group, id, number, reply);
         }
         let other = self.draw_member(group).node;
@@ -235,7 +250,7 @@ impl World {
         id: u64,
         number: u64,
     ) -> Result<(), Violation> {
-        if self.groups.get(group).kv.is_some() {
+        if self.groups.get(group).service.kv().is_some() {
             return self.lose_hope_of_keys(group, id, number);
         }
         let other = self.draw_member(group).node;

@@ -159,6 +159,8 @@ pub struct Mix {
     pub majority_lost: bool,
     /// The key/value store that groups replicate instead of registers, and what its clerks do.
     pub kv: Option<KvMix>,
+    /// The first group is the controller of so many shards.
+    pub controller: Option<u32>,
 }
 
 /// Those that any run may have.
@@ -250,6 +252,7 @@ impl Mix {
             damages: Vec::new(),
             majority_lost: false,
             kv: None,
+            controller: None,
         }
     }
 
@@ -430,9 +433,9 @@ impl Mix {
 
     /// This mix without its faults, with which a run has to come to rest.
     pub(crate) fn calmed(&self) -> Self {
-        let Self { config, clients, store, kv, .. } = *self;
+        let Self { config, clients, store, kv, controller, .. } = *self;
         let kv = kv.map(KvMix::calmed);
-        Self { config, clients, store, kv, ..Self::calm() }
+        Self { config, clients, store, kv, controller, ..Self::calm() }
     }
 }
 

@@ -12,7 +12,7 @@ use raft::{Membership, NodeId, RoleKind};
 
 use crate::{
     Plant,
-    application::KvSettings,
+    application::Service,
     clerk::Clerk,
     client::{Client, Reply},
     fault::Mix,
@@ -70,8 +70,8 @@ pub(crate) struct Group {
     pub(crate) founders: Arc<Membership>,
     /// Everybody, from 1 on, whether it belongs to the group or not.
     pub(crate) members: BTreeMap<NodeId, Member>,
-    /// The key/value store that it replicates; none: registers.
-    pub(crate) kv: Option<KvSettings>,
+    /// What it replicates.
+    pub(crate) service: Service,
     pub(crate) clients: BTreeMap<u64, Client>,
     /// The clients of the store.
     pub(crate) clerks: BTreeMap<u64, Clerk>,
@@ -112,9 +112,9 @@ impl Group {
         mix: &Mix,
         plant: Plant,
         only: Option<&'static str>,
-        kv: Option<KvSettings>,
+        service: Service,
     ) -> Self {
-        let blank = Machine::of(kv.as_ref());
+        let blank = Machine::of(service);
         let ids: BTreeSet<NodeId> = (1..=members).map(NodeId).collect();
         let founders = Membership::founders(ids.iter().map(|&id| (id, Bytes::new())));
         let (founding, last_id) = (founders.members().clone(), founders.last_id());
@@ -129,7 +129,7 @@ impl Group {
             kv_history: KvHistory::new(only),
             locks: BTreeSet::new(),
             verdicts: BTreeMap::new(),
-            kv,
+            service,
             founders,
             stopped: false,
             last_deposed: None,

@@ -98,7 +98,10 @@ impl History {
             Reply::Rejected | Reply::Refused { .. } => drop(self.asked.remove(&name)),
             Reply::Unknown => {}
             // No register is asked so.
-            Reply::Applied(..) | Reply::Found(..) => {}
+            Reply::Applied(..)
+            | Reply::Found(..)
+            | Reply::Configured(..)
+            | Reply::Configuration(..) => {}
         }
     }
 

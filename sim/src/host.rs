@@ -83,7 +83,7 @@ impl World {
     /// A member's clock has ticked: if it leads, it may look whether leases are over.
     pub(crate) fn look_at_leases(&mut self, id: MemberId) {
         let now_us = self.agenda.now_us();
-        let Some(settings) = self.groups.get(id.group).kv else { return };
+        let Some(settings) = self.groups.get(id.group).service.kv() else { return };
         let over = look(self.groups.member_mut(id), now_us);
         for lease in over.into_iter().flatten() {
             let number = self.groups.get_mut(id.group).next_operation();

@@ -148,7 +148,7 @@ impl World {
 
     /// Looks at every key that a clerk ever used.
     pub(crate) fn audit(&mut self, group: GroupId) -> Result<(), Violation> {
-        if self.groups.get(group).kv.is_none() {
+        if self.groups.get(group).service.kv().is_none() {
             return Ok(());
         }
         let keys = self.groups.get(group).kv_history.keys();

@@ -53,9 +53,11 @@
 //! # What is absent
 //!
 //! Damage of snapshots' chunks, and the services around the machines. Groups replicate registers or
-//! kvd's machine, the very code of the daemon, which clerks use as its client library does.
+//! the machine of kvd or of the shard controller, the very code of the daemons; clerks use the store
+//! as its client library does.
 //! docs/testing.md says what of the labs' requirements is there.
 
+mod admin;
 mod agenda;
 pub mod application;
 mod clerk;

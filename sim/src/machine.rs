@@ -6,15 +6,20 @@
 //! What the application answered is folded in the same way, so that no two members may ever have
 //! told different things of one entry.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use raft::{
     Applied, BadSnapshot, Capture, Digest, Entry, GroupTime, Index, Payload, StateMachine, Term,
 };
+use shardctl::{
+    ids::Number,
+    machine::{Done, Refusal},
+    target::Target,
+};
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::application::{Application, KvSettings};
+use crate::application::{Application, Service};
 
 /// How many registers there are.
 pub const REGISTERS: u8 = 8;
@@ -112,6 +117,8 @@ pub enum Question {
     Register(u8),
     /// One for the key/value store.
     Kv(kvd::outcome::Query),
+    /// One for the shard controller: a configuration, or the latest.
+    Configuration(Option<Number>),
 }
 
 /// The answer to it.
@@ -121,13 +128,17 @@ pub enum Told {
     Register(Answer),
     /// The key/value store's, and the last entry that the state had seen.
     Kv(Index, kvd::outcome::Answer),
+    /// The shard controller's, and the last entry that the state had seen.
+    Configuration(Index, Option<Arc<Target>>),
 }
 
 impl Told {
     /// The last entry that the state had seen.
     pub(crate) fn index(&self) -> Index {
         match self {
-            Self::Register(Answer { index, .. }) | Self::Kv(index, _) => *index,
+            Self::Register(Answer { index, .. })
+            | Self::Kv(index, _)
+            | Self::Configuration(index, _) => *index,
         }
     }
 }
@@ -137,8 +148,17 @@ impl Told {
 pub struct Response {
     /// Where it was applied.
     pub index: Index,
-    /// What the key/value store said, if that is what was written to.
-    pub kv: Option<kvd::outcome::Response>,
+    /// What a daemon's machine said, if that is what was written to.
+    pub said: Option<Said>,
+}
+
+/// What a daemon's machine said to a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// The key/value store.
+    Kv(kvd::outcome::Response),
+    /// The shard controller.
+    Shards(Result<Done, Refusal>),
 }
 
 /// What a read of a register answers.
@@ -173,9 +193,9 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine that has seen nothing: registers, or a key/value store.
-    pub fn of(kv: Option<&KvSettings>) -> Self {
-        Self { application: Application::of(kv), ..Self::default() }
+    /// A machine that has seen nothing.
+    pub fn of(service: Service) -> Self {
+        Self { application: Application::of(service), ..Self::default() }
     }
 
     /// The same, but it forgets to execute some commands, for testing the checkers.
@@ -218,18 +238,18 @@ impl StateMachine for Machine {
     fn apply(&mut self, at: Applied, command: &Bytes) -> Response {
         self.applied = at;
         let skipped = self.skips && at.index.0.is_multiple_of(17);
-        let mut kv = None;
+        let mut said = None;
         if !skipped {
             self.history = self.history.then(at, Some(command));
             self.commands += u64::from(CommandId::of(command).is_some());
-            kv = self.application.apply(at, command);
-            if let Some(response) = &kv {
+            said = self.application.apply(at, command);
+            if let Some(said) = &said {
                 // All of it, whatever there is to it, as people read it.
-                let said = format!("{response:?}");
+                let said = format!("{said:?}");
                 self.answers = self.answers.then(at, Some(said.as_bytes()));
             }
         }
-        Response { index: at.index, kv }
+        Response { index: at.index, said }
     }
 
     fn pass(&mut self, at: Applied) {
@@ -287,7 +307,7 @@ impl Capture for Frozen {
         let state = state_chunk(applied, history, commands, answers);
         let bytes = match &application {
             Application::Registers(_) => STATE_CHUNK_BYTES,
-            Application::Kv(_) => ANSWERING_CHUNK_BYTES,
+            Application::Kv(_) | Application::Shards(_) => ANSWERING_CHUNK_BYTES,
         };
         let state = Bytes::copy_from_slice(&state[..bytes]);
         std::iter::once(state).chain(application.chunks())

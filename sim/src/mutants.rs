@@ -21,7 +21,7 @@ use std::{
 use flotilla_sim::patch::Patch;
 
 /// The crates that the simulator is made of.
-const CRATES: [&str; 7] = ["client", "daemon", "kvd", "proto", "raft", "raftd", "sim"];
+const CRATES: [&str; 8] = ["client", "daemon", "kvd", "proto", "raft", "raftd", "shardctl", "sim"];
 /// How they are built: fast rather than well, and without what links them into one.
 const PROFILE: &str = "\n[profile.mutant]\ninherits = \"release\"\nopt-level = 2\nlto = \"off\"\n\
                        codegen-units = 16\ndebug = false\nincremental = true\n";

@@ -97,7 +97,7 @@ impl World {
 
     /// A member starts that nobody has heard of yet.
     pub(crate) fn add_member(&mut self, id: MemberId) -> Result<(), Violation> {
-        let blank = Machine::of(self.groups.get(id.group).kv.as_ref());
+        let blank = Machine::of(self.groups.get(id.group).service);
         let mut member = Member::new(id, self.plant, blank);
         member.clock_rate = self.draw_clock_rate();
         self.groups.get_mut(id.group).members.insert(id.node, member);

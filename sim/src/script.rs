@@ -1,16 +1,23 @@
 //! What scripted scenarios do to a world: take members off the network, kill them, propose, and
 //! wait for agreement, in the words of the labs.
 
+use std::num::NonZeroU32;
+
 use bytes::Bytes;
 use kvd::{
     command::{Command, Condition, Operation as Mutation},
     outcome::Query,
 };
 use raft::{Change, Index, NodeId};
+use shardctl::{
+    command::Step,
+    ids::{Number, ShardId},
+};
 
 use crate::{
     World,
     agenda::{Happening, Input},
+    application::Service,
     client::{OPERATOR, Reply, Request, address},
     fault::Mix,
     group::{GroupId, MemberId},
@@ -30,6 +37,13 @@ const ELECTION_US_MAX: u64 = 5_000_000;
 
 /// Where the operator writes, and no clerk.
 const OPERATORS_KEY: &[u8] = b"operator";
+
+/// What it tells a shard controller: of a move that never was, so that nothing changes.
+const OPERATORS_REPORT: shardctl::command::Command = shardctl::command::Command::Settled(Step {
+    group: shardctl::ids::GroupId(NonZeroU32::MIN),
+    shard: ShardId(0),
+    number: Number(0),
+});
 
 /// Whether a disk has room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,9 +214,10 @@ impl World {
     pub(crate) fn propose_to(&mut self, to: MemberId, padding_bytes: usize) -> CommandId {
         let number = self.groups.get_mut(to.group).next_operation();
         let id = CommandId { client: OPERATOR, number };
-        let command = match self.groups.get(to.group).kv {
-            Some(settings) => operators_write(id, settings.shards, padding_bytes),
-            None => {
+        let command = match self.groups.get(to.group).service {
+            Service::Kv(settings) => operators_write(id, settings.shards, padding_bytes),
+            Service::Shards { .. } => id.name(&OPERATORS_REPORT.encode()),
+            Service::Registers => {
                 self.record(to.group, id, 0, Wish::Write);
                 id.write_to(0, padding_bytes)
             }
@@ -217,9 +232,10 @@ impl World {
         let to = self.spoken_of.member(to);
         let number = self.groups.get_mut(to.group).next_operation();
         let name = CommandId { client: OPERATOR, number };
-        let question = match self.groups.get(to.group).kv {
-            Some(_) => Question::Kv(Query::Get(Bytes::from_static(OPERATORS_KEY))),
-            None => {
+        let question = match self.groups.get(to.group).service {
+            Service::Kv(_) => Question::Kv(Query::Get(Bytes::from_static(OPERATORS_KEY))),
+            Service::Shards { .. } => Question::Configuration(None),
+            Service::Registers => {
                 self.record(to.group, name, 0, Wish::Read);
                 Question::Register(0)
             }

@@ -15,7 +15,7 @@ use crate::{
     fault::DOWN_US_MAX,
     group::{Group, MemberId},
     invariants::{Heard, Step, Violation},
-    machine::{CommandId, Machine, Response},
+    machine::{CommandId, Machine, Response, Said},
     member::{ClockRate, encode},
     network::{Kind, Parcel, bytes_of},
     trace::{Happened, Shown, Trace},
@@ -177,10 +177,11 @@ impl World {
         for (ticket, outcome) in outcomes {
             let reply = match outcome {
                 raft::Outcome::Done(None) => Reply::Done(Index(0)),
-                raft::Outcome::Done(Some(Response { index, kv: None })) => Reply::Done(index),
-                raft::Outcome::Done(Some(Response { index, kv: Some(response) })) => {
-                    Reply::Applied(index, response)
-                }
+                raft::Outcome::Done(Some(Response { index, said })) => match said {
+                    None => Reply::Done(index),
+                    Some(Said::Kv(response)) => Reply::Applied(index, response),
+                    Some(Said::Shards(done)) => Reply::Configured(index, done),
+                },
                 raft::Outcome::Rejected => Reply::Rejected,
                 raft::Outcome::Unknown => Reply::Unknown,
             };

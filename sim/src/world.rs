@@ -6,6 +6,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use crate::{
     Options, Plant, Tally,
     agenda::{Agenda, Happening, Input, Life},
+    application::Service,
     client::address,
     fault::Mix,
     group::{Group, GroupId, Groups, MemberId},
@@ -83,9 +84,13 @@ impl World {
                 self.trace.line(now_us, format_args!("g{id} is founded by {members} members"));
             }
         }
-        // In a world of several groups those that were founded second and fourth have registers.
-        let kv = self.mix.kv.filter(|_| id.0 % 2 == 1).map(|kv| kv.settings);
-        self.groups.insert(id, Group::new(id, members, &self.mix, self.plant, self.only, kv));
+        let service = match (self.mix.controller, self.mix.kv) {
+            (Some(shards), _) if id == GroupId::FIRST => Service::Shards { shards },
+            // Of several groups those that were founded second and fourth have registers.
+            (_, Some(kv)) if id.0 % 2 == 1 => Service::Kv(kv.settings),
+            _ => Service::Registers,
+        };
+        self.groups.insert(id, Group::new(id, members, &self.mix, self.plant, self.only, service));
         for member in self.groups.members_of(id) {
             let clock_rate = self.draw_clock_rate();
             self.groups.member_mut(member).clock_rate = clock_rate;

@@ -26,7 +26,6 @@ pub mod record;
 pub mod records;
 mod replay;
 mod sled_records;
-mod sled_threads;
 pub mod slots;
 mod snapshots;
 mod space;

@@ -1,4 +1,4 @@
-//! The database, and what it takes to use sled safely.
+//! The database: the only file that names sled, and what it takes to use it safely.
 //!
 //! Its source (0.34.7) says: `flush` never calls fsync on Linux, so every sync here is a flush
 //! and then fdatasync on a descriptor of our own. Pages over a quarter of a segment go to files
@@ -27,7 +27,6 @@ use std::time::{Duration, Instant};
 use crate::store::StoreError;
 use crate::store::directory::sync_directory;
 use crate::store::records::{Change, Records, Removed, Visit};
-use crate::store::sled_threads;
 
 /// Of every database, for ever: sled stores it and refuses another.
 const SEGMENT_BYTES: usize = 8 << 20;
@@ -99,7 +98,6 @@ impl SledRecords {
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(None)
             .use_compression(false);
-        sled_threads::put_to_sleep();
         let (database, cleaner, ballast) = open_unlocked(&config, path)?;
         let file = File::open(path.join("db")).map_err(|error| refused("opened", path, error))?;
         let touched = AtomicUsize::new(0);

@@ -10,10 +10,11 @@ use kvd::{
     outcome::{Answer, LeaseState, LockState, Pair, Query, Response},
 };
 use raft::{Entry, Index, Membership, NodeId, Payload, Position, StateMachine, Term};
+use shardctl::ShardMachine;
 
 use crate::application::inner;
 use crate::disk::Image;
-use crate::machine::{CommandId, History, Machine};
+use crate::machine::{CommandId, History, Machine, Said};
 
 /// The facts.
 #[derive(Debug, Default)]
@@ -155,6 +156,11 @@ impl Ghost {
         self.machine.empty()
     }
 
+    /// The shard controller, as it is by what was committed, if the group is one.
+    pub(super) fn controller(&self) -> Option<&ShardMachine> {
+        self.machine.application().shards()
+    }
+
     /// All that was executed since this was asked last.
     pub(super) fn take_executed(&mut self) -> Vec<Executed> {
         std::mem::take(&mut self.executed)
@@ -238,8 +244,11 @@ impl Ghost {
             }
             Payload::Command(command) => {
                 let response = self.machine.apply(at, command);
-                if let Some(response) = response.kv {
-                    self.note_execution(entry.index, inner(command), response);
+                match response.said {
+                    Some(Said::Kv(response)) => {
+                        self.note_execution(entry.index, inner(command), response);
+                    }
+                    Some(Said::Shards(_)) | None => {}
                 }
                 if let Some(id) = CommandId::of(command) {
                     self.commands.insert(id, entry.index);

@@ -38,6 +38,7 @@ mod snapshot_equivalence;
 mod snapshot_install;
 mod stale_leader;
 mod state_machine_safety;
+mod target_history;
 mod transactions;
 mod truncation;
 mod turn;
@@ -231,6 +232,7 @@ pub struct Invariants {
     expiry: expiry::Expiry,
     model: turn::Model,
     tokens: lock_exclusion::Tokens,
+    targets: target_history::TargetHistory,
 }
 
 impl Invariants {
@@ -258,6 +260,7 @@ impl Invariants {
             expiry: expiry::Expiry::default(),
             model: turn::Model::default(),
             tokens: lock_exclusion::Tokens::default(),
+            targets: target_history::TargetHistory::default(),
         }
     }
 
@@ -360,8 +363,12 @@ impl Invariants {
         self.keep(fresh_reads::check(step))
     }
 
-    /// Commands for the key/value store were committed.
+    /// Commands for a daemon's machine were committed.
     fn executed(&mut self) -> Result<(), Violation> {
+        if let Some(controller) = self.ghost.controller() {
+            let found = self.targets.check(controller);
+            self.keep(found)?;
+        }
         for executed in self.ghost.take_executed() {
             let Some(command) = executed.command() else { continue };
             self.compared(&executed, &command)?;
@@ -441,11 +448,15 @@ impl Invariants {
                 let asked = Asked { client, number, floor };
                 return self.keep(fresh_reads::check_answer(node, asked, answer.index));
             }
-            Reply::Found(index, _) => {
+            Reply::Found(index, _) | Reply::Configuration(index, _) => {
                 let asked = Asked { client, number, floor };
                 return self.keep(fresh_reads::check_answer(node, asked, *index));
             }
-            Reply::Done(_) | Reply::Applied(..) | Reply::Rejected | Reply::Unknown => {}
+            Reply::Done(_)
+            | Reply::Applied(..)
+            | Reply::Configured(..)
+            | Reply::Rejected
+            | Reply::Unknown => {}
         }
         Ok(())
     }

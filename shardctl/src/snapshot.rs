@@ -1,0 +1,330 @@
+//! The state as bytes, and back: equal states give equal chunks.
+//!
+//! Decides the order of items: what there is one of, configurations, placements, groups, requests. A
+//! configuration is told as what it changed in the one before, the first as what it changed in an
+//! empty one. Reading is total: whatever the chunks hold, the result is a state that keeps every
+//! invariant of its types, or an error.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use raft::{BadSnapshot, Capture};
+use raftd::{
+    chunks::Chunks,
+    codec::{Malformed, Reader, put_bytes, put_number},
+};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::{
+    command::{put_group, put_members, take_group, take_members},
+    ids::{GroupId, Number, RequestId, ShardId},
+    limits::{GROUPS_MAX, HISTORY_MAX, REQUESTS_KEPT_MAX, SHARDS_MAX},
+    machine::{Kept, MACHINE_VERSION, Reported, Requests, Roster, ShardMachine},
+    placement::{Move, Placement},
+    target::Target,
+};
+
+/// The version of the encoding.
+const SNAPSHOT_VERSION: u8 = 1;
+
+const META: u8 = 1;
+const TARGET: u8 = 2;
+const PLACEMENT: u8 = 3;
+const ROSTER: u8 = 4;
+const REQUEST: u8 = 5;
+
+/// A frozen state.
+#[derive(Clone, Debug)]
+pub struct Frozen(ShardMachine);
+
+impl Frozen {
+    pub(crate) fn of(machine: &ShardMachine) -> Self {
+        Self(machine.clone())
+    }
+}
+
+impl Capture for Frozen {
+    fn chunks(self) -> impl Iterator<Item = Bytes> + Send {
+        let mut chunks = Chunks::default();
+        let mut put = |kind: u8, key: &[u8], item: Vec<u8>| {
+            let mut framed = Vec::with_capacity(item.len() + 8);
+            put_bytes(&mut framed, &[&[kind], &*item].concat());
+            chunks.item(&[&[kind], key].concat(), &framed);
+        };
+        let machine = self.0;
+        put(META, &[], meta(&machine));
+        let mut before = machine.latest().map(|latest| Arc::new(Target::empty(latest.shards())));
+        for target in &machine.history {
+            let item = before.iter().flat_map(|before| target_item(before, target)).collect();
+            put(TARGET, &target.number.0.to_le_bytes(), item);
+            before = Some(target.clone());
+        }
+        for (shard, placement) in (0_u32..).zip(&machine.placements) {
+            put(PLACEMENT, &shard.to_le_bytes(), placement_item(placement));
+        }
+        for (group, roster) in &machine.rosters {
+            put(ROSTER, &group.0.get().to_le_bytes(), roster_item(*group, roster));
+        }
+        for (id, kept) in machine.requests.iter() {
+            put(REQUEST, &id.0, request_item(id, kept));
+        }
+        chunks.finish()
+    }
+}
+
+fn put_owner(out: &mut Vec<u8>, owner: Option<GroupId>) {
+    put_number(out, owner.map_or(0, |group| group.0.get().into()));
+}
+
+fn meta(machine: &ShardMachine) -> Vec<u8> {
+    let mut out = vec![SNAPSHOT_VERSION];
+    put_number(&mut out, MACHINE_VERSION.into());
+    put_number(&mut out, machine.placements.len() as u64);
+    put_number(&mut out, machine.next.0);
+    out
+}
+
+fn target_item(before: &Target, target: &Target) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_number(&mut out, target.number.0);
+    let both = before.owners.iter().zip(target.owners.iter());
+    let changed: Vec<_> = (0_u64..)
+        .zip(both)
+        .filter(|(_, (before, now))| before != now)
+        .map(|(shard, (_, now))| (shard, *now))
+        .collect();
+    put_number(&mut out, changed.len() as u64);
+    for (shard, owner) in changed {
+        put_number(&mut out, shard);
+        put_owner(&mut out, owner);
+    }
+    put_number(&mut out, target.weights.len() as u64);
+    for (group, weight) in &*target.weights {
+        put_group(&mut out, *group);
+        put_number(&mut out, u64::from(*weight));
+    }
+    put_number(&mut out, target.pins.len() as u64);
+    for (shard, group) in &*target.pins {
+        put_number(&mut out, u64::from(shard.0));
+        put_group(&mut out, *group);
+    }
+    out
+}
+
+fn placement_item(placement: &Placement) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_owner(&mut out, placement.owner);
+    put_number(&mut out, placement.since.0);
+    put_owner(&mut out, placement.moving.map(|moving| moving.to));
+    if let Some(Move { number, cancelling, .. }) = placement.moving {
+        put_number(&mut out, number.0);
+        out.push(u8::from(cancelling));
+    }
+    out
+}
+
+fn roster_item(group: GroupId, roster: &Roster) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_group(&mut out, group);
+    out.push(u8::from(roster.reported.is_some()));
+    if let Some(Reported { identity, index }) = roster.reported {
+        out.extend_from_slice(&identity);
+        put_number(&mut out, index);
+    }
+    put_members(&mut out, &roster.members);
+    out
+}
+
+fn request_item(id: RequestId, kept: Kept) -> Vec<u8> {
+    let mut out = id.0.to_vec();
+    match kept {
+        Kept::Refused => out.push(0),
+        Kept::Done(number) => {
+            out.push(1);
+            put_number(&mut out, number.0);
+        }
+    }
+    out
+}
+
+/// What a configuration adds to the digest.
+pub(crate) fn target_digest(target: &Target) -> u128 {
+    xxh3_128(&target_item(&Target::empty(target.shards()), target))
+}
+
+/// The digest of everything, given that of all configurations.
+pub(crate) fn digest(machine: &ShardMachine, history: u128) -> u128 {
+    let mut bytes = meta(machine);
+    bytes.extend_from_slice(&history.to_le_bytes());
+    for placement in &machine.placements {
+        bytes.extend(placement_item(placement));
+    }
+    for (group, roster) in &machine.rosters {
+        bytes.extend(roster_item(*group, roster));
+    }
+    for (id, kept) in machine.requests.iter() {
+        bytes.extend(request_item(id, kept));
+    }
+    xxh3_128(&bytes)
+}
+
+/// Why reading stopped.
+#[derive(Debug, thiserror::Error)]
+enum Wrong {
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error("{0}")]
+    Other(String),
+}
+
+fn wrong<T>(why: impl Into<String>) -> Result<T, Wrong> {
+    Err(Wrong::Other(why.into()))
+}
+
+/// The state that the chunks encode.
+pub(crate) fn restore(
+    chunks: &mut dyn Iterator<Item = Bytes>,
+    wanted: u32,
+) -> Result<ShardMachine, BadSnapshot> {
+    let mut stream = Vec::new();
+    for chunk in chunks {
+        stream.extend_from_slice(&chunk);
+    }
+    read(&stream, wanted).map_err(|wrong| BadSnapshot(wrong.to_string()))
+}
+
+fn read(stream: &[u8], wanted: u32) -> Result<ShardMachine, Wrong> {
+    let mut stream = Reader::new(stream);
+    let mut meta = item(&mut stream)?;
+    let (shards, next) = match meta.byte("kind of item")? {
+        META => take_meta(&mut meta)?,
+        _ => return wrong("it does not begin with its version"),
+    };
+    let mut history: VecDeque<Arc<Target>> = VecDeque::new();
+    let (mut placements, mut rosters) = (Vec::new(), BTreeMap::new());
+    let mut requests = Requests::default();
+    while !stream.is_empty() {
+        let mut item = item(&mut stream)?;
+        match item.byte("kind of item")? {
+            TARGET if placements.is_empty() && history.len() < HISTORY_MAX => {
+                let empty = || Arc::new(Target::empty(shards));
+                let before = history.back().cloned().unwrap_or_else(empty);
+                let target = take_target(&mut item, &before)?;
+                if target.number >= next || !history.is_empty() && target.number <= before.number {
+                    return wrong("a configuration's number cannot be");
+                }
+                history.push_back(Arc::new(target));
+            }
+            PLACEMENT if rosters.is_empty() => placements.push(take_placement(&mut item)?),
+            ROSTER if requests.iter().next().is_none() && rosters.len() < GROUPS_MAX => {
+                let group = take_group(&mut item)?;
+                if rosters.last_key_value().is_some_and(|(last, _)| *last >= group) {
+                    return wrong("groups are out of order");
+                }
+                rosters.insert(group, take_roster(&mut item)?);
+            }
+            REQUEST if requests.iter().count() < REQUESTS_KEPT_MAX => {
+                let id = RequestId(item.array("request id")?);
+                let kept = match item.byte("what came of a request")? {
+                    0 => Kept::Refused,
+                    1 => Kept::Done(Number(item.number("number")?)),
+                    _ => return Err(Malformed("what came of a request").into()),
+                };
+                requests.keep(id, kept);
+            }
+            kind => return wrong(format!("an item of kind {kind} is out of place")),
+        }
+        if !item.is_empty() {
+            return wrong("an item is longer than what it holds");
+        }
+    }
+    if placements.len() != shards as usize || history.is_empty() != placements.is_empty() {
+        return wrong(format!("{} placements of {shards} shards", placements.len()));
+    }
+    Ok(ShardMachine::restored(wanted, history, next, placements, rosters, requests))
+}
+
+fn item<'a>(stream: &mut Reader<'a>) -> Result<Reader<'a>, Malformed> {
+    Ok(Reader::new(stream.bytes("item")?))
+}
+
+fn take_meta(item: &mut Reader<'_>) -> Result<(u32, Number), Wrong> {
+    let version = item.byte("snapshot version")?;
+    let machine = item.number32("machine version")?;
+    if version != SNAPSHOT_VERSION || machine != MACHINE_VERSION {
+        return wrong(format!(
+            "it has version {version} of machine version {machine}; this build reads \
+             {SNAPSHOT_VERSION} of {MACHINE_VERSION}"
+        ));
+    }
+    let shards = item.number32("number of shards")?;
+    let next = Number(item.number("number")?);
+    if shards > SHARDS_MAX || !item.is_empty() {
+        return wrong(format!("{shards} shards"));
+    }
+    Ok((shards, next))
+}
+
+fn take_owner(item: &mut Reader<'_>) -> Result<Option<GroupId>, Malformed> {
+    item.number32("owner").map(GroupId::new)
+}
+
+fn take_target(item: &mut Reader<'_>, before: &Target) -> Result<Target, Wrong> {
+    let number = Number(item.number("number")?);
+    let mut owners = before.owners.to_vec();
+    for _ in 0..item.number("number of changes")? {
+        let shard = item.number32("shard")?;
+        let Some(owner) = owners.get_mut(shard as usize) else {
+            return wrong(format!("there is no shard {shard}"));
+        };
+        *owner = take_owner(item)?;
+    }
+    let (mut weights, mut pins) = (BTreeMap::new(), BTreeMap::new());
+    for _ in 0..item.number("number of groups")? {
+        weights.insert(take_group(item)?, item.number32("weight")?);
+    }
+    for _ in 0..item.number("number of pins")? {
+        let shard = ShardId(item.number32("shard")?);
+        pins.insert(shard, take_group(item)?);
+    }
+    let takes_part = |group: &GroupId| weights.contains_key(group);
+    let pinned = pins.iter().all(|(shard, group)| {
+        takes_part(group) && owners.get(shard.0 as usize) == Some(&Some(*group))
+    });
+    if !pinned || !owners.iter().flatten().all(takes_part) {
+        return wrong("a shard belongs to a group that does not take part");
+    }
+    Ok(Target { number, owners: owners.into(), weights: weights.into(), pins: pins.into() })
+}
+
+fn take_placement(item: &mut Reader<'_>) -> Result<Placement, Malformed> {
+    let (owner, since) = (take_owner(item)?, Number(item.number("number")?));
+    let moving = match take_owner(item)? {
+        None => None,
+        Some(to) => {
+            let number = Number(item.number("number")?);
+            let cancelling = match item.byte("cancelling flag")? {
+                0 => false,
+                1 => true,
+                _ => return Err(Malformed("cancelling flag")),
+            };
+            Some(Move { to, number, cancelling })
+        }
+    };
+    Ok(Placement { owner, since, moving })
+}
+
+fn take_roster(item: &mut Reader<'_>) -> Result<Roster, Malformed> {
+    let reported = match item.byte("report flag")? {
+        0 => None,
+        1 => {
+            let identity = item.array("identity")?;
+            Some(Reported { identity, index: item.number("index")? })
+        }
+        _ => return Err(Malformed("report flag")),
+    };
+    Ok(Roster { reported, members: take_members(item)? })
+}

@@ -1,0 +1,295 @@
+//! The shard controller as the labs test it, replicated by three members; H6 and H7 are looked at
+//! with every command, and administrators may repeat what they ask for. What one configuration makes
+//! of another is tested without a group in `shardctl/tests`.
+
+mod depth;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use depth::{expect, scenario};
+use flotilla_sim::{Mix, Violation, World};
+use raft::{Config, NodeId};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use shardctl::{
+    command::{Joining, Request},
+    ids::{GroupId, ShardId},
+    machine::Refusal,
+    target::Target,
+};
+
+const SHARDS: u32 = 10;
+const MEMBERS: u64 = 3;
+/// How many administrators there are where there are many.
+const ADMINS: u32 = 10;
+
+fn controller(mix: Mix) -> Mix {
+    Mix { clients: 0, controller: Some(SHARDS), ..mix }
+}
+
+/// A snapshot every few entries.
+fn small(mix: Mix) -> Mix {
+    let config = Config {
+        snapshot_log_bytes_min: 500,
+        retained_bytes: 0,
+        retained_bytes_max: 0,
+        ..mix.config
+    };
+    Mix { config, ..mix }
+}
+
+fn group(number: u32) -> GroupId {
+    GroupId::new(number).expect("groups count from 1")
+}
+
+fn join(numbers: &[u32]) -> Request {
+    let joining = |&number: &u32| Joining {
+        group: group(number),
+        weight: 1,
+        members: vec![format!("kvd-{number}:7300")],
+    };
+    Request::Join(numbers.iter().map(joining).collect())
+}
+
+fn leave(numbers: &[u32]) -> Request {
+    Request::Leave(numbers.iter().copied().map(group).collect())
+}
+
+/// Asks for something, which must be done. The number of the configuration behind it.
+fn done(world: &mut World, request: &Request) -> Result<u64, Violation> {
+    match world.configure(request.clone())? {
+        Ok(done) => Ok(done.number.0),
+        Err(refusal) => fail(format!("{request:?}: {refusal}")),
+    }
+}
+
+fn fail<T>(what: String) -> Result<T, Violation> {
+    Err(Violation { invariant: "scenario", what })
+}
+
+fn latest(world: &mut World) -> Result<Arc<Target>, Violation> {
+    match world.configuration(None)? {
+        Some(target) => Ok(target),
+        None => fail("there is no configuration".to_owned()),
+    }
+}
+
+fn loads(target: &Target) -> BTreeMap<u32, usize> {
+    let load = |of: &GroupId| target.owners.iter().filter(|owner| **owner == Some(*of)).count();
+    target.weights.keys().map(|group| (group.0.get(), load(group))).collect()
+}
+
+/// These take part, and none has more shards than it should.
+fn expect_balance(world: &mut World, groups: &[u32]) -> Result<(), Violation> {
+    let target = latest(world)?;
+    let loads = loads(&target);
+    expect(loads.keys().eq(groups), format!("{loads:?} instead of {groups:?}"))?;
+    let (most, least) = (loads.values().max(), loads.values().min());
+    let fair = most.zip(least).is_none_or(|(most, least)| most - least <= 1);
+    expect(fair, format!("{loads:?} is out of balance"))
+}
+
+#[test]
+fn leave_join() {
+    scenario("leave_join", MEMBERS, &controller(Mix::calm()), |world| {
+        expect(world.configuration(None)?.is_none(), "nobody has asked for anything")?;
+        for (request, groups) in [
+            (join(&[1]), &[1][..]),
+            (join(&[2]), &[1, 2]),
+            (leave(&[1]), &[2]),
+            (join(&[1]), &[1, 2]),
+            (leave(&[2]), &[1]),
+            (leave(&[1]), &[]),
+        ] {
+            done(world, &request)?;
+            expect_balance(world, groups)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn multi_leave_join() {
+    scenario("multi_leave_join", MEMBERS, &controller(Mix::calm()), |world| {
+        for (request, groups) in [
+            (join(&[1, 2]), &[1, 2][..]),
+            (join(&[3]), &[1, 2, 3]),
+            (leave(&[1, 3]), &[2]),
+            (leave(&[2]), &[]),
+        ] {
+            done(world, &request)?;
+            expect_balance(world, groups)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn historical_queries() {
+    scenario("historical_queries", MEMBERS, &controller(small(Mix::calm())), |world| {
+        let mut known = Vec::new();
+        for number in 1..=6 {
+            done(world, &join(&[number]))?;
+            known.push(latest(world)?);
+        }
+        for down in (1..=MEMBERS).map(NodeId) {
+            world.kill(down)?;
+            for target in &known {
+                let told = world.configuration(Some(target.number.0))?;
+                expect(told.as_ref() == Some(target), format!("{told:?} instead of {target:?}"))?;
+            }
+            world.restart(down)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn move_shard() {
+    scenario("move_shard", MEMBERS, &controller(Mix::calm()), |world| {
+        done(world, &join(&[1, 2]))?;
+        for shard in (0..SHARDS).map(ShardId) {
+            let before = latest(world)?;
+            let other = if before.owner(shard) == Some(group(1)) { 2 } else { 1 };
+            let number = done(world, &Request::Move { shard, group: group(other) })?;
+            let target = latest(world)?;
+            expect(number == before.number.0 + 1, format!("{number} behind {}", before.number))?;
+            for (pinned, owner) in &*target.pins {
+                expect(target.owner(*pinned) == Some(*owner), format!("{target:?}"))?;
+            }
+            expect(target.owner(shard) == Some(group(other)), format!("{target:?}"))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn concurrent_leave_join() {
+    scenario("concurrent_leave_join", MEMBERS, &controller(Mix::calm()), |world| {
+        let staying: Vec<u32> = (1..=ADMINS).collect();
+        let both = |number: &u32| [join(&[*number]), join(&[number + ADMINS])];
+        for answer in world.configure_all(staying.iter().flat_map(both))? {
+            expect(answer.is_ok(), format!("{answer:?}"))?;
+        }
+        let gone = staying.iter().map(|number| leave(&[number + ADMINS]));
+        for answer in world.configure_all(gone)? {
+            expect(answer.is_ok(), format!("{answer:?}"))?;
+        }
+        expect_balance(world, &staying)?;
+        let number = latest(world)?.number.0;
+        expect(number == u64::from(3 * ADMINS), format!("{number} configurations"))
+    });
+}
+
+#[test]
+fn multi_concurrent() {
+    scenario("multi_concurrent", MEMBERS, &controller(Mix::calm()), |world| {
+        let staying: Vec<u32> = (1..=ADMINS).collect();
+        let three = |number: &u32| join(&[*number, number + ADMINS, number + 2 * ADMINS]);
+        for answer in world.configure_all(staying.iter().map(three))? {
+            expect(answer.is_ok(), format!("{answer:?}"))?;
+        }
+        let gone = staying.iter().map(|number| leave(&[number + ADMINS, number + 2 * ADMINS]));
+        for answer in world.configure_all(gone)? {
+            expect(answer.is_ok(), format!("{answer:?}"))?;
+        }
+        expect_balance(world, &staying)
+    });
+}
+
+#[test]
+fn minimal_transfer_join() {
+    scenario("minimal_transfer_join", MEMBERS, &controller(Mix::calm()), |world| {
+        done(world, &join(&[1, 2, 3, 4, 5]))?;
+        let before = latest(world)?;
+        world.configure_all((6..=10).map(|number| join(&[number])))?;
+        let after = latest(world)?;
+        for (was, is) in before.owners.iter().zip(&*after.owners) {
+            let old = is.is_some_and(|is| before.weights.contains_key(&is));
+            expect(was == is || !old, format!("{before:?}, {after:?}"))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn minimal_transfer_leave() {
+    scenario("minimal_transfer_leave", MEMBERS, &controller(Mix::calm()), |world| {
+        done(world, &join(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]))?;
+        let before = latest(world)?;
+        world.configure_all((6..=10).map(|number| leave(&[number])))?;
+        let after = latest(world)?;
+        for (was, is) in before.owners.iter().zip(&*after.owners) {
+            let stays = was.is_some_and(|was| after.weights.contains_key(&was));
+            expect(was == is || !stays, format!("{before:?}, {after:?}"))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn minimal_again() {
+    scenario("minimal_again", MEMBERS, &controller(Mix::calm()), |world| {
+        done(world, &join(&[1, 2]))?;
+        for request in [join(&[3]), leave(&[3])] {
+            let before = latest(world)?;
+            done(world, &request)?;
+            let after = latest(world)?;
+            let both = before.owners.iter().zip(&*after.owners);
+            let moved = both.filter(|(was, is)| was != is).count();
+            expect(moved <= SHARDS as usize / 3 + 1, format!("{moved} shards move"))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn agree_config() {
+    scenario("agree_config", MEMBERS, &controller(small(Mix::calm())), |world| {
+        world.configure_all((1..=ADMINS).map(|number| join(&[number])))?;
+        world.configure_all((1..=ADMINS / 2).map(|number| leave(&[number])))?;
+        let before = latest(world)?;
+        let leader = world.expect_leader()?;
+        world.kill(leader)?;
+        let told = latest(world)?;
+        expect(told == before, format!("{told:?} instead of {before:?}"))?;
+        done(world, &join(&[100]))?;
+        world.restart(leader)?;
+        world.settle()?;
+        let digests: Vec<_> = (1..=MEMBERS)
+            .map(|id| world.controller_of(NodeId(id)).map(raft::StateMachine::digest))
+            .collect();
+        let equal = digests.iter().all(|digest| *digest == digests[0]);
+        expect(equal && digests[0].is_some(), format!("{digests:?}"))
+    });
+}
+
+/// Members crash and are cut off, messages get lost, administrators ask again and twice: each
+/// request makes one configuration at most.
+#[test]
+fn retried_requests_make_one_configuration_each() {
+    let mix = controller(small(Mix::labs()));
+    scenario("retried_requests_make_one_configuration_each", 5, &mix, |world| {
+        let mut rng = StdRng::seed_from_u64(7);
+        for _ in 0..12 {
+            let wish = |rng: &mut StdRng| {
+                let number = rng.random_range(1..=6);
+                match rng.random_range(0..4) {
+                    0 => leave(&[number]),
+                    1 => {
+                        let shard = ShardId(rng.random_range(0..SHARDS));
+                        Request::Move { shard, group: group(number) }
+                    }
+                    2 => Request::Unpin(ShardId(rng.random_range(0..SHARDS))),
+                    _ => join(&[number]),
+                }
+            };
+            let wishes: Vec<_> = (0..4).map(|_| wish(&mut rng)).collect();
+            for answer in world.configure_all(wishes)? {
+                let fine =
+                    matches!(answer, Ok(_) | Err(Refusal::NotJoined(_) | Refusal::RefusedBefore));
+                expect(fine, format!("{answer:?}"))?;
+            }
+        }
+        Ok(())
+    });
+}
