@@ -1,16 +1,15 @@
 //! What Raft's log carries for this machine, as bytes.
 //!
 //! Decides the encoding, which lives in logs for ever: a version byte first, so that a member can
-//! tell a command that it is too old for. Decoding is total, and what it lets through keeps the
-//! limits that need no state. Whether a command makes sense for the state is the machine's business.
+//! tell a command that it is too old for. Decoding is total, and allocates no more than it reads.
+//! Limits, and whether a command makes sense for the state, are the machine's business.
+
+use std::num::NonZeroU32;
 
 use bytes::Bytes;
 use raftd::codec::{Malformed, Reader, put_bytes, put_number};
 
-use crate::{
-    ids::{GroupId, Identity, Number, RequestId, ShardId},
-    limits::{ADDRESS_BYTES_MAX, GROUPS_MAX, MEMBERS_MAX},
-};
+use crate::ids::{GroupId, Identity, MoveNumber, RequestId, ShardId};
 
 /// The newest command version that this build understands.
 pub const COMMAND_VERSION: u8 = 1;
@@ -19,6 +18,7 @@ const REQUEST: u8 = 1;
 const REPORT: u8 = 2;
 const SETTLED: u8 = 3;
 const CANCELLED: u8 = 4;
+const ABORTED: u8 = 5;
 
 const JOIN: u8 = 1;
 const LEAVE: u8 = 2;
@@ -35,7 +35,7 @@ pub enum Command {
         /// Makes it exactly-once.
         id: Option<RequestId>,
         /// How many shards the proposer's settings ask for; the first request fixes it.
-        shards: u32,
+        shards: NonZeroU32,
         /// What is asked for.
         request: Request,
     },
@@ -47,13 +47,17 @@ pub enum Command {
         identity: Identity,
         /// The index of the entry of its log that says so.
         index: u64,
+        /// How many shards its store was made with; none, if there is nothing in it.
+        shards: Option<NonZeroU32>,
         /// The client addresses of its members.
         members: Vec<String>,
     },
     /// A group has installed a shard.
     Settled(Step),
-    /// A group has ended a move before it froze the shard.
+    /// A group has ended a move before it froze the shard, or made it.
     Cancelled(Step),
+    /// A group has given up a move to it.
+    Aborted(Step),
 }
 
 /// What a group did for a move.
@@ -61,10 +65,12 @@ pub enum Command {
 pub struct Step {
     /// Which group.
     pub group: GroupId,
+    /// Which Raft group that is.
+    pub identity: Identity,
     /// Which shard.
     pub shard: ShardId,
-    /// The move's number.
-    pub number: Number,
+    /// Which of the shard's moves.
+    pub number: MoveNumber,
 }
 
 /// What an administrator asks for.
@@ -142,18 +148,20 @@ impl Command {
                         out.extend_from_slice(id);
                     }
                 }
-                put_number(&mut out, u64::from(*shards));
+                put_number(&mut out, u64::from(shards.get()));
                 request.put(&mut out);
             }
-            Self::Report { group, identity, index, members } => {
+            Self::Report { group, identity, index, shards, members } => {
                 out.push(REPORT);
                 put_group(&mut out, *group);
                 out.extend_from_slice(identity);
                 put_number(&mut out, *index);
+                put_number(&mut out, shards.map_or(0, |shards| shards.get().into()));
                 put_members(&mut out, members);
             }
             Self::Settled(step) => step.put(SETTLED, &mut out),
             Self::Cancelled(step) => step.put(CANCELLED, &mut out),
+            Self::Aborted(step) => step.put(ABORTED, &mut out),
         }
         Bytes::from(out)
     }
@@ -175,17 +183,20 @@ impl Command {
                     1 => Some(RequestId(reader.array("request id")?)),
                     _ => return Err(Malformed("id flag").into()),
                 };
-                let shards = reader.number32("number of shards")?;
+                let shards = NonZeroU32::new(reader.number32("number of shards")?);
+                let shards = shards.ok_or(Malformed("number of shards"))?;
                 Self::Request { id, shards, request: Request::take(&mut reader)? }
             }
             REPORT => Self::Report {
                 group: take_group(&mut reader)?,
                 identity: reader.array("identity")?,
                 index: reader.number("index")?,
+                shards: NonZeroU32::new(reader.number32("number of shards")?),
                 members: take_members(&mut reader)?,
             },
             SETTLED => Self::Settled(Step::take(&mut reader)?),
             CANCELLED => Self::Cancelled(Step::take(&mut reader)?),
+            ABORTED => Self::Aborted(Step::take(&mut reader)?),
             _ => return Err(Malformed("command kind").into()),
         };
         if reader.is_empty() { Ok(command) } else { Err(Malformed("end of the command").into()) }
@@ -196,6 +207,7 @@ impl Step {
     fn put(self, kind: u8, out: &mut Vec<u8>) {
         out.push(kind);
         put_group(out, self.group);
+        out.extend_from_slice(&self.identity);
         put_number(out, u64::from(self.shard.0));
         put_number(out, self.number.0);
     }
@@ -203,8 +215,9 @@ impl Step {
     fn take(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
         Ok(Self {
             group: take_group(reader)?,
+            identity: reader.array("identity")?,
             shard: ShardId(reader.number32("shard")?),
-            number: Number(reader.number("number")?),
+            number: MoveNumber(reader.number("number")?),
         })
     }
 }
@@ -249,11 +262,11 @@ impl Request {
 
     fn take(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
         Ok(match reader.byte("kind of request")? {
-            JOIN => Self::Join(take_list(reader, GROUPS_MAX, "number of groups", |reader| {
+            JOIN => Self::Join(take_list(reader, "number of groups", |reader| {
                 let (group, weight) = (take_group(reader)?, reader.number32("weight")?);
                 Ok(Joining { group, weight, members: take_members(reader)? })
             })?),
-            LEAVE => Self::Leave(take_list(reader, GROUPS_MAX, "number of groups", take_group)?),
+            LEAVE => Self::Leave(take_list(reader, "number of groups", take_group)?),
             WEIGH => Self::Weigh { group: take_group(reader)?, weight: reader.number32("weight")? },
             MOVE => {
                 let shard = ShardId(reader.number32("shard")?);
@@ -280,25 +293,19 @@ pub(crate) fn put_members(out: &mut Vec<u8>, members: &[String]) {
 }
 
 pub(crate) fn take_members(reader: &mut Reader<'_>) -> Result<Vec<String>, Malformed> {
-    take_list(reader, MEMBERS_MAX, "number of members", |reader| {
-        let address = reader.bytes("address")?;
-        let text = std::str::from_utf8(address).ok();
-        let text = text.filter(|_| (1..=ADDRESS_BYTES_MAX).contains(&address.len()));
-        text.map(str::to_owned).ok_or(Malformed("address"))
+    take_list(reader, "number of members", |reader| {
+        let address = std::str::from_utf8(reader.bytes("address")?).ok();
+        let address = address.filter(|address| !address.is_empty());
+        address.map(str::to_owned).ok_or(Malformed("address"))
     })
 }
 
 fn take_list<T>(
     reader: &mut Reader<'_>,
-    max: usize,
     what: &'static str,
     mut take: impl FnMut(&mut Reader<'_>) -> Result<T, Malformed>,
 ) -> Result<Vec<T>, Malformed> {
-    let count = reader.number(what)?;
-    if count > max as u64 {
-        return Err(Malformed(what));
-    }
-    (0..count).map(|_| take(reader)).collect()
+    (0..reader.number(what)?).map(|_| take(reader)).collect()
 }
 
 #[cfg(test)]
@@ -308,7 +315,8 @@ mod tests {
     fn commands() -> Vec<Command> {
         let [one, two] = [1, 2].map(|number| GroupId::new(number).unwrap());
         let members = vec!["a:7300".to_owned(), "b:7300".to_owned()];
-        let step = Step { group: two, shard: ShardId(255), number: Number(u64::MAX) };
+        let number = MoveNumber(u64::MAX);
+        let step = Step { group: two, identity: [4; 32], shard: ShardId(255), number };
         let requests = [
             Request::Join(vec![
                 Joining { group: one, weight: 1, members: members.clone() },
@@ -322,9 +330,15 @@ mod tests {
         ];
         let ids = [None, Some(RequestId([9; 16]))].into_iter().cycle();
         let requests = ids.zip(requests);
-        let requests = requests.map(|(id, request)| Command::Request { id, shards: 256, request });
-        let report = Command::Report { group: one, identity: [3; 32], index: 1 << 40, members };
-        requests.chain([report, Command::Settled(step), Command::Cancelled(step)]).collect()
+        let shards = NonZeroU32::MIN;
+        let requests = requests.map(|(id, request)| Command::Request { id, shards, request });
+        let report = |shards, members| {
+            let (identity, index) = ([3; 32], 1 << 40);
+            Command::Report { group: one, identity, index, shards, members }
+        };
+        let steps = [Command::Settled(step), Command::Cancelled(step), Command::Aborted(step)];
+        let reports = [report(None, members), report(NonZeroU32::new(256), Vec::new())];
+        requests.chain(reports).chain(steps).collect()
     }
 
     #[test]
@@ -358,6 +372,6 @@ mod tests {
     fn a_count_that_was_merely_read_allocates_nothing() {
         let mut bytes = vec![COMMAND_VERSION, REQUEST, 0, 1, LEAVE];
         put_number(&mut bytes, u64::MAX);
-        assert_eq!(Command::decode(&bytes), Err(Malformed("number of groups").into()));
+        assert_eq!(Command::decode(&bytes), Err(Malformed("group").into()));
     }
 }

@@ -13,8 +13,10 @@ pub mod command;
 pub mod ids;
 pub mod limits;
 pub mod machine;
+pub mod outcome;
 pub mod placement;
 pub mod rebalance;
+mod requests;
 pub mod snapshot;
 pub mod target;
 

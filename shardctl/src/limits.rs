@@ -22,3 +22,6 @@ pub const HISTORY_MAX: usize = 1_024;
 /// How many requests are remembered: one that is repeated when so many others came behind it is
 /// executed again.
 pub const REQUESTS_KEPT_MAX: usize = 4_096;
+
+/// Numbers that count up stay so far below the end of their type that no addition overflows.
+pub(crate) const NUMBER_MAX: u64 = 1 << 62;

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    num::NonZeroU32,
     sync::Arc,
 };
 
@@ -14,13 +15,14 @@ use bytes::Bytes;
 use raft::{Applied, BadSnapshot, RECOVERY_GAP, StateMachine};
 
 use crate::{
-    command::{BadCommand, Command, Joining, Request, Step, check_version},
-    ids::{GroupId, Identity, Number, RequestId, ShardId},
+    command::{Command, Joining, Request, Step, check_version},
+    ids::{GroupId, Identity, MoveNumber, Number, ShardId},
     limits::{
-        ADDRESS_BYTES_MAX, GROUPS_MAX, HISTORY_MAX, MEMBERS_MAX, REQUESTS_KEPT_MAX, SHARDS_MAX,
-        WEIGHT_MAX,
+        ADDRESS_BYTES_MAX, GROUPS_MAX, HISTORY_MAX, MEMBERS_MAX, NUMBER_MAX, SHARDS_MAX, WEIGHT_MAX,
     },
+    outcome::{Done, Refusal},
     placement::{Placement, Stale},
+    requests::{Kept, Requests},
     snapshot::{self, Frozen},
     target::{Change, Target},
 };
@@ -28,16 +30,11 @@ use crate::{
 /// The version of the machine's semantics, part of its snapshots.
 pub const MACHINE_VERSION: u32 = 1;
 
-/// The state of the controller. Copies share the configurations.
-///
-/// Invariants: `history` is ascending by number, and empty only before the first request;
-/// there is a placement for each shard; each group that takes part, owns a shard or gets one has a
-/// roster.
+/// The state of the controller. Copies share the configurations. What holds of it is
+/// [`ShardMachine::check`].
 #[derive(Clone, Debug)]
 pub struct ShardMachine {
-    /// How many shards this member's settings ask for; counts only before the first request.
-    pub(crate) wanted: u32,
-    /// The configurations that are kept, the latest last.
+    /// The configurations that are kept, the latest last; empty only before the first change.
     pub(crate) history: VecDeque<Arc<Target>>,
     /// The number of the next.
     pub(crate) next: Number,
@@ -69,137 +66,36 @@ pub struct Reported {
     pub identity: Identity,
     /// The index of the entry of its log that says who its members are.
     pub index: u64,
+    /// How many shards its store was made with; none, if there is nothing in it.
+    pub shards: Option<NonZeroU32>,
 }
 
-/// Requests that were executed, the oldest first.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Requests {
-    order: VecDeque<RequestId>,
-    kept: BTreeMap<RequestId, Kept>,
-}
-
-/// What came of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kept {
-    /// This configuration was the latest then.
-    Done(Number),
-    /// It was refused.
-    Refused,
-}
-
-/// What a command came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Done {
-    /// The latest configuration behind it.
-    pub number: Number,
-    /// It was executed before, by the same request.
-    pub duplicate: bool,
-}
-
-/// Why a command changed nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// It makes no sense.
-    #[error(transparent)]
-    Bad(#[from] BadCommand),
-    /// The same request was refused when it came first.
-    #[error("this request was refused when it came first; ask again under another id")]
-    RefusedBefore,
-    /// It is about another number of shards.
-    #[error("there are {created} shards, not {proposed}: the number is fixed by the first request")]
-    OtherShards {
-        /// How many there are.
-        created: u32,
-        /// How many the proposer has.
-        proposed: u32,
-    },
-    /// A limit would be passed; names it.
-    #[error("{found} is over the limit {name} of {limit}")]
-    Limit {
-        /// Its name.
-        name: &'static str,
-        /// How much was asked for.
-        found: u64,
-        /// How much is allowed.
-        limit: u64,
-    },
-    /// There is no such shard.
-    #[error("there is no shard {shard}, only 0 to {last}")]
-    NoShard {
-        /// Which was asked for.
-        shard: ShardId,
-        /// The last.
-        last: u32,
-    },
-    /// Nothing is asked for.
-    #[error("no group is named")]
-    NoGroups,
-    /// The group is named twice.
-    #[error("group {0} is named twice")]
-    Twice(GroupId),
-    /// The group does not take part.
-    #[error("group {0} has not joined")]
-    NotJoined(GroupId),
-    /// It takes part already, otherwise.
-    #[error("group {group} has joined, with weight {weight}: `shardctl weigh` changes that")]
-    Joined {
-        /// Which.
-        group: GroupId,
-        /// Its weight.
-        weight: u32,
-    },
-    /// Nobody has said where it is.
-    #[error("group {0} has not reported yet: start it, or give the addresses of its members")]
-    Unknown(GroupId),
-    /// The groups that would take part have no weight.
-    #[error("the groups that take part would all have weight 0")]
-    NoWeight,
-    /// The group can't be adopted, since others take part or have taken part.
-    #[error("a group is adopted only by a controller that has no configuration yet")]
-    NotEmpty,
-    /// The report is of another Raft group.
-    #[error("group {0} is known with another identity: was it made anew, or recovered?")]
-    OtherIdentity(GroupId),
-    /// The report is older than what is known, or of no move that there is.
-    #[error("this is no longer so")]
-    Stale,
-}
-
-impl From<Stale> for Refusal {
-    fn from(Stale: Stale) -> Self {
-        Self::Stale
+impl Default for ShardMachine {
+    fn default() -> Self {
+        let (history, placements, rosters) = Default::default();
+        Self::of(history, Number(1), placements, rosters, Requests::default())
     }
 }
 
 impl ShardMachine {
-    /// A controller without a configuration. `shards` (from 1 to [`SHARDS_MAX`], else brought into
-    /// that range) counts until the first request fixes the number.
-    pub fn new(shards: u32) -> Self {
-        let (history, placements, rosters) = Default::default();
-        let requests = Requests::default();
-        Self::restored(shards, history, Number(1), placements, rosters, requests)
-    }
-
     /// The state of these parts.
-    pub(crate) fn restored(
-        wanted: u32,
+    pub(crate) fn of(
         history: VecDeque<Arc<Target>>,
         next: Number,
         placements: Vec<Placement>,
         rosters: BTreeMap<GroupId, Roster>,
         requests: Requests,
     ) -> Self {
-        let wanted = wanted.clamp(1, SHARDS_MAX);
         let digests = history.iter().map(|target| snapshot::target_digest(target));
         let history_digest = digests.fold(0, u128::wrapping_add);
         let digest = 0;
         let mut made =
-            Self { wanted, history, next, placements, rosters, requests, history_digest, digest };
+            Self { history, next, placements, rosters, requests, history_digest, digest };
         made.digest = snapshot::digest(&made, history_digest);
         made
     }
 
-    /// The latest configuration; none before the first request.
+    /// The latest configuration; none before the first change.
     pub fn latest(&self) -> Option<&Arc<Target>> {
         self.history.back()
     }
@@ -225,14 +121,43 @@ impl ShardMachine {
         &self.rosters
     }
 
-    /// What a request would come to: the state behind it. The configuration is the latest of that.
+    /// The configuration that a request would come to, which is the latest if it changes nothing.
     ///
     /// # Errors
     /// Why it would be refused.
-    pub fn plan(&self, shards: u32, request: &Request) -> Result<Self, Refusal> {
-        let mut planned = self.clone();
-        planned.request(shards, request)?;
-        Ok(planned)
+    pub fn plan(&self, shards: NonZeroU32, request: &Request) -> Result<Arc<Target>, Refusal> {
+        let planned = self.planned(shards, request)?;
+        let latest = planned.latest().cloned();
+        Ok(latest.unwrap_or_else(|| Arc::new(Target::empty(shards.get()))))
+    }
+
+    /// What always holds.
+    ///
+    /// # Errors
+    /// What does not.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let holds = |holds: bool, what| if holds { Ok(()) } else { Err(what) };
+        holds((1..=NUMBER_MAX).contains(&self.next.0), "the next number cannot be")?;
+        holds(self.rosters.len() <= GROUPS_MAX, "there are too many groups")?;
+        let bearable = self.rosters.values().all(|roster| check_members(&roster.members).is_ok());
+        holds(bearable, "a group has too many members")?;
+        let Some(latest) = self.latest() else {
+            return holds(self.placements.is_empty(), "shards without a configuration");
+        };
+        let numbers: Vec<_> = self.history.iter().map(|target| target.number).collect();
+        holds(numbers.is_sorted_by(|one, other| one < other), "configurations are out of order")?;
+        holds(latest.number < self.next, "a configuration of the future")?;
+        holds(self.history.len() <= HISTORY_MAX, "there are too many configurations")?;
+        for target in &self.history {
+            holds(target.shards() == latest.shards(), "configurations of other shards")?;
+            target.check()?;
+        }
+        holds(self.placements.len() == latest.owners.len(), "placements of other shards")?;
+        for (shard, placement) in (0..).map(ShardId).zip(&self.placements) {
+            placement.check(latest.owner(shard))?;
+        }
+        let known = self.needed().iter().all(|group| self.rosters.contains_key(group));
+        holds(known, "nobody knows where a group is")
     }
 
     fn number(&self) -> Number {
@@ -247,30 +172,38 @@ impl ShardMachine {
                     Some(Kept::Refused) => return Err(Refusal::RefusedBefore),
                     None => {}
                 }
-                // All of it or nothing: a request of many groups may be refused for the last.
-                let planned = self.plan(shards, &request).map(|planned| *self = planned);
+                let (kept, refusal) = match self.planned(shards, &request) {
+                    Ok(planned) => {
+                        *self = planned;
+                        (Kept::Done(self.number()), None)
+                    }
+                    Err(refusal) => (Kept::Refused, Some(refusal)),
+                };
                 if let Some(id) = id {
-                    let done = Kept::Done(self.number());
-                    self.requests.keep(id, if planned.is_ok() { done } else { Kept::Refused });
+                    self.requests.keep(id, kept);
                 }
-                planned?;
+                refusal.map_or(Ok(()), Err)?;
             }
-            Command::Report { group, identity, index, members } => {
-                self.report(group, Reported { identity, index }, members)?;
+            Command::Report { group, identity, index, shards, members } => {
+                self.report(group, Reported { identity, index, shards }, members)?;
             }
-            Command::Settled(Step { group, shard, number }) => {
-                self.step(shard, |placement| placement.settle(group, number))?;
-            }
-            Command::Cancelled(Step { group, shard, number }) => {
-                self.step(shard, |placement| placement.cancel(group, number))?;
-            }
+            Command::Settled(step) => self.step(step, Placement::settle)?,
+            Command::Cancelled(step) => self.step(step, Placement::cancel)?,
+            Command::Aborted(step) => self.step(step, Placement::abort)?,
         }
         Ok(Done { number: self.number(), duplicate: false })
     }
 
+    /// What a request comes to: all of it or nothing, since one of many groups may be refused for the
+    /// last.
+    fn planned(&self, shards: NonZeroU32, request: &Request) -> Result<Self, Refusal> {
+        let mut planned = self.clone();
+        planned.request(shards.get(), request)?;
+        Ok(planned)
+    }
+
     /// Makes the next configuration, if it is another than the latest.
     fn request(&mut self, shards: u32, request: &Request) -> Result<(), Refusal> {
-        let shards = shards.max(1);
         limit("shards_max", u64::from(shards), SHARDS_MAX.into())?;
         let latest = match self.latest() {
             None => Arc::new(Target::empty(shards)),
@@ -282,21 +215,23 @@ impl ShardMachine {
         };
         let change = self.change(&latest, request)?;
         if let Request::Join(groups) = request {
+            let mut needed = self.needed();
+            needed.extend(change.weights.keys());
             for joining in groups {
-                self.meet(joining)?;
+                self.meet(joining, &needed)?;
             }
-        }
-        if self.history.is_empty() {
-            self.placements = vec![Placement::default(); latest.owners.len()];
-            self.publish(latest.clone());
         }
         let Some(target) = latest.changed(&change, self.next) else { return Ok(()) };
         if !target.weights.is_empty() && target.weights.values().all(|&weight| weight == 0) {
             return Err(Refusal::NoWeight);
         }
+        if self.history.is_empty() {
+            self.placements = vec![Placement::default(); latest.owners.len()];
+            self.publish(latest);
+        }
         if let Request::Adopt(group) = request {
-            let owner = Some(*group);
-            self.placements.fill(Placement { owner, since: target.number, moving: None });
+            let (owner, since) = (Some(*group), MoveNumber(1));
+            self.placements.fill(Placement { owner, since, last: since, moving: None });
         }
         for (shard, placement) in (0..).map(ShardId).zip(&mut self.placements) {
             placement.follow(shard, &target);
@@ -320,9 +255,9 @@ impl ShardMachine {
 
     /// What a request asks of the latest configuration.
     fn change(&self, latest: &Target, request: &Request) -> Result<Change, Refusal> {
-        let joined = |group: GroupId| match latest.weights.get(&group) {
-            Some(&weight) => Ok(weight),
-            None => Err(Refusal::NotJoined(group)),
+        let joined = |group: GroupId| match latest.weights.contains_key(&group) {
+            true => Ok(group),
+            false => Err(Refusal::NotJoined(group)),
         };
         let there = |shard: ShardId| match latest.shards() {
             shards if shard.0 < shards => Ok(shard),
@@ -334,48 +269,51 @@ impl ShardMachine {
                 distinct(groups.iter().map(|joining| joining.group))?;
                 for &Joining { group, weight, .. } in groups {
                     limit("weight_max", weight.into(), WEIGHT_MAX.into())?;
-                    if let Ok(weight_now) = joined(group)
-                        && weight_now != weight
-                    {
-                        return Err(Refusal::Joined { group, weight: weight_now });
-                    }
-                    change.weights.insert(group, weight);
+                    match latest.weights.get(&group) {
+                        Some(&now) if now != weight => {
+                            return Err(Refusal::Joined { group, weight: now });
+                        }
+                        Some(_) | None => change.weights.insert(group, weight),
+                    };
                 }
             }
             Request::Leave(groups) => {
                 distinct(groups.iter().copied())?;
-                for &group in groups {
-                    joined(group)?;
-                }
-                change.leaving.clone_from(groups);
+                change.leaving = groups.iter().map(|&it| joined(it)).collect::<Result<_, _>>()?;
             }
             &Request::Weigh { group, weight } => {
-                joined(group)?;
                 limit("weight_max", weight.into(), WEIGHT_MAX.into())?;
-                change.weights.insert(group, weight);
+                change.weights.insert(joined(group)?, weight);
             }
             &Request::Move { shard, group } => {
-                joined(group)?;
-                change.pins.insert(there(shard)?, Some(group));
+                change.pins.insert(there(shard)?, Some(joined(group)?));
             }
             &Request::Unpin(shard) => {
                 change.pins.insert(there(shard)?, None);
             }
             &Request::Adopt(group) => {
-                if !self.history.is_empty() {
-                    return Err(Refusal::NotEmpty);
-                }
-                if !self.rosters.contains_key(&group) {
-                    return Err(Refusal::Unknown(group));
-                }
+                self.check_adoption(group, latest.shards())?;
                 change.weights.insert(group, 1);
             }
         }
         Ok(change)
     }
 
-    /// Takes in what is said of a group that joins, if it has not said more itself.
-    fn meet(&mut self, joining: &Joining) -> Result<(), Refusal> {
+    /// Whether a group may be adopted by a controller of so many shards.
+    fn check_adoption(&self, group: GroupId, shards: u32) -> Result<(), Refusal> {
+        if !self.history.is_empty() {
+            return Err(Refusal::NotEmpty);
+        }
+        let reported = self.rosters.get(&group).and_then(|roster| roster.reported);
+        let created = reported.ok_or(Refusal::Unknown(group))?.shards;
+        match created.ok_or(Refusal::NothingToAdopt(group))?.get() {
+            created if created == shards => Ok(()),
+            created => Err(Refusal::OtherShards { created, proposed: shards }),
+        }
+    }
+
+    /// Takes in what is said of a group that joins, as long as it has said nothing itself.
+    fn meet(&mut self, joining: &Joining, needed: &BTreeSet<GroupId>) -> Result<(), Refusal> {
         let Joining { group, members, .. } = joining;
         check_members(members)?;
         match self.rosters.get_mut(group) {
@@ -385,7 +323,7 @@ impl ShardMachine {
             Some(_) => {}
             None if members.is_empty() => return Err(Refusal::Unknown(*group)),
             None => {
-                self.make_room()?;
+                self.make_room(needed)?;
                 let roster = Roster { reported: None, members: members.clone() };
                 self.rosters.insert(*group, roster);
             }
@@ -393,6 +331,7 @@ impl ShardMachine {
         Ok(())
     }
 
+    /// Takes in what a group says of itself. Its identity is pinned once it has to do with a shard.
     fn report(
         &mut self,
         group: GroupId,
@@ -400,31 +339,42 @@ impl ShardMachine {
         members: Vec<String>,
     ) -> Result<(), Refusal> {
         check_members(&members)?;
+        if members.is_empty() {
+            return Err(Refusal::NoMembers(group));
+        }
         match self.rosters.get(&group).map(|roster| roster.reported) {
-            Some(Some(known)) if known.identity != told.identity => {
+            Some(Some(known)) if known.identity == told.identity => {
+                if known.index >= told.index && known.shards == told.shards {
+                    return Err(Refusal::Stale);
+                }
+            }
+            Some(Some(_)) if self.needed().contains(&group) => {
                 return Err(Refusal::OtherIdentity(group));
             }
-            Some(Some(known)) if known.index >= told.index => return Err(Refusal::Stale),
             Some(_) => {}
-            None => self.make_room()?,
+            None => {
+                let needed = self.needed();
+                self.make_room(&needed)?;
+            }
         }
         self.rosters.insert(group, Roster { reported: Some(told), members });
         Ok(())
     }
 
-    /// Makes room for one more group: one that has nothing to do with any shard is forgotten, until
-    /// it reports again.
-    fn make_room(&mut self) -> Result<(), Refusal> {
+    /// The groups that take part, have a shard, or get one.
+    fn needed(&self) -> BTreeSet<GroupId> {
+        let placed = self.placements.iter();
+        let placed = placed.flat_map(|it| it.owner.into_iter().chain(it.moving.map(|it| it.to)));
+        let take_part = self.latest().into_iter().flat_map(|target| target.weights.keys());
+        placed.chain(take_part.copied()).collect()
+    }
+
+    /// Makes room for one more group: one that nobody needs is forgotten, until it reports again.
+    fn make_room(&mut self, needed: &BTreeSet<GroupId>) -> Result<(), Refusal> {
         if self.rosters.len() < GROUPS_MAX {
             return Ok(());
         }
-        let placed = self.placements.iter();
-        let mut needed: BTreeSet<GroupId> = placed
-            .flat_map(|it| it.owner.into_iter().chain(it.moving.map(|moving| moving.to)))
-            .collect();
-        needed.extend(self.latest().iter().flat_map(|target| target.weights.keys()));
-        let spare = self.rosters.keys().find(|group| !needed.contains(group)).copied();
-        match spare {
+        match self.rosters.keys().find(|group| !needed.contains(group)).copied() {
             Some(group) => {
                 self.rosters.remove(&group);
                 Ok(())
@@ -436,14 +386,18 @@ impl ShardMachine {
     /// Takes in what has become of a shard's move, and begins the next.
     fn step(
         &mut self,
-        shard: ShardId,
-        step: impl FnOnce(&mut Placement) -> Result<(), Stale>,
+        Step { group, identity, shard, number }: Step,
+        step: impl FnOnce(&mut Placement, GroupId, MoveNumber) -> Result<(), Stale>,
     ) -> Result<(), Refusal> {
         let Some(target) = self.latest().cloned() else { return Err(Refusal::Stale) };
+        let reported = self.rosters.get(&group).and_then(|roster| roster.reported);
+        if reported.ok_or(Refusal::Unknown(group))?.identity != identity {
+            return Err(Refusal::OtherIdentity(group));
+        }
         let last = target.shards() - 1;
         let placement = self.placements.get_mut(shard.0 as usize);
         let placement = placement.ok_or(Refusal::NoShard { shard, last })?;
-        step(placement)?;
+        step(placement, group, number)?;
         placement.follow(shard, &target);
         Ok(())
     }
@@ -474,27 +428,6 @@ fn check_members(members: &[String]) -> Result<(), Refusal> {
     })
 }
 
-impl Requests {
-    fn kept(&self, id: RequestId) -> Option<Kept> {
-        self.kept.get(&id).copied()
-    }
-
-    pub(crate) fn keep(&mut self, id: RequestId, kept: Kept) {
-        self.order.push_back(id);
-        self.kept.insert(id, kept);
-        if self.order.len() > REQUESTS_KEPT_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.kept.remove(&oldest);
-        }
-    }
-
-    /// All of them, the oldest first.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (RequestId, Kept)> {
-        self.order.iter().map(|id| (*id, self.kept[id]))
-    }
-}
-
 impl StateMachine for ShardMachine {
     type Query = ();
     type Answer = Box<Self>;
@@ -513,9 +446,13 @@ impl StateMachine for ShardMachine {
 
     fn pass(&mut self, _: Applied) {}
 
-    /// Configurations were published, and groups have acted on them, that are not in the state.
+    /// Configurations were published, and groups have acted on placements, that are not in the state:
+    /// no number is given twice.
     fn recover(&mut self) {
         self.next.0 += RECOVERY_GAP;
+        for placement in &mut self.placements {
+            placement.last.0 += RECOVERY_GAP;
+        }
         self.digest = snapshot::digest(self, self.history_digest);
     }
 
@@ -529,11 +466,11 @@ impl StateMachine for ShardMachine {
     }
 
     fn empty(&self) -> Self {
-        Self::new(self.wanted)
+        Self::default()
     }
 
     fn restore(&mut self, chunks: &mut dyn Iterator<Item = Bytes>) -> Result<(), BadSnapshot> {
-        *self = snapshot::restore(chunks, self.wanted)?;
+        *self = snapshot::restore(chunks)?;
         Ok(())
     }
 

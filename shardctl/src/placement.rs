@@ -2,13 +2,12 @@
 //!
 //! Decides when a move begins and ends: one at a time, from who has the shard to who shall have it by
 //! the latest configuration. What a move does to data is the groups' business; they tell the
-//! controller what has become of it. A move has the number of the configuration that asked for it,
-//! and the next move of the shard a higher one, since it follows another wish; so groups know old
-//! from new.
+//! controller what has become of it. The moves of a shard are counted, those that came to nothing
+//! too, so that groups know old from new.
 
 use crate::{
-    ids::ShardId,
-    ids::{GroupId, Number},
+    ids::{GroupId, MoveNumber, ShardId},
+    limits::NUMBER_MAX,
     target::Target,
 };
 
@@ -17,8 +16,10 @@ use crate::{
 pub struct Placement {
     /// Who has it; none: it was never made.
     pub owner: Option<GroupId>,
-    /// The number of the move that brought it there.
-    pub since: Number,
+    /// The move that brought it there.
+    pub since: MoveNumber,
+    /// The move that it is in, or was in last.
+    pub last: MoveNumber,
     /// The move that it is in.
     pub moving: Option<Move>,
 }
@@ -28,9 +29,8 @@ pub struct Placement {
 pub struct Move {
     /// Where to.
     pub to: GroupId,
-    /// The configuration that asked for it.
-    pub number: Number,
-    /// Another wish has come since: its owner shall end it, if it still serves the shard.
+    /// Another wish has come since: who has the shard shall end the move, if it still serves it. One
+    /// that nobody has yet is a promise of its destination never to make it under this number.
     pub cancelling: bool,
 }
 
@@ -44,12 +44,11 @@ impl Placement {
         // A shard without a wish stays where it is: nobody takes part, and its data is not lost.
         let Some(wanted) = target.owner(shard) else { return };
         match &mut self.moving {
-            // One that is made anew has nobody who could end that.
-            Some(moving) => moving.cancelling |= moving.to != wanted && self.owner.is_some(),
+            Some(moving) => moving.cancelling |= moving.to != wanted,
             None if self.owner == Some(wanted) => {}
             None => {
-                let number = target.number;
-                self.moving = Some(Move { to: wanted, number, cancelling: false });
+                self.last.0 += 1;
+                self.moving = Some(Move { to: wanted, cancelling: false });
             }
         }
     }
@@ -58,30 +57,63 @@ impl Placement {
     ///
     /// # Errors
     /// [`Stale`].
-    pub fn settle(&mut self, group: GroupId, number: Number) -> Result<(), Stale> {
-        match self.moving {
-            Some(moving) if (moving.to, moving.number) == (group, number) => {
-                *self = Self { owner: Some(group), since: number, moving: None };
-                Ok(())
-            }
-            _ if (self.owner, self.since) == (Some(group), number) => Ok(()),
-            _ => Err(Stale),
+    pub fn settle(&mut self, group: GroupId, number: MoveNumber) -> Result<(), Stale> {
+        let arrives = self.moving.is_some_and(|moving| moving.to == group);
+        if arrives && number == self.last {
+            *self = Self { owner: Some(group), since: number, moving: None, ..*self };
+            Ok(())
+        } else if (self.owner, self.since) == (Some(group), number) {
+            Ok(())
+        } else {
+            Err(Stale)
         }
     }
 
-    /// Its owner has ended a move before it froze the shard, as it was asked to.
+    /// Who has the shard, or who was to make it, has ended the move as it was asked to.
     ///
     /// # Errors
     /// [`Stale`].
-    pub fn cancel(&mut self, group: GroupId, number: Number) -> Result<(), Stale> {
-        match self.moving {
-            Some(Move { number: moving, cancelling: true, .. })
-                if (self.owner, moving) == (Some(group), number) =>
-            {
-                self.moving = None;
-                Ok(())
-            }
-            _ => Err(Stale),
+    pub fn cancel(&mut self, group: GroupId, number: MoveNumber) -> Result<(), Stale> {
+        self.end(number, |owner, moving| moving.cancelling && owner.unwrap_or(moving.to) == group)
+    }
+
+    /// The destination has given up the move, and will never install the shard under this number.
+    ///
+    /// # Errors
+    /// [`Stale`].
+    pub fn abort(&mut self, group: GroupId, number: MoveNumber) -> Result<(), Stale> {
+        self.end(number, |_, moving| moving.to == group)
+    }
+
+    /// What always holds of one whose shard shall have this owner.
+    pub(crate) fn check(&self, wanted: Option<GroupId>) -> Result<(), &'static str> {
+        if self.since > self.last || self.last.0 > NUMBER_MAX {
+            return Err("the number of a move cannot be");
         }
+        match self.moving {
+            Some(moving) if self.owner == Some(moving.to) || self.since == self.last => {
+                Err("a shard moves to where it is")
+            }
+            Some(Move { to, cancelling }) if !cancelling && wanted.is_some_and(|it| it != to) => {
+                Err("a shard moves where it shall not")
+            }
+            None if wanted.is_some() && self.owner != wanted => {
+                Err("a shard does not move where it shall")
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn end(
+        &mut self,
+        number: MoveNumber,
+        may: impl FnOnce(Option<GroupId>, Move) -> bool,
+    ) -> Result<(), Stale> {
+        let owner = self.owner;
+        if number != self.last || !self.moving.is_some_and(|moving| may(owner, moving)) {
+            return Err(Stale);
+        }
+        self.moving = None;
+        Ok(())
     }
 }

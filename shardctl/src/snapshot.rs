@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    num::NonZeroU32,
     sync::Arc,
 };
 
@@ -20,10 +21,11 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
     command::{put_group, put_members, take_group, take_members},
-    ids::{GroupId, Number, RequestId, ShardId},
-    limits::{GROUPS_MAX, HISTORY_MAX, REQUESTS_KEPT_MAX, SHARDS_MAX},
-    machine::{Kept, MACHINE_VERSION, Reported, Requests, Roster, ShardMachine},
+    ids::{GroupId, MoveNumber, Number, RequestId, ShardId},
+    limits::{HISTORY_MAX, REQUESTS_KEPT_MAX, SHARDS_MAX},
+    machine::{MACHINE_VERSION, Reported, Roster, ShardMachine},
     placement::{Move, Placement},
+    requests::{Kept, Requests},
     target::Target,
 };
 
@@ -101,15 +103,21 @@ fn target_item(before: &Target, target: &Target) -> Vec<u8> {
         put_number(&mut out, shard);
         put_owner(&mut out, owner);
     }
-    put_number(&mut out, target.weights.len() as u64);
-    for (group, weight) in &*target.weights {
-        put_group(&mut out, *group);
-        put_number(&mut out, u64::from(*weight));
+    out.push(u8::from(target.weights != before.weights));
+    if target.weights != before.weights {
+        put_number(&mut out, target.weights.len() as u64);
+        for (group, weight) in &*target.weights {
+            put_group(&mut out, *group);
+            put_number(&mut out, u64::from(*weight));
+        }
     }
-    put_number(&mut out, target.pins.len() as u64);
-    for (shard, group) in &*target.pins {
-        put_number(&mut out, u64::from(shard.0));
-        put_group(&mut out, *group);
+    out.push(u8::from(target.pins != before.pins));
+    if target.pins != before.pins {
+        put_number(&mut out, target.pins.len() as u64);
+        for (shard, group) in &*target.pins {
+            put_number(&mut out, u64::from(shard.0));
+            put_group(&mut out, *group);
+        }
     }
     out
 }
@@ -118,11 +126,9 @@ fn placement_item(placement: &Placement) -> Vec<u8> {
     let mut out = Vec::new();
     put_owner(&mut out, placement.owner);
     put_number(&mut out, placement.since.0);
+    put_number(&mut out, placement.last.0);
     put_owner(&mut out, placement.moving.map(|moving| moving.to));
-    if let Some(Move { number, cancelling, .. }) = placement.moving {
-        put_number(&mut out, number.0);
-        out.push(u8::from(cancelling));
-    }
+    out.extend(placement.moving.map(|moving| u8::from(moving.cancelling)));
     out
 }
 
@@ -130,9 +136,10 @@ fn roster_item(group: GroupId, roster: &Roster) -> Vec<u8> {
     let mut out = Vec::new();
     put_group(&mut out, group);
     out.push(u8::from(roster.reported.is_some()));
-    if let Some(Reported { identity, index }) = roster.reported {
+    if let Some(Reported { identity, index, shards }) = roster.reported {
         out.extend_from_slice(&identity);
         put_number(&mut out, index);
+        put_number(&mut out, shards.map_or(0, |shards| shards.get().into()));
     }
     put_members(&mut out, &roster.members);
     out
@@ -187,16 +194,15 @@ fn wrong<T>(why: impl Into<String>) -> Result<T, Wrong> {
 /// The state that the chunks encode.
 pub(crate) fn restore(
     chunks: &mut dyn Iterator<Item = Bytes>,
-    wanted: u32,
 ) -> Result<ShardMachine, BadSnapshot> {
     let mut stream = Vec::new();
     for chunk in chunks {
         stream.extend_from_slice(&chunk);
     }
-    read(&stream, wanted).map_err(|wrong| BadSnapshot(wrong.to_string()))
+    read(&stream).map_err(|wrong| BadSnapshot(wrong.to_string()))
 }
 
-fn read(stream: &[u8], wanted: u32) -> Result<ShardMachine, Wrong> {
+fn read(stream: &[u8]) -> Result<ShardMachine, Wrong> {
     let mut stream = Reader::new(stream);
     let mut meta = item(&mut stream)?;
     let (shards, next) = match meta.byte("kind of item")? {
@@ -206,45 +212,56 @@ fn read(stream: &[u8], wanted: u32) -> Result<ShardMachine, Wrong> {
     let mut history: VecDeque<Arc<Target>> = VecDeque::new();
     let (mut placements, mut rosters) = (Vec::new(), BTreeMap::new());
     let mut requests = Requests::default();
+    let mut last = META;
     while !stream.is_empty() {
         let mut item = item(&mut stream)?;
-        match item.byte("kind of item")? {
-            TARGET if placements.is_empty() && history.len() < HISTORY_MAX => {
+        let kind = item.byte("kind of item")?;
+        if kind < last {
+            return wrong(format!("an item of kind {kind} is out of place"));
+        }
+        last = kind;
+        match kind {
+            TARGET if history.len() < HISTORY_MAX => {
                 let empty = || Arc::new(Target::empty(shards));
                 let before = history.back().cloned().unwrap_or_else(empty);
-                let target = take_target(&mut item, &before)?;
-                if target.number >= next || !history.is_empty() && target.number <= before.number {
-                    return wrong("a configuration's number cannot be");
-                }
-                history.push_back(Arc::new(target));
+                history.push_back(Arc::new(take_target(&mut item, &before)?));
             }
-            PLACEMENT if rosters.is_empty() => placements.push(take_placement(&mut item)?),
-            ROSTER if requests.iter().next().is_none() && rosters.len() < GROUPS_MAX => {
+            PLACEMENT if placements.len() < shards as usize => {
+                placements.push(take_placement(&mut item)?);
+            }
+            ROSTER => {
                 let group = take_group(&mut item)?;
                 if rosters.last_key_value().is_some_and(|(last, _)| *last >= group) {
                     return wrong("groups are out of order");
                 }
                 rosters.insert(group, take_roster(&mut item)?);
             }
-            REQUEST if requests.iter().count() < REQUESTS_KEPT_MAX => {
+            REQUEST if requests.iter().len() < REQUESTS_KEPT_MAX => {
                 let id = RequestId(item.array("request id")?);
-                let kept = match item.byte("what came of a request")? {
-                    0 => Kept::Refused,
-                    1 => Kept::Done(Number(item.number("number")?)),
-                    _ => return Err(Malformed("what came of a request").into()),
+                let kept = match flag(&mut item)? {
+                    false => Kept::Refused,
+                    true => Kept::Done(Number(item.number("number")?)),
                 };
-                requests.keep(id, kept);
+                if !requests.keep(id, kept) {
+                    return wrong("a request is there twice");
+                }
             }
-            kind => return wrong(format!("an item of kind {kind} is out of place")),
+            kind => return wrong(format!("an item of kind {kind} too many")),
         }
         if !item.is_empty() {
             return wrong("an item is longer than what it holds");
         }
     }
-    if placements.len() != shards as usize || history.is_empty() != placements.is_empty() {
-        return wrong(format!("{} placements of {shards} shards", placements.len()));
+    let machine = ShardMachine::of(history, next, placements, rosters, requests);
+    machine.check().map_or_else(wrong, |()| Ok(machine))
+}
+
+fn flag(item: &mut Reader<'_>) -> Result<bool, Malformed> {
+    match item.byte("flag")? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Malformed("flag")),
     }
-    Ok(ShardMachine::restored(wanted, history, next, placements, rosters, requests))
 }
 
 fn item<'a>(stream: &mut Reader<'a>) -> Result<Reader<'a>, Malformed> {
@@ -282,49 +299,43 @@ fn take_target(item: &mut Reader<'_>, before: &Target) -> Result<Target, Wrong> 
         };
         *owner = take_owner(item)?;
     }
-    let (mut weights, mut pins) = (BTreeMap::new(), BTreeMap::new());
-    for _ in 0..item.number("number of groups")? {
-        weights.insert(take_group(item)?, item.number32("weight")?);
+    let (mut weights, mut pins) = (before.weights.clone(), before.pins.clone());
+    if flag(item)? {
+        let mut all = BTreeMap::new();
+        for _ in 0..item.number("number of groups")? {
+            all.insert(take_group(item)?, item.number32("weight")?);
+        }
+        weights = all.into();
     }
-    for _ in 0..item.number("number of pins")? {
-        let shard = ShardId(item.number32("shard")?);
-        pins.insert(shard, take_group(item)?);
+    if flag(item)? {
+        let mut all = BTreeMap::new();
+        for _ in 0..item.number("number of pins")? {
+            let shard = ShardId(item.number32("shard")?);
+            all.insert(shard, take_group(item)?);
+        }
+        pins = all.into();
     }
-    let takes_part = |group: &GroupId| weights.contains_key(group);
-    let pinned = pins.iter().all(|(shard, group)| {
-        takes_part(group) && owners.get(shard.0 as usize) == Some(&Some(*group))
-    });
-    if !pinned || !owners.iter().flatten().all(takes_part) {
-        return wrong("a shard belongs to a group that does not take part");
-    }
-    Ok(Target { number, owners: owners.into(), weights: weights.into(), pins: pins.into() })
+    Ok(Target { number, owners: owners.into(), weights, pins })
 }
 
 fn take_placement(item: &mut Reader<'_>) -> Result<Placement, Malformed> {
-    let (owner, since) = (take_owner(item)?, Number(item.number("number")?));
+    let owner = take_owner(item)?;
+    let (since, last) = (item.number("number")?, item.number("number")?);
     let moving = match take_owner(item)? {
         None => None,
-        Some(to) => {
-            let number = Number(item.number("number")?);
-            let cancelling = match item.byte("cancelling flag")? {
-                0 => false,
-                1 => true,
-                _ => return Err(Malformed("cancelling flag")),
-            };
-            Some(Move { to, number, cancelling })
-        }
+        Some(to) => Some(Move { to, cancelling: flag(item)? }),
     };
-    Ok(Placement { owner, since, moving })
+    Ok(Placement { owner, since: MoveNumber(since), last: MoveNumber(last), moving })
 }
 
 fn take_roster(item: &mut Reader<'_>) -> Result<Roster, Malformed> {
-    let reported = match item.byte("report flag")? {
-        0 => None,
-        1 => {
-            let identity = item.array("identity")?;
-            Some(Reported { identity, index: item.number("index")? })
+    let reported = match flag(item)? {
+        false => None,
+        true => {
+            let (identity, index) = (item.array("identity")?, item.number("index")?);
+            let shards = NonZeroU32::new(item.number32("number of shards")?);
+            Some(Reported { identity, index, shards })
         }
-        _ => return Err(Malformed("report flag")),
     };
     Ok(Roster { reported, members: take_members(item)? })
 }

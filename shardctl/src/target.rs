@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     ids::{GroupId, Number, ShardId},
+    limits::{GROUPS_MAX, WEIGHT_MAX},
     rebalance::assign,
 };
 
@@ -13,7 +14,7 @@ use crate::{
 /// that take part; somebody who takes part has a weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Its number; each is one more than the one before.
+    /// Its number; each is one more than the one before, but after a recovery of the controller.
     pub number: Number,
     /// The owner of each shard, by number.
     pub owners: Arc<[Option<GroupId>]>,
@@ -54,10 +55,35 @@ impl Target {
         }
         pins.retain(|_, group| weights.contains_key(group));
         let owners = assign(&self.owners, &weights, &pins);
-        let next =
-            Self { number, owners: owners.into(), weights: weights.into(), pins: pins.into() };
-        let same = Self { number: self.number, ..next.clone() } == *self;
-        (!same).then_some(next)
+        if *owners == *self.owners && weights == *self.weights && pins == *self.pins {
+            return None;
+        }
+        let (weights, pins) = (shared(&self.weights, weights), shared(&self.pins, pins));
+        Some(Self { number, owners: owners.into(), weights, pins })
+    }
+
+    /// What always holds.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let owners_take_part = self.owners.iter().all(|owner| match owner {
+            Some(group) => self.weights.contains_key(group),
+            None => self.weights.is_empty(),
+        });
+        let pins_hold = self.pins.iter().all(|(&shard, &group)| self.owner(shard) == Some(group));
+        let somebody_weighs =
+            self.weights.is_empty() || self.weights.values().any(|&weight| weight > 0);
+        let bearable = self.weights.len() <= GROUPS_MAX
+            && self.weights.values().all(|&weight| weight <= WEIGHT_MAX);
+        for (holds, what) in [
+            (owners_take_part, "a shard's owner does not take part"),
+            (pins_hold, "a shard is not where it is pinned"),
+            (somebody_weighs, "nobody who takes part has a weight"),
+            (bearable, "there are too many groups, or too heavy ones"),
+        ] {
+            if !holds {
+                return Err(what);
+            }
+        }
+        Ok(())
     }
 
     /// How many shards there are.
@@ -69,4 +95,9 @@ impl Target {
     pub fn owner(&self, shard: ShardId) -> Option<GroupId> {
         self.owners.get(shard.0 as usize).copied().flatten()
     }
+}
+
+/// What there is already, if it is the same.
+fn shared<T: PartialEq>(before: &Arc<T>, now: T) -> Arc<T> {
+    if **before == now { before.clone() } else { Arc::new(now) }
 }

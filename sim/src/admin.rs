@@ -9,7 +9,7 @@ use shardctl::{
     ShardMachine,
     command::{Command, Request},
     ids::{Number, RequestId},
-    machine::{Done, Refusal},
+    outcome::{Done, Refusal},
     target::Target,
 };
 
@@ -53,17 +53,8 @@ impl World {
         let mut petitions = Vec::new();
         for request in requests {
             let mut id = [0; 16];
-            let number = self.groups.get_mut(self.spoken_of).next_operation();
-            id[..8].copy_from_slice(&number.to_le_bytes());
-            let (id, attempts) = (RequestId(id), Vec::new());
-            petitions.push(Petition {
-                request,
-                id,
-                attempts,
-                leader: None,
-                answer: None,
-                firsts: 0,
-            });
+            id[..8].copy_from_slice(&self.next_name().number.to_le_bytes());
+            petitions.push(Petition::new(RequestId(id), request));
         }
         let until_us = self.now_us() + ASKED_WITHIN_US;
         while petitions.iter().any(|petition| !petition.is_over()) {
@@ -106,6 +97,11 @@ impl World {
             self.run_for(LOOK_US)?;
         }
         Err(Violation::new("R23", "nobody tells the configuration"))
+    }
+
+    /// A number below this one, by the world's dice.
+    pub fn draw(&mut self, below: u32) -> u32 {
+        self.rng.random_range(0..below)
     }
 
     /// The controller of a member that is up.
@@ -151,6 +147,10 @@ impl World {
 }
 
 impl Petition {
+    fn new(id: RequestId, request: Request) -> Self {
+        Self { request, id, attempts: Vec::new(), leader: None, answer: None, firsts: 0 }
+    }
+
     /// Nothing that was asked may still be answered, and something was.
     fn is_over(&self) -> bool {
         self.answer.is_some() && self.attempts.is_empty()

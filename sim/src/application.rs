@@ -4,7 +4,7 @@
 //! One type that is any of them, so that a world may have groups of each. Every command begins with the
 //! name of the attempt that brought it ([`CommandId`]); what follows is the application's.
 
-use std::fmt;
+use std::{fmt, num::NonZeroU32};
 
 use bytes::Bytes;
 use kvd::{KvMachine, MachineLimits, session::SessionLimits};
@@ -43,8 +43,8 @@ pub enum Service {
     Kv(KvSettings),
     /// The shard controller.
     Shards {
-        /// Of so many shards.
-        shards: u32,
+        /// Of so many shards, as administrators ask for.
+        shards: NonZeroU32,
     },
 }
 
@@ -79,7 +79,7 @@ impl Application {
     pub(crate) fn of(service: Service) -> Self {
         match service {
             Service::Registers => Self::default(),
-            Service::Shards { shards } => Self::Shards(Box::new(ShardMachine::new(shards))),
+            Service::Shards { .. } => Self::Shards(Box::default()),
             Service::Kv(KvSettings { shards, limits: sessions }) => {
                 // Of the past as little as there can be, as the labs' bounds on snapshots want it.
                 let (changes_bytes, changes_bytes_per_shard_min) = (0, 0);

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use raft::{Change, Index, NodeId};
 use rand::RngExt;
 use shardctl::{
-    machine::{Done, Refusal},
+    outcome::{Done, Refusal},
     target::Target,
 };
 

@@ -4,6 +4,8 @@
 //! over many seeds every combination is met, also those in which one fault alone goes wild because
 //! nothing else stops the group from getting that far.
 
+use std::num::NonZeroU32;
+
 use raft::Config;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -160,7 +162,7 @@ pub struct Mix {
     /// The key/value store that groups replicate instead of registers, and what its clerks do.
     pub kv: Option<KvMix>,
     /// The first group is the controller of so many shards.
-    pub controller: Option<u32>,
+    pub controller: Option<NonZeroU32>,
 }
 
 /// Those that any run may have.

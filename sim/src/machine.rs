@@ -14,7 +14,7 @@ use raft::{
 };
 use shardctl::{
     ids::Number,
-    machine::{Done, Refusal},
+    outcome::{Done, Refusal},
     target::Target,
 };
 use xxhash_rust::xxh3::xxh3_128;

@@ -1,5 +1,5 @@
-//! Bugs that are planted in the core, in the store and in the key/value machine, one at a time, to see
-//! that the simulator finds them.
+//! Bugs that are planted in the core, in the store, in the key/value machine and in the shard
+//! controller, one at a time, to see that the simulator finds them.
 //!
 //! Each file of sim/bugs is a small change of a source file. The crates that the simulator is made
 //! of are copied to a scratch tree beside the build's other results; there a bug is put in, the

@@ -11,7 +11,7 @@ use kvd::{
 use raft::{Change, Index, NodeId};
 use shardctl::{
     command::Step,
-    ids::{Number, ShardId},
+    ids::{MoveNumber, ShardId},
 };
 
 use crate::{
@@ -41,8 +41,9 @@ const OPERATORS_KEY: &[u8] = b"operator";
 /// What it tells a shard controller: of a move that never was, so that nothing changes.
 const OPERATORS_REPORT: shardctl::command::Command = shardctl::command::Command::Settled(Step {
     group: shardctl::ids::GroupId(NonZeroU32::MIN),
+    identity: [0; 32],
     shard: ShardId(0),
-    number: Number(0),
+    number: MoveNumber(0),
 });
 
 /// Whether a disk has room.

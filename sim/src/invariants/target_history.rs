@@ -63,17 +63,22 @@ fn succeeds(before: &Target, target: &Target) -> Result<(), Violation> {
     if plain && spread > 1 {
         return broken("H6", target, "is out of balance");
     }
-    // Those whose owner has gone, and what others have too many of. Pins swap on purpose.
-    let stay = |owner: &&Option<GroupId>| owner.is_some_and(|it| target.weights.contains_key(&it));
-    let gone = before.owners.len() - before.owners.iter().filter(stay).count();
-    let surplus: usize = target
-        .weights
-        .keys()
-        .map(|group| load(before, group).saturating_sub(load(target, group)))
-        .sum();
-    let moved = before.owners.iter().zip(&*target.owners).filter(|(was, is)| was != is).count();
-    if target.pins.is_empty() && !target.weights.is_empty() && moved > gone + surplus {
-        return broken("H6", target, "moves a shard that need not");
+    if plain && before.pins.is_empty() && !target.weights.is_empty() {
+        // Those whose owner has gone, and what others have too many of, if those may have one more
+        // than the rest who have most already.
+        let stays =
+            |owner: &&Option<GroupId>| owner.is_some_and(|it| target.weights.contains_key(&it));
+        let gone = before.owners.len() - before.owners.iter().filter(stays).count();
+        let (shards, groups) = (target.owners.len(), target.weights.len());
+        let mut held: Vec<_> = target.weights.keys().map(|group| load(before, group)).collect();
+        held.sort_unstable_by(|one, other| other.cmp(one));
+        let share = |place: usize| shards / groups + usize::from(place < shards % groups);
+        let surplus: usize =
+            held.iter().enumerate().map(|(place, held)| held.saturating_sub(share(place))).sum();
+        let moved = before.owners.iter().zip(&*target.owners).filter(|(was, is)| was != is).count();
+        if moved != gone + surplus {
+            return broken("H6", target, "does not move as many shards as it must");
+        }
     }
     Ok(())
 }
