@@ -47,3 +47,33 @@ impl Chunks {
         self.done.into_iter()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn cut(items: &[(u32, Vec<u8>)]) -> Vec<Bytes> {
+        let mut chunks = Chunks::default();
+        for (key, item) in items {
+            chunks.item(&key.to_le_bytes(), item);
+        }
+        chunks.finish().collect()
+    }
+
+    #[test]
+    fn an_item_that_comes_changes_few_chunks_and_long_ones_are_cut() {
+        let mut items: Vec<_> = (0..2_000_u32).map(|key| (key, vec![key as u8; 50])).collect();
+        items[700].1 = vec![7; 3 * CHUNK_BYTES_MAX + 5];
+        let before = cut(&items);
+        assert!(before.iter().all(|chunk| (1..=CHUNK_BYTES_MAX).contains(&chunk.len())));
+        let whole: Vec<u8> = items.iter().flat_map(|(_, item)| item.clone()).collect();
+        assert_eq!(before.concat(), whole);
+        items.insert(300, (9_999, vec![1; 50]));
+        let known: BTreeSet<_> = before.iter().collect();
+        let after = cut(&items);
+        let new = after.iter().filter(|chunk| !known.contains(chunk)).count();
+        assert!(before.len() > 20 && (1..=2).contains(&new), "{new} of {}", after.len());
+    }
+}

@@ -4,10 +4,18 @@
 //! Decides only the representation: LEB128 for numbers, a length before each byte string. Reading
 //! is total: whatever the bytes, it ends in a value or in [`Malformed`], and it allocates nothing.
 
+use raft::BadSnapshot;
+
 /// Bytes that are not what they should be; names the part that does not decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed {0}")]
 pub struct Malformed(pub &'static str);
+
+impl From<Malformed> for BadSnapshot {
+    fn from(malformed: Malformed) -> Self {
+        Self(malformed.to_string())
+    }
+}
 
 /// Appends a number, seven bits a byte, the lowest first.
 pub fn put_number(out: &mut Vec<u8>, mut number: u64) {

@@ -147,6 +147,7 @@ impl ShardMachine {
         let numbers: Vec<_> = self.history.iter().map(|target| target.number).collect();
         holds(numbers.is_sorted_by(|one, other| one < other), "configurations are out of order")?;
         holds(latest.number < self.next, "a configuration of the future")?;
+        holds(!latest.owners.is_empty(), "a configuration without shards")?;
         holds(self.history.len() <= HISTORY_MAX, "there are too many configurations")?;
         for target in &self.history {
             holds(target.shards() == latest.shards(), "configurations of other shards")?;
@@ -335,7 +336,7 @@ impl ShardMachine {
     fn report(
         &mut self,
         group: GroupId,
-        told: Reported,
+        mut told: Reported,
         members: Vec<String>,
     ) -> Result<(), Refusal> {
         check_members(&members)?;
@@ -344,9 +345,12 @@ impl ShardMachine {
         }
         match self.rosters.get(&group).map(|roster| roster.reported) {
             Some(Some(known)) if known.identity == told.identity => {
-                if known.index >= told.index && known.shards == told.shards {
+                // A store is made once, whatever its members do.
+                let made = known.shards.is_none() && told.shards.is_some();
+                if told.index < known.index || told.index == known.index && !made {
                     return Err(Refusal::Stale);
                 }
+                told.shards = known.shards.or(told.shards);
             }
             Some(Some(_)) if self.needed().contains(&group) => {
                 return Err(Refusal::OtherIdentity(group));

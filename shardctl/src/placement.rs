@@ -92,7 +92,7 @@ impl Placement {
         }
         match self.moving {
             Some(moving) if self.owner == Some(moving.to) || self.since == self.last => {
-                Err("a shard moves to where it is")
+                Err("a shard moves to where it is, or without a number of its own")
             }
             Some(Move { to, cancelling }) if !cancelling && wanted.is_some_and(|it| it != to) => {
                 Err("a shard moves where it shall not")

@@ -21,7 +21,7 @@ pub(crate) enum Kept {
 /// Requests and what came of them, the oldest first.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Requests {
-    order: VecDeque<(RequestId, Kept)>,
+    order: VecDeque<RequestId>,
     kept: BTreeMap<RequestId, Kept>,
 }
 
@@ -35,17 +35,21 @@ impl Requests {
         if self.kept.insert(id, kept).is_some() {
             return false;
         }
-        self.order.push_back((id, kept));
+        self.order.push_back(id);
         if self.order.len() > REQUESTS_KEPT_MAX
-            && let Some((oldest, _)) = self.order.pop_front()
+            && let Some(oldest) = self.order.pop_front()
         {
             self.kept.remove(&oldest);
         }
         true
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.order.len()
+    }
+
     /// All of them, the oldest first.
-    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (RequestId, Kept)> {
-        self.order.iter().copied()
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (RequestId, Kept)> {
+        self.order.iter().filter_map(|id| Some((*id, self.kept(*id)?)))
     }
 }

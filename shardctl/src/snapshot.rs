@@ -58,11 +58,11 @@ impl Capture for Frozen {
         };
         let machine = self.0;
         put(META, &[], meta(&machine));
-        let mut before = machine.latest().map(|latest| Arc::new(Target::empty(latest.shards())));
+        let shards = machine.latest().map_or(0, |latest| latest.shards());
+        let mut before = &Arc::new(Target::empty(shards));
         for target in &machine.history {
-            let item = before.iter().flat_map(|before| target_item(before, target)).collect();
-            put(TARGET, &target.number.0.to_le_bytes(), item);
-            before = Some(target.clone());
+            put(TARGET, &target.number.0.to_le_bytes(), target_item(before, target));
+            before = target;
         }
         for (shard, placement) in (0_u32..).zip(&machine.placements) {
             put(PLACEMENT, &shard.to_le_bytes(), placement_item(placement));
@@ -178,17 +178,8 @@ pub(crate) fn digest(machine: &ShardMachine, history: u128) -> u128 {
     xxh3_128(&bytes)
 }
 
-/// Why reading stopped.
-#[derive(Debug, thiserror::Error)]
-enum Wrong {
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
-    #[error("{0}")]
-    Other(String),
-}
-
-fn wrong<T>(why: impl Into<String>) -> Result<T, Wrong> {
-    Err(Wrong::Other(why.into()))
+fn wrong<T>(why: impl Into<String>) -> Result<T, BadSnapshot> {
+    Err(BadSnapshot(why.into()))
 }
 
 /// The state that the chunks encode.
@@ -199,11 +190,7 @@ pub(crate) fn restore(
     for chunk in chunks {
         stream.extend_from_slice(&chunk);
     }
-    read(&stream).map_err(|wrong| BadSnapshot(wrong.to_string()))
-}
-
-fn read(stream: &[u8]) -> Result<ShardMachine, Wrong> {
-    let mut stream = Reader::new(stream);
+    let mut stream = Reader::new(&stream);
     let mut meta = item(&mut stream)?;
     let (shards, next) = match meta.byte("kind of item")? {
         META => take_meta(&mut meta)?,
@@ -236,7 +223,7 @@ fn read(stream: &[u8]) -> Result<ShardMachine, Wrong> {
                 }
                 rosters.insert(group, take_roster(&mut item)?);
             }
-            REQUEST if requests.iter().len() < REQUESTS_KEPT_MAX => {
+            REQUEST if requests.len() < REQUESTS_KEPT_MAX => {
                 let id = RequestId(item.array("request id")?);
                 let kept = match flag(&mut item)? {
                     false => Kept::Refused,
@@ -268,7 +255,7 @@ fn item<'a>(stream: &mut Reader<'a>) -> Result<Reader<'a>, Malformed> {
     Ok(Reader::new(stream.bytes("item")?))
 }
 
-fn take_meta(item: &mut Reader<'_>) -> Result<(u32, Number), Wrong> {
+fn take_meta(item: &mut Reader<'_>) -> Result<(u32, Number), BadSnapshot> {
     let version = item.byte("snapshot version")?;
     let machine = item.number32("machine version")?;
     if version != SNAPSHOT_VERSION || machine != MACHINE_VERSION {
@@ -289,7 +276,7 @@ fn take_owner(item: &mut Reader<'_>) -> Result<Option<GroupId>, Malformed> {
     item.number32("owner").map(GroupId::new)
 }
 
-fn take_target(item: &mut Reader<'_>, before: &Target) -> Result<Target, Wrong> {
+fn take_target(item: &mut Reader<'_>, before: &Target) -> Result<Target, BadSnapshot> {
     let number = Number(item.number("number")?);
     let mut owners = before.owners.to_vec();
     for _ in 0..item.number("number of changes")? {

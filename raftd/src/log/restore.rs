@@ -22,17 +22,8 @@ const SEGMENT_BYTES_MAX: usize = STRETCH_BYTES as usize + LENGTH_BYTES_MAX + ENT
 /// Places and indexes stay so far below the end of their type that no addition overflows.
 const NUMBER_MAX: u64 = 1 << 62;
 
-/// Why reading stopped.
-#[derive(Debug, thiserror::Error)]
-enum Wrong {
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
-    #[error("{0}")]
-    Other(String),
-}
-
-fn wrong<T>(why: impl Into<String>) -> Result<T, Wrong> {
-    Err(Wrong::Other(why.into()))
+fn wrong<T>(why: impl Into<String>) -> Result<T, BadSnapshot> {
+    Err(BadSnapshot(why.into()))
 }
 
 /// Reads a whole snapshot.
@@ -42,7 +33,8 @@ pub(crate) fn restore(
 ) -> Result<LogMachine, BadSnapshot> {
     let mut builder = Builder { limits, machine: None, segment: Vec::new(), digest: None };
     for (number, chunk) in chunks.enumerate() {
-        builder.chunk(&chunk).map_err(|wrong| BadSnapshot(format!("chunk {number}: {wrong}")))?;
+        let read = builder.chunk(&chunk);
+        read.map_err(|BadSnapshot(why)| BadSnapshot(format!("chunk {number}: {why}")))?;
     }
     let (Some(machine), Some(digest)) = (builder.machine, builder.digest) else {
         return Err(BadSnapshot("it has no end".to_owned()));
@@ -65,7 +57,7 @@ struct Builder {
 }
 
 impl Builder {
-    fn chunk(&mut self, chunk: &Bytes) -> Result<(), Wrong> {
+    fn chunk(&mut self, chunk: &Bytes) -> Result<(), BadSnapshot> {
         if chunk.len() > CHUNK_BYTES_MAX {
             return wrong(format!("it has {} bytes", chunk.len()));
         }
@@ -103,7 +95,7 @@ impl Builder {
     }
 
     /// Appends the entries of the segment that is whole now.
-    fn take_segment(&mut self) -> Result<(), Wrong> {
+    fn take_segment(&mut self) -> Result<(), BadSnapshot> {
         let segment = std::mem::take(&mut self.segment);
         let Some(machine) = &mut self.machine else { return Ok(()) };
         let mut reader = Reader::new(&segment);
@@ -118,7 +110,7 @@ impl Builder {
     }
 }
 
-fn header(reader: &mut Reader<'_>, limits: SessionLimits) -> Result<LogMachine, Wrong> {
+fn header(reader: &mut Reader<'_>, limits: SessionLimits) -> Result<LogMachine, BadSnapshot> {
     let version = reader.byte("snapshot version")?;
     let machine = reader.number32("machine version")?;
     if version != SNAPSHOT_VERSION || machine != MACHINE_VERSION {
@@ -137,7 +129,7 @@ fn header(reader: &mut Reader<'_>, limits: SessionLimits) -> Result<LogMachine, 
     Ok(LogMachine { entries, time, ..LogMachine::with_limits(limits) })
 }
 
-fn row(reader: &mut Reader<'_>, machine: &mut LogMachine) -> Result<(), Wrong> {
+fn row(reader: &mut Reader<'_>, machine: &mut LogMachine) -> Result<(), BadSnapshot> {
     let client = ClientId(reader.array("client id")?);
     let acknowledged = reader.number("acknowledged sequence")?;
     let latest = GroupTime(reader.number("latest expiry")?);

@@ -151,3 +151,14 @@ fn a_snapshot_that_is_cut_or_changed_is_refused_or_another_state() {
         }
     }
 }
+
+#[test]
+fn a_snapshot_of_a_configuration_without_shards_is_refused() {
+    let mut stream = Vec::new();
+    // What there is one of: versions, no shards, the next number; then a configuration 0 of nothing.
+    for item in [&[1, 1, 1, 0, 1][..], &[2, 0, 0, 0, 0]] {
+        raftd::codec::put_bytes(&mut stream, item);
+    }
+    let refused = ShardMachine::default().restore(&mut [stream.into()].into_iter());
+    assert!(refused.is_err_and(|bad| bad.0.contains("without shards")));
+}

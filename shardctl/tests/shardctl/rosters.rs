@@ -47,11 +47,26 @@ fn a_group_is_who_it_says() {
     let nobody = Command::Report {
         group: group(20),
         identity: [7; 32],
-        index: 7,
+        index: 9,
         shards: None,
         members: Vec::new(),
     };
     assert_eq!(log.apply(&nobody), Err(Refusal::NoMembers(group(20))));
+    // A store is made, and what was told before that comes late.
+    let made = |index: u64, shards: u32, member: &str| Command::Report {
+        group: group(20),
+        identity: [7; 32],
+        index,
+        shards: NonZeroU32::new(shards),
+        members: vec![member.to_owned()],
+    };
+    log.apply(&made(6, 10, "b:1")).unwrap();
+    for late in [made(6, 0, "b:1"), made(5, 0, "a:1"), made(5, 10, "a:1"), made(6, 10, "b:1")] {
+        assert_eq!(log.apply(&late), Err(Refusal::Stale));
+    }
+    log.apply(&made(7, 0, "c:1")).unwrap();
+    let reported = roster(&log).reported.unwrap();
+    assert_eq!((reported.index, reported.shards), (7, NonZeroU32::new(10)));
     // One that has not reported is where it was said to be last.
     log.number(join(&[21]));
     let moved = Joining { members: vec!["c:1".to_owned()], ..joining(21) };
@@ -69,10 +84,12 @@ fn a_group_with_data_is_adopted_at_the_beginning_only() {
         let (group, identity) = (group(4), identity(4));
         log.apply(&Command::Report { group, identity, index: 1, shards, members }).unwrap();
     };
-    tell(&mut log, 11);
-    let other = Refusal::OtherShards { created: 11, proposed: SHARDS };
-    assert_eq!(log.ask(Request::Adopt(group(4))), Err(other));
     tell(&mut log, SHARDS);
+    let shards = NonZeroU32::new(SHARDS + 1).unwrap();
+    let adopt = Request::Adopt(group(4));
+    let refused = log.apply(&Command::Request { id: None, shards, request: adopt });
+    let other = Refusal::OtherShards { created: SHARDS, proposed: SHARDS + 1 };
+    assert_eq!(refused, Err(other));
     // What changes nothing does not stand in the way.
     assert_eq!(log.number(Request::Unpin(ShardId(0))), 0);
     assert_eq!(log.number(Request::Adopt(group(4))), 1);
