@@ -44,10 +44,12 @@ pub struct ShardMachine {
     pub(crate) rosters: BTreeMap<GroupId, Roster>,
     /// What was executed.
     pub(crate) requests: Requests,
+    /// How often any of that has changed.
+    pub(crate) revision: u64,
     /// The sum of the configurations' digests.
     history_digest: u128,
-    /// The digest of everything.
-    digest: u128,
+    /// The digest of everything but the revision.
+    parts_digest: u128,
 }
 
 /// Who a group is.
@@ -73,7 +75,7 @@ pub struct Reported {
 impl Default for ShardMachine {
     fn default() -> Self {
         let (history, placements, rosters) = Default::default();
-        Self::of(history, Number(1), placements, rosters, Requests::default())
+        Self::of(history, Number(1), placements, rosters, Requests::default(), 0)
     }
 }
 
@@ -85,19 +87,33 @@ impl ShardMachine {
         placements: Vec<Placement>,
         rosters: BTreeMap<GroupId, Roster>,
         requests: Requests,
+        revision: u64,
     ) -> Self {
         let digests = history.iter().map(|target| snapshot::target_digest(target));
         let history_digest = digests.fold(0, u128::wrapping_add);
-        let digest = 0;
-        let mut made =
-            Self { history, next, placements, rosters, requests, history_digest, digest };
-        made.digest = snapshot::digest(&made, history_digest);
+        let parts_digest = 0;
+        let mut made = Self {
+            history,
+            next,
+            placements,
+            rosters,
+            requests,
+            revision,
+            history_digest,
+            parts_digest,
+        };
+        made.parts_digest = snapshot::digest(&made, history_digest);
         made
     }
 
     /// The latest configuration; none before the first change.
     pub fn latest(&self) -> Option<&Arc<Target>> {
         self.history.back()
+    }
+
+    /// The latest configuration, or the one before the first, of so many shards.
+    pub fn latest_or_empty(&self, shards: u32) -> Arc<Target> {
+        self.latest().cloned().unwrap_or_else(|| Arc::new(Target::empty(shards)))
     }
 
     /// A configuration of the history; none: it is not kept any more, or does not exist yet.
@@ -107,7 +123,7 @@ impl ShardMachine {
     }
 
     /// The configurations that are kept, the oldest first.
-    pub fn history(&self) -> impl Iterator<Item = &Arc<Target>> {
+    pub fn history(&self) -> impl DoubleEndedIterator<Item = &Arc<Target>> {
         self.history.iter()
     }
 
@@ -121,14 +137,18 @@ impl ShardMachine {
         &self.rosters
     }
 
+    /// Counts the changes of the state: of two states of one controller the one with the higher
+    /// revision is the later one.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// The configuration that a request would come to, which is the latest if it changes nothing.
     ///
     /// # Errors
     /// Why it would be refused.
     pub fn plan(&self, shards: NonZeroU32, request: &Request) -> Result<Arc<Target>, Refusal> {
-        let planned = self.planned(shards, request)?;
-        let latest = planned.latest().cloned();
-        Ok(latest.unwrap_or_else(|| Arc::new(Target::empty(shards.get()))))
+        Ok(self.planned(shards, request)?.latest_or_empty(shards.get()))
     }
 
     /// What always holds.
@@ -138,6 +158,7 @@ impl ShardMachine {
     pub fn check(&self) -> Result<(), &'static str> {
         let holds = |holds: bool, what| if holds { Ok(()) } else { Err(what) };
         holds((1..=NUMBER_MAX).contains(&self.next.0), "the next number cannot be")?;
+        holds(self.revision <= NUMBER_MAX, "the revision cannot be")?;
         holds(self.rosters.len() <= GROUPS_MAX, "there are too many groups")?;
         let bearable = self.rosters.values().all(|roster| check_members(&roster.members).is_ok());
         holds(bearable, "a group has too many members")?;
@@ -444,7 +465,9 @@ impl StateMachine for ShardMachine {
 
     fn apply(&mut self, _: Applied, command: &Bytes) -> Self::Response {
         let done = self.execute(Command::decode(command)?);
-        self.digest = snapshot::digest(self, self.history_digest);
+        let digest = snapshot::digest(self, self.history_digest);
+        self.revision += u64::from(digest != self.parts_digest);
+        self.parts_digest = digest;
         done
     }
 
@@ -454,10 +477,11 @@ impl StateMachine for ShardMachine {
     /// no number is given twice.
     fn recover(&mut self) {
         self.next.0 += RECOVERY_GAP;
+        self.revision += RECOVERY_GAP;
         for placement in &mut self.placements {
             placement.last.0 += RECOVERY_GAP;
         }
-        self.digest = snapshot::digest(self, self.history_digest);
+        self.parts_digest = snapshot::digest(self, self.history_digest);
     }
 
     /// All of it, which shares the configurations.
@@ -479,6 +503,6 @@ impl StateMachine for ShardMachine {
     }
 
     fn digest(&self) -> u128 {
-        self.digest
+        self.parts_digest.wrapping_add(self.revision.into())
     }
 }

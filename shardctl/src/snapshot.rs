@@ -57,7 +57,9 @@ impl Capture for Frozen {
             chunks.item(&[&[kind], key].concat(), &framed);
         };
         let machine = self.0;
-        put(META, &[], meta(&machine));
+        let mut first = meta(&machine);
+        put_number(&mut first, machine.revision);
+        put(META, &[], first);
         let shards = machine.latest().map_or(0, |latest| latest.shards());
         let mut before = &Arc::new(Target::empty(shards));
         for target in &machine.history {
@@ -162,7 +164,7 @@ pub(crate) fn target_digest(target: &Target) -> u128 {
     xxh3_128(&target_item(&Target::empty(target.shards()), target))
 }
 
-/// The digest of everything, given that of all configurations.
+/// The digest of everything but the revision, given that of all configurations.
 pub(crate) fn digest(machine: &ShardMachine, history: u128) -> u128 {
     let mut bytes = meta(machine);
     bytes.extend_from_slice(&history.to_le_bytes());
@@ -192,7 +194,7 @@ pub(crate) fn restore(
     }
     let mut stream = Reader::new(&stream);
     let mut meta = item(&mut stream)?;
-    let (shards, next) = match meta.byte("kind of item")? {
+    let (shards, next, revision) = match meta.byte("kind of item")? {
         META => take_meta(&mut meta)?,
         _ => return wrong("it does not begin with its version"),
     };
@@ -239,7 +241,7 @@ pub(crate) fn restore(
             return wrong("an item is longer than what it holds");
         }
     }
-    let machine = ShardMachine::of(history, next, placements, rosters, requests);
+    let machine = ShardMachine::of(history, next, placements, rosters, requests, revision);
     machine.check().map_or_else(wrong, |()| Ok(machine))
 }
 
@@ -255,7 +257,7 @@ fn item<'a>(stream: &mut Reader<'a>) -> Result<Reader<'a>, Malformed> {
     Ok(Reader::new(stream.bytes("item")?))
 }
 
-fn take_meta(item: &mut Reader<'_>) -> Result<(u32, Number), BadSnapshot> {
+fn take_meta(item: &mut Reader<'_>) -> Result<(u32, Number, u64), BadSnapshot> {
     let version = item.byte("snapshot version")?;
     let machine = item.number32("machine version")?;
     if version != SNAPSHOT_VERSION || machine != MACHINE_VERSION {
@@ -266,10 +268,11 @@ fn take_meta(item: &mut Reader<'_>) -> Result<(u32, Number), BadSnapshot> {
     }
     let shards = item.number32("number of shards")?;
     let next = Number(item.number("number")?);
+    let revision = item.number("revision")?;
     if shards > SHARDS_MAX || !item.is_empty() {
         return wrong(format!("{shards} shards"));
     }
-    Ok((shards, next))
+    Ok((shards, next, revision))
 }
 
 fn take_owner(item: &mut Reader<'_>) -> Result<Option<GroupId>, Malformed> {

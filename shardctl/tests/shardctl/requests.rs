@@ -44,6 +44,22 @@ fn a_request_that_comes_again_makes_no_other_configuration() {
 }
 
 #[test]
+fn the_revision_counts_what_changes_the_state() {
+    let mut log = Log::new();
+    let before = log.machine.revision();
+    log.ask_as(1, join(&[1])).unwrap();
+    assert_eq!(log.machine.revision(), before + 1);
+    log.ask_as(1, join(&[1])).unwrap();
+    log.ask(join(&[1])).unwrap();
+    log.ask(leave(&[9])).unwrap_err();
+    assert_eq!(log.machine.revision(), before + 1);
+    log.ask(join(&[2])).unwrap();
+    assert_eq!(log.machine.revision(), before + 2);
+    log.machine.recover();
+    assert_eq!(log.machine.revision(), before + 2 + raft::RECOVERY_GAP);
+}
+
+#[test]
 fn the_oldest_requests_are_forgotten() {
     let mut machine = ShardMachine::default();
     let mut ask = |number: usize, request: Request| {
@@ -155,8 +171,9 @@ fn a_snapshot_that_is_cut_or_changed_is_refused_or_another_state() {
 #[test]
 fn a_snapshot_of_a_configuration_without_shards_is_refused() {
     let mut stream = Vec::new();
-    // What there is one of: versions, no shards, the next number; then a configuration 0 of nothing.
-    for item in [&[1, 1, 1, 0, 1][..], &[2, 0, 0, 0, 0]] {
+    // What there is one of: versions, no shards, the next number, the revision; then a configuration 0
+    // of nothing.
+    for item in [&[1, 1, 1, 0, 1, 0][..], &[2, 0, 0, 0, 0]] {
         raftd::codec::put_bytes(&mut stream, item);
     }
     let refused = ShardMachine::default().restore(&mut [stream.into()].into_iter());
