@@ -5,12 +5,13 @@ use std::{env, fs, io, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "flotilla/raft/v1/raft.proto",
     "flotilla/raft/v1/forward.proto",
     "flotilla/log/v1/log.proto",
     "flotilla/kv/v1/kv.proto",
     "flotilla/lock/v1/lock.proto",
+    "flotilla/shard/v1/shards.proto",
     "flotilla/admin/v1/admin.proto",
     "flotilla/mapreduce/v1/mapreduce.proto",
 ];

@@ -1,5 +1,5 @@
-//! What users of Flotilla link: clients of the key/value store, of the log, of MapReduce jobs and of
-//! the operators' service.
+//! What users of Flotilla link: clients of the key/value store, of the log, of MapReduce jobs, of the
+//! shard controller and of the operators' service.
 //!
 //! The crate decides how a request finds the member that can answer it, how long it is tried, and
 //! what its caller is told: done, rejected (it was not executed and will not be), or unknown. It
@@ -19,6 +19,7 @@ mod options;
 mod pipeline;
 mod scan;
 mod sessions;
+pub mod shards;
 mod transport;
 mod txn;
 mod watch;
@@ -35,6 +36,7 @@ pub use options::Options;
 pub use proto::kv::{Relation, compare::Operand};
 pub use proto::metadata;
 pub use scan::{Keys, Scan, ScanOptions};
+pub use shards::ShardClient;
 pub use transport::Transport;
 pub use txn::{OperationReply, Txn, TxnDone};
 pub use watch::{Event, Watch, WatchOptions, Watched};

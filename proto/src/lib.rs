@@ -1,13 +1,13 @@
 //! The wire: every message and service of Flotilla, as generated from the .proto files, and the
-//! parts of the contract that are code: [`shard_of`] and the names in [`metadata`].
+//! parts of the contract that are code: [`shard_of()`] and the names in [`metadata`].
 //!
 //! Decides nothing. Types of this crate stop at the `wire.rs` and `service.rs` of other crates.
 
 pub mod metadata;
 
-mod shard;
+mod shard_of;
 
-pub use shard::{SHARDS_DEFAULT, shard_of};
+pub use shard_of::{SHARDS_DEFAULT, shard_of};
 
 /// The version of the peer protocol; a member refuses a peer that speaks a newer one.
 pub const PEER_PROTOCOL_VERSION: u32 = 2;
@@ -22,6 +22,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("flotilla/log/v1/log.proto", include_str!("../flotilla/log/v1/log.proto")),
     ("flotilla/kv/v1/kv.proto", include_str!("../flotilla/kv/v1/kv.proto")),
     ("flotilla/lock/v1/lock.proto", include_str!("../flotilla/lock/v1/lock.proto")),
+    ("flotilla/shard/v1/shards.proto", include_str!("../flotilla/shard/v1/shards.proto")),
     ("flotilla/admin/v1/admin.proto", include_str!("../flotilla/admin/v1/admin.proto")),
     (
         "flotilla/mapreduce/v1/mapreduce.proto",
@@ -53,6 +54,8 @@ packages! {
     kv = "flotilla.kv.v1";
     /// `flotilla.lock.v1`: locks.
     lock = "flotilla.lock.v1";
+    /// `flotilla.shard.v1`: the shard controller.
+    shard = "flotilla.shard.v1";
     /// `flotilla.admin.v1`: for operators.
     admin = "flotilla.admin.v1";
     /// `flotilla.mapreduce.v1`: jobs and workers.
