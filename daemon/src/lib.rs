@@ -1,5 +1,6 @@
-//! What every Flotilla daemon does the same way: settings, logging, signals, panics, exit codes,
-//! the admin port, and the gRPC services that every server has.
+//! What every Flotilla process does the same way: settings, logging, signals, panics, exit codes,
+//! the admin port, and the gRPC services that every server has; and for command lines how they talk
+//! ([`output`], [`progress`], [`units`]).
 //!
 //! The crate decides how a process starts, tells about itself and ends. It knows nothing of Raft,
 //! stores or our services: a daemon brings its own settings type, its routes and a future.
@@ -34,13 +35,16 @@ pub mod flags;
 pub mod grpc;
 pub mod health;
 pub mod metrics;
+pub mod output;
 pub mod panic;
 pub mod ports;
+pub mod progress;
 pub mod readiness;
 pub mod runtime;
 pub mod settings;
 pub mod signals;
 pub mod telemetry;
+pub mod units;
 pub mod version;
 
 pub use exit::{Code, Failure};

@@ -90,7 +90,7 @@ pub(crate) fn main(arguments: Vec<OsString>) -> Code {
             return if error.use_stderr() { Code::WrongCall } else { Code::Done };
         }
     };
-    let output = Output::new(cli.json);
+    let output = Output::new(crate::NAME, cli.json);
     match run(cli.command, &program, output) {
         Ok(()) => Code::Done,
         Err(failure) => {

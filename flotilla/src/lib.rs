@@ -18,14 +18,13 @@ mod output;
 mod proto_files;
 mod recover;
 mod status;
-mod units;
 mod up;
 mod whereabouts;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-use daemon::{Code, Failure};
+use daemon::{Code, Failure, units};
 use local::process::{LEASH, leash};
 
 /// The name of the binary, and of the commands' voice.

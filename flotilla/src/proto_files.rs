@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     fn check_run(dir: &Path, force: bool) -> Result<(), Failure> {
-        run(&Arguments { dir: dir.to_owned(), force }, Output::new(true))
+        run(&Arguments { dir: dir.to_owned(), force }, Output::new(crate::NAME, true))
     }
 
     #[test]

@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn one_check_that_does_not_hold_fails_the_demo() {
-        let mut story = Story::begin(Output::new(true));
+        let mut story = Story::begin(Output::new(crate::NAME, true));
         story.check("one".to_owned(), true).unwrap();
         story.check("two".to_owned(), false).unwrap();
         let failure = story.end().unwrap_err();

@@ -1,12 +1,11 @@
 //! Follows a job to its end: a line that is drawn again and again on a terminal, elsewhere a line
 //! every five seconds and at each change of state.
 
-use std::io::IsTerminal;
 use std::time::Duration;
 
 use client::JobClient;
+use daemon::progress::Progress;
 use daemon::{Code, Failure};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::mapreduce::{Job, JobState, TaskProgress};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, interval};
@@ -18,9 +17,6 @@ use crate::units;
 /// How often the line on a terminal is drawn.
 const DRAW_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How often a line is printed elsewhere, when the state stays.
-const LINE_INTERVAL: Duration = Duration::from_secs(5);
-
 /// Waits for the job's end, showing its progress on stderr, and tells the result on stdout.
 ///
 /// # Errors
@@ -28,10 +24,10 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) async fn to_the_end(jobs: &JobClient, job: Job, output: Output) -> Result<(), Failure> {
     let mut interrupts = signal(SignalKind::interrupt())
         .map_err(|error| Failure::new(Code::Failed, "no signals are received").because(error))?;
-    let mut progress = Progress::new(&job);
+    let mut shown = Shown::new(&job);
     let id = job.id.clone();
-    let ended = follow(jobs, job, &mut interrupts, &mut progress).await;
-    progress.finish();
+    let ended = follow(jobs, job, &mut interrupts, &mut shown).await;
+    shown.progress.finish();
     let Some(job) = ended? else {
         return Err(Failure::new(
             Code::Interrupted,
@@ -49,7 +45,7 @@ async fn follow(
     jobs: &JobClient,
     mut job: Job,
     interrupts: &mut Signal,
-    progress: &mut Progress,
+    shown: &mut Shown,
 ) -> Result<Option<Job>, Failure> {
     let mut draws = interval(DRAW_INTERVAL);
     while !has_ended(job.state()) {
@@ -62,10 +58,10 @@ async fn follow(
                 biased;
                 _ = interrupts.recv() => return Ok(None),
                 found = &mut newer => break found.map_err(refused)?,
-                _ = draws.tick() => progress.draw(&job),
+                _ = draws.tick() => shown.draw(&job),
             }
         };
-        progress.draw(&job);
+        shown.draw(&job);
     }
     Ok(Some(job))
 }
@@ -107,49 +103,24 @@ fn conclude(job: &Job, output: Output) -> Result<(), Failure> {
     }
 }
 
-/// Where progress is shown.
-struct Progress {
-    bar: Option<ProgressBar>,
+/// How far a job has come, for people who wait.
+struct Shown {
+    progress: Progress,
     began: Instant,
-    printed: Option<(JobState, Instant)>,
 }
 
-impl Progress {
+impl Shown {
     fn new(job: &Job) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{bar:24} {msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
-        });
-        let mut progress = Self { bar, began: Instant::now(), printed: None };
-        progress.draw(job);
-        progress
+        let mut shown = Self { progress: Progress::default(), began: Instant::now() };
+        shown.draw(job);
+        shown
     }
 
     fn draw(&mut self, job: &Job) {
         let (maps, reduces) = (tasks(job.maps), tasks(job.reduces));
         let text = line(job, &maps, &reduces, self.began.elapsed());
-        if let Some(bar) = &self.bar {
-            bar.set_length((maps.total + reduces.total).into());
-            bar.set_position((maps.committed + reduces.committed).into());
-            bar.set_message(text);
-            return;
-        }
-        let now = Instant::now();
-        let due = self.printed.is_none_or(|(state, at)| {
-            state != job.state() || now.duration_since(at) >= LINE_INTERVAL
-        });
-        if due {
-            self.printed = Some((job.state(), now));
-            eprintln!("{text}");
-        }
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        let (done, total) = (maps.committed + reduces.committed, maps.total + reduces.total);
+        self.progress.draw(done.into(), total.into(), state_name(job.state()), text);
     }
 }
 
@@ -185,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_job_ends_with_the_exit_code_of_its_state() {
-        let output = Output::new(true);
+        let output = Output::new(crate::NAME, true);
         let ended = |state: JobState| {
             let job = Job { state: state.into(), ..Job::default() };
             conclude(&job, output).map_err(|failure| failure.code())

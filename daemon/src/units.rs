@@ -24,18 +24,24 @@ const TIMES: [(&str, u64); 5] =
     [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 /// A number of bytes: `4096`, `64MiB`, `1GB`.
-pub(crate) fn size(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+/// What it should be.
+pub fn size(text: &str) -> Result<u64, String> {
     scaled(text, &SIZES, 1)
         .ok_or_else(|| "not a number of bytes, such as 1048576, 64MiB or 1GB".to_owned())
 }
 
 /// A duration, in milliseconds: `500ms`, `10s`, `5m`, `1h`; a bare number is seconds.
-pub(crate) fn milliseconds(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+/// What it should be.
+pub fn milliseconds(text: &str) -> Result<u64, String> {
     scaled(text, &TIMES, 1_000).ok_or_else(|| "not a duration, such as 500ms, 10s or 5m".to_owned())
 }
 
 /// A duration for people, with as many digits as matter.
-pub(crate) fn duration(duration: Duration) -> String {
+pub fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     match seconds {
         ..0.001 => format!("{:.0} µs", seconds * 1e6),
@@ -46,7 +52,7 @@ pub(crate) fn duration(duration: Duration) -> String {
 }
 
 /// A number of bytes for people.
-pub(crate) fn bytes(bytes: u64) -> String {
+pub fn bytes(bytes: u64) -> String {
     let (unit, scale) = match bytes {
         ..1_000 => return format!("{bytes} B"),
         1_000..1_000_000 => ("kB", 1e3),
@@ -59,7 +65,7 @@ pub(crate) fn bytes(bytes: u64) -> String {
 }
 
 /// A count for people, in groups of three digits.
-pub(crate) fn count(count: u64) -> String {
+pub fn count(count: u64) -> String {
     let digits = count.to_string();
     let mut grouped = String::with_capacity(digits.len() * 4 / 3);
     for (position, digit) in digits.chars().enumerate() {
