@@ -27,6 +27,8 @@ pub enum Code {
     NotFound = 6,
     /// Command line: the request may have been executed.
     Unknown = 7,
+    /// Command line: what was waited for did not come about in time.
+    TimedOut = 8,
     /// Daemon: it was called in a wrong way.
     Usage = 64,
     /// Daemon: a panic, which is a defect of ours.

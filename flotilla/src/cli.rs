@@ -25,6 +25,7 @@ Daemons (each has its own --help, and is also what a link of its name to this bi
   flotilla raftd             a member of a replicated log
   flotilla mr-coordinator    schedules MapReduce jobs
   flotilla mr-worker         runs their tasks
+  flotilla shardctl serve    a member of the shard controller; `flotilla shardctl` is its command line
 
 Exit codes: 0 done, 1 failed, 2 wrong call, 3 nobody answered, 4 cancelled, 5 exists already,
 6 not found, 7 unknown (it may have been executed), 130 interrupted.";

@@ -53,6 +53,8 @@ enum Daemon {
     Raftd,
     MrCoordinator,
     MrWorker,
+    /// The controller, and its command line.
+    Shardctl,
 }
 
 impl Daemon {
@@ -62,6 +64,7 @@ impl Daemon {
             "raftd" => Some(Self::Raftd),
             "mr-coordinator" => Some(Self::MrCoordinator),
             "mr-worker" => Some(Self::MrWorker),
+            "shardctl" => Some(Self::Shardctl),
             _ => None,
         }
     }
@@ -83,6 +86,7 @@ impl Daemon {
             Self::Kvd => kvd::main(arguments),
             Self::Raftd => raftd::log::main(arguments),
             Self::MrCoordinator => mr_coordinator::main(arguments),
+            Self::Shardctl => shardctl::main(arguments),
             // Slots are this very binary again, which has to be told what it is.
             Self::MrWorker => {
                 mr_worker::cli::main(arguments, &["mr-worker"], mr_worker::apps::BUILT_IN)
@@ -125,6 +129,7 @@ mod tests {
             ("./raftd --help", Daemon::Raftd),
             ("/usr/bin/mr-worker --help", Daemon::MrWorker),
             ("./mr-coordinator --help", Daemon::MrCoordinator),
+            ("/bin/shardctl serve --help", Daemon::Shardctl),
         ] {
             assert_eq!(meant(call), Some((daemon, call.to_owned())));
         }

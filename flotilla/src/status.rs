@@ -39,8 +39,9 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
     let running = if arguments.endpoints.given() { None } else { whereabouts::running()? };
     let endpoints = match running {
         Some(running) => {
-            let members = [running.kv_endpoints(), running.log_endpoints()].concat();
-            members.into_iter().chain(running.coordinator()).collect()
+            let groups =
+                [running.kv_endpoints(), running.log_endpoints(), running.controller_endpoints()];
+            groups.concat().into_iter().chain(running.coordinator()).collect()
         }
         None => arguments.endpoints.resolve()?,
     };

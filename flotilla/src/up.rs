@@ -92,6 +92,7 @@ pub(crate) async fn run(
     let kv = arguments.kv.or(before.as_ref().map(|before| before.kv)).unwrap_or(KV_DEFAULT);
     let mut plan = Plan::new(binary, &arguments.dir, kv, arguments.workers);
     plan.log = arguments.log.or(before.as_ref().map(|before| before.log)).unwrap_or(0);
+    plan.controllers = before.as_ref().map_or(0, |before| before.controllers);
     plan.place = Some(place(&arguments, before.as_ref()));
     plan.root.clone_from(&arguments.root);
     plan.slots = arguments.slots;

@@ -24,7 +24,17 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("sim", &["kvd", "raft", "raftd", "shardctl"]),
     (
         "flotilla",
-        &["client", "daemon", "kvd", "mr-coordinator", "mr-worker", "proto", "raft", "raftd"],
+        &[
+            "client",
+            "daemon",
+            "kvd",
+            "mr-coordinator",
+            "mr-worker",
+            "proto",
+            "raft",
+            "raftd",
+            "shardctl",
+        ],
     ),
 ];
 

@@ -23,5 +23,11 @@ pub const HISTORY_MAX: usize = 1_024;
 /// executed again.
 pub const REQUESTS_KEPT_MAX: usize = 4_096;
 
+/// The most configurations of one page of the history.
+pub const HISTORY_PAGE_MAX: usize = 64;
+
+/// The most steps of one report.
+pub const STEPS_MAX: usize = 1_024;
+
 /// Numbers that count up stay so far below the end of their type that no addition overflows.
 pub(crate) const NUMBER_MAX: u64 = 1 << 62;

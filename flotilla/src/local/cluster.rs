@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use super::http;
-use super::place::{self, Claim, LOG_BASE_PORT_MIN, MEMBERS_MAX, Place, WORKERS_MAX};
+use super::place::{self, Claim, Place};
+use super::plan::{Further, Plan};
 use super::process::{Ended, Instance, Launch, Process};
 
 /// The version of `cluster.json`.
@@ -36,93 +37,6 @@ pub const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// How long processes may take to stop before they are killed.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is to be started.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// The binary that is every daemon by its name.
-    pub program: PathBuf,
-    /// The directory of the cluster; made if it is absent.
-    pub dir: PathBuf,
-    /// How many key/value members, 0 to 7.
-    pub kv: u16,
-    /// How many members of the log, 0 to 7.
-    pub log: u16,
-    /// How many MapReduce workers; with any there is one coordinator.
-    pub workers: u16,
-    /// Where to listen; none: wherever it was, or an address of its own.
-    pub place: Option<Place>,
-    /// The directory that coordinator and workers share; none: in the cluster's directory.
-    pub root: Option<PathBuf>,
-    /// How many tasks a worker runs at a time; none: its default.
-    pub slots: Option<u32>,
-    /// Whether addresses that other machines can reach are accepted without encryption.
-    pub insecure: bool,
-    /// Further arguments for all processes of a kind, for tests.
-    pub further: Further,
-}
-
-/// Further arguments, by kind of process.
-#[derive(Clone, Debug, Default)]
-pub struct Further {
-    /// For key/value members.
-    pub kvd: Vec<String>,
-    /// For members of the log.
-    pub raftd: Vec<String>,
-    /// For the coordinator.
-    pub coordinator: Vec<String>,
-    /// For workers.
-    pub worker: Vec<String>,
-}
-
-impl Plan {
-    /// A cluster of `kv` members and `workers` workers in `dir`, without a log, at an address of its
-    /// own.
-    pub fn new(
-        program: impl Into<PathBuf>,
-        dir: impl Into<PathBuf>,
-        kv: u16,
-        workers: u16,
-    ) -> Self {
-        Self {
-            program: program.into(),
-            dir: dir.into(),
-            kv,
-            log: 0,
-            workers,
-            place: None,
-            root: None,
-            slots: None,
-            insecure: false,
-            further: Further::default(),
-        }
-    }
-
-    fn check(&self) -> Result<(), Failure> {
-        let refuse = |message: String| Err(Failure::new(Code::WrongCall, message));
-        for (count, name) in [(self.kv, "key/value members"), (self.log, "members of the log")] {
-            if count > MEMBERS_MAX {
-                return refuse(format!("{count} {name}; at most {MEMBERS_MAX}"));
-            }
-        }
-        if self.workers > WORKERS_MAX {
-            return refuse(format!("{} workers; at most {WORKERS_MAX}", self.workers));
-        }
-        if self.kv == 0 && self.log == 0 && self.workers == 0 {
-            return refuse("a cluster of no members and no workers".to_owned());
-        }
-        if let Some(place) = self.place.filter(|place| place.base_port < LOG_BASE_PORT_MIN)
-            && self.log > 0
-        {
-            return refuse(format!(
-                "the base port is {}, but must be at least {LOG_BASE_PORT_MIN} with a log, whose \
-                 ports are below it",
-                place.base_port
-            ));
-        }
-        self.place.map_or(Ok(()), |place| place.check(self.insecure))
-    }
-}
-
 /// What a directory says about the cluster in it: enough to reach it and to start it again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -135,6 +49,9 @@ pub struct Description {
     /// How many members its log has.
     #[serde(default)]
     pub log: u16,
+    /// How many members its shard controller has.
+    #[serde(default)]
+    pub controllers: u16,
     /// How many workers it was last started with.
     pub workers: u16,
     /// The shared root of MapReduce, absolute.
@@ -194,6 +111,11 @@ impl Description {
     /// Where clients reach the members of the log.
     pub fn log_endpoints(&self) -> Vec<String> {
         (1..=self.log).map(|number| self.place.raftd(number).to_string()).collect()
+    }
+
+    /// Where clients reach the members of the shard controller.
+    pub fn controller_endpoints(&self) -> Vec<String> {
+        (1..=self.controllers).map(|number| self.place.shardctl(number).to_string()).collect()
     }
 
     /// Where clients reach the coordinator, if there is one.
@@ -461,6 +383,7 @@ impl Cluster {
         let place = self.description.place;
         let mut servers: Vec<_> = (1..=self.description.kv).map(|node| place.kvd(node)).collect();
         servers.extend((1..=self.description.log).map(|node| place.raftd(node)));
+        servers.extend((1..=self.description.controllers).map(|node| place.shardctl(node)));
         if self.description.workers > 0 {
             servers.push(place.coordinator());
         }
@@ -508,9 +431,13 @@ fn describe(plan: &Plan, dir: &Path) -> Result<(Description, Option<Claim>), Fai
         if before.kv != plan.kv {
             return refuse("--kv", before.kv.to_string(), plan.kv.to_string());
         }
-        // A log that was not there has no data to be lost.
-        if before.log != plan.log && before.log > 0 {
-            return refuse("--log", before.log.to_string(), plan.log.to_string());
+        // What was not there has no data to be lost.
+        for (what, was, wish) in
+            [("--log", before.log, plan.log), ("controllers", before.controllers, plan.controllers)]
+        {
+            if was != wish && was > 0 {
+                return refuse(what, was.to_string(), wish.to_string());
+            }
         }
         if let Some(place) = plan.place.filter(|place| *place != before.place) {
             let text = |place: Place| format!("{}:{}", place.ip, place.base_port);
@@ -529,8 +456,8 @@ fn describe(plan: &Plan, dir: &Path) -> Result<(Description, Option<Claim>), Fai
         (None, Some(before)) => before.root,
         (None, None) => dir.join("shared"),
     };
-    let Plan { kv, log, workers, .. } = *plan;
-    let description = Description { format: FORMAT, place, kv, log, workers, root };
+    let Plan { kv, log, controllers, workers, .. } = *plan;
+    let description = Description { format: FORMAT, place, kv, log, controllers, workers, root };
     Ok((description, claim))
 }
 
@@ -547,20 +474,25 @@ fn processes(plan: &Plan, dir: &Path, description: &Description) -> BTreeMap<Ins
     let admin =
         |client: SocketAddr| SocketAddr::new(client.ip(), client.port() + ports::ADMIN_OFFSET);
     let insecure = plan.insecure.then_some("--insecure");
-    let kvd = ("kvd", Instance::Kvd as fn(u16) -> Instance, &plan.further.kvd);
-    let raftd = ("raftd", Instance::Raftd as fn(u16) -> Instance, &plan.further.raftd);
+    type Named = fn(u16) -> Instance;
+    let Further { kvd, raftd, shardctl, .. } = &plan.further;
     let kvds: Vec<_> = (1..=plan.kv).map(|number| place.kvd(number)).collect();
     let raftds: Vec<_> = (1..=plan.log).map(|number| place.raftd(number)).collect();
-    for ((name, instance, further), group) in [(kvd, kvds), (raftd, raftds)] {
+    let shardctls: Vec<_> = (1..=plan.controllers).map(|number| place.shardctl(number)).collect();
+    for (name, instance, further, group) in [
+        (&["kvd"][..], Instance::Kvd as Named, kvd, kvds),
+        (&["raftd"], Instance::Raftd, raftd, raftds),
+        (&["shardctl", "serve"], Instance::Shardctl, shardctl, shardctls),
+    ] {
         let numbered = || (1..).zip(&group);
         for (number, listen) in numbered() {
             let instance = instance(number);
-            let mut arguments = vec![
-                name.to_owned(),
+            let mut arguments: Vec<_> = name.iter().map(|&name| name.to_owned()).collect();
+            arguments.extend([
                 format!("--listen={listen}"),
                 format!("--node={number}"),
                 format!("--data={}", data(instance)),
-            ];
+            ]);
             arguments.extend(numbered().map(|(node, at)| format!("--member={node}={at}")));
             arguments.extend(insecure.map(str::to_owned));
             arguments.extend(further.iter().cloned());

@@ -22,6 +22,9 @@ pub const BASE_PORT_MAX: u16 = u16::MAX - WORKER_OFFSET - WORKERS_MAX;
 /// How far the first log member's port lies below the first key/value member's.
 const LOG_OFFSET: u16 = ports::KVD - ports::RAFTD;
 
+/// How far the first controller's port lies below the first key/value member's.
+const CONTROLLER_OFFSET: u16 = ports::KVD - ports::SHARDCTL;
+
 /// The lowest base port of a cluster with a log.
 pub const LOG_BASE_PORT_MIN: u16 = LOG_OFFSET + 1;
 
@@ -98,6 +101,12 @@ impl Place {
         SocketAddr::new(self.ip, self.base_port - LOG_OFFSET + number - 1)
     }
 
+    /// The client address of a member of the shard controller, counted from 1. The base port is at
+    /// least [`LOG_BASE_PORT_MIN`].
+    pub fn shardctl(self, number: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, self.base_port - CONTROLLER_OFFSET + number - 1)
+    }
+
     /// The client address of the coordinator.
     pub fn coordinator(self) -> SocketAddr {
         SocketAddr::new(self.ip, self.base_port + COORDINATOR_OFFSET)
@@ -155,7 +164,8 @@ impl Place {
 
     /// Listens, one after the other, on the first port of each kind.
     fn try_all(self) -> std::io::Result<()> {
-        for address in [self.kvd(1), self.raftd(1), self.coordinator(), self.worker_admin(1)] {
+        let [kvd, raftd, shardctl] = [self.kvd(1), self.raftd(1), self.shardctl(1)];
+        for address in [kvd, raftd, shardctl, self.coordinator(), self.worker_admin(1)] {
             TcpListener::bind(address)?;
         }
         Ok(())
@@ -194,6 +204,7 @@ mod tests {
         let place = Place::default();
         assert_eq!(place.kvd(1).port(), ports::KVD);
         assert_eq!(place.raftd(1).port(), ports::RAFTD);
+        assert_eq!(place.shardctl(1).port(), ports::SHARDCTL);
         assert_eq!(place.coordinator().port(), ports::MR_COORDINATOR);
         assert_eq!(place.worker_admin(2).port(), ports::MR_WORKER_ADMIN + 1);
         assert_eq!(beside(place.kvd(2)).map(|address| address.port()), [7351, 8301]);

@@ -33,6 +33,8 @@ pub enum Instance {
     Kvd(u16),
     /// A member of the log's group; the number is its node id.
     Raftd(u16),
+    /// A member of the shard controller's group; the number is its node id.
+    Shardctl(u16),
     /// The MapReduce coordinator.
     Coordinator,
     /// A MapReduce worker.
@@ -44,6 +46,7 @@ impl fmt::Display for Instance {
         match self {
             Self::Kvd(number) => write!(out, "kvd-{number}"),
             Self::Raftd(number) => write!(out, "raftd-{number}"),
+            Self::Shardctl(number) => write!(out, "shardctl-{number}"),
             Self::Coordinator => write!(out, "mr-coordinator"),
             Self::Worker(number) => write!(out, "mr-worker-{number}"),
         }
