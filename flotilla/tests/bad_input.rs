@@ -78,6 +78,9 @@ fn help_and_version_are_for_everything() {
         &["raftd", "--help"],
         &["mr-coordinator", "--help"],
         &["mr-worker", "--help"],
+        &["shardctl", "--help"],
+        &["shardctl", "plan", "join", "--help"],
+        &["shardctl", "serve", "--help"],
     ] {
         assert!(well(&flotilla(arguments)).contains("Usage"), "{arguments:?}");
     }
@@ -89,7 +92,7 @@ fn help_and_version_are_for_everything() {
 #[test]
 fn a_link_with_a_daemons_name_is_the_daemon() {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["kvd", "raftd", "mr-coordinator", "mr-worker"] {
+    for name in ["kvd", "raftd", "mr-coordinator", "mr-worker", "shardctl"] {
         let link = dir.path().join(name);
         std::os::unix::fs::symlink(FLOTILLA, &link).unwrap();
         let output = Command::new(&link).arg("--version").output().unwrap();
@@ -124,25 +127,29 @@ fn daemons_refuse_wrong_calls_and_settings() {
     let settings = dir.path().join("settings.toml");
     fs::write(&settings, "colour = \"blue\"\n").unwrap();
     let settings = settings.to_str().unwrap();
-    for name in ["kvd", "raftd", "mr-coordinator", "mr-worker"] {
-        check(&daemon(dir.path(), &[name, "--colour", "blue"]), 64, &["--colour"]);
-        check(&daemon(dir.path(), &[name, "--config", settings]), 78, &["colour"]);
-        check(&daemon(dir.path(), &[name, "--config", "absent.toml"]), 71, &["absent.toml"]);
-        let variable = format!("FLOTILLA_{}__COLOUR", name.to_uppercase().replace('-', "_"));
+    let called = |name: &str, further: &[&str]| {
+        let name: Vec<_> = name.split(' ').collect();
+        daemon(dir.path(), &[&name, further].concat())
+    };
+    for name in ["kvd", "raftd", "mr-coordinator", "mr-worker", "shardctl serve"] {
+        check(&called(name, &["--colour", "blue"]), 64, &["--colour"]);
+        check(&called(name, &["--config", settings]), 78, &["colour"]);
+        check(&called(name, &["--config", "absent.toml"]), 71, &["absent.toml"]);
+        let program = name.split(' ').next().unwrap();
+        let variable = format!("FLOTILLA_{}__COLOUR", program.to_uppercase().replace('-', "_"));
         let output = Command::new(FLOTILLA)
-            .arg(name)
+            .args(name.split(' '))
             .current_dir(dir.path())
             .env(&variable, "blue")
             .output()
             .unwrap();
         check(&output, 78, &[&variable]);
     }
-    for name in ["kvd", "raftd", "mr-coordinator"] {
-        check(&daemon(dir.path(), &[name, "--listen", "0.0.0.0:7300"]), 78, &["--insecure"]);
-        check(&daemon(dir.path(), &[name, "--listen", "nonsense"]), 78, &["nonsense"]);
-        check(&daemon(dir.path(), &[name, "--node", "0"]), 78, &["node"]);
-        let member = ["--member", "2=127.0.0.1:7300"];
-        check(&daemon(dir.path(), &[&[name], &member[..]].concat()), 78, &["does not name"]);
+    for name in ["kvd", "raftd", "mr-coordinator", "shardctl serve"] {
+        check(&called(name, &["--listen", "0.0.0.0:7300"]), 78, &["--insecure"]);
+        check(&called(name, &["--listen", "nonsense"]), 78, &["nonsense"]);
+        check(&called(name, &["--node", "0"]), 78, &["node"]);
+        check(&called(name, &["--member", "2=127.0.0.1:7300"]), 78, &["does not name"]);
     }
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "only the settings are there: {left:?}");
