@@ -8,6 +8,7 @@ use raft::GroupTime;
 
 use crate::{
     command::{Command, LeaseId},
+    handoff::Contents,
     limits::{DUE_LEASES_TOLD_MAX, PairLimits},
     machine::KvMachine,
     outcome::{Answer, Claim, DueLease, DueLeases, Header, Query, Refusal, Response, Scope},
@@ -17,6 +18,9 @@ use crate::{
 
 impl KvMachine {
     pub(crate) fn answer(&self, query: Query) -> Answer {
+        if let Err(refusal) = self.check_asked(&query) {
+            return Answer::Refused(refusal);
+        }
         match query {
             Query::Get(key) => {
                 let pair = self.shard_of(&key).and_then(|shard| shard.pairs.get(&key)).cloned();
@@ -43,7 +47,33 @@ impl KvMachine {
                 Answer::Claim(header, claim.unwrap_or(Claim::Gone(None)))
             }
             Query::DueLeases { until, most } => Answer::DueLeases(self.due_leases(until, most)),
+            Query::Custody => {
+                Answer::Custody(self.shards.iter().map(|shard| shard.custody).collect())
+            }
+            Query::Contents(number) => {
+                let shard = self.shards.get(number as usize);
+                Answer::Contents(shard.map(|shard| Box::new(Contents(shard.clone()))))
+            }
         }
+    }
+
+    /// Whether the shard that a question is about is served here. A Txn is answered by the shard
+    /// itself, and a view of many shards shows those that are.
+    fn check_asked(&self, query: &Query) -> Result<(), Refusal> {
+        let shards = self.shards();
+        let number = match query {
+            Query::Get(key) | Query::Time(key) | Query::Lock(key) => shard_of(key, shards),
+            Query::Claim { name, .. } => shard_of(name, shards),
+            Query::Lease { lease, .. } => lease.shard(),
+            Query::View(Scope::Shard(number)) => *number,
+            Query::View(Scope::All | Scope::Ranges(_))
+            | Query::Txn(_)
+            | Query::Created
+            | Query::DueLeases { .. }
+            | Query::Custody
+            | Query::Contents(_) => return Ok(()),
+        };
+        self.shards.get(number as usize).map_or(Ok(()), Shard::check_served)
     }
 
     fn shard_of(&self, key: &[u8]) -> Option<&Shard> {
@@ -66,11 +96,12 @@ impl KvMachine {
         wanted.sort_unstable();
         wanted.dedup();
         wanted.retain(|number| *number < shards);
-        let parts = wanted.into_iter().map(|number| match self.shards.get(number as usize) {
-            Some(shard) => part(shard),
-            // Before the first command there are none, and they are looked at all the same.
-            None => part(&self.empty_shard(number)),
-        });
+        let parts =
+            wanted.into_iter().filter_map(|number| match self.shards.get(number as usize) {
+                Some(shard) => shard.custody.serves().then(|| part(shard)),
+                // Before the first command there are none, and they are looked at all the same.
+                None => Some(part(&self.empty_shard(number))),
+            });
         View { shards, parts: parts.collect() }
     }
 

@@ -26,16 +26,19 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::{
     command::{ClientId, LeaseId},
     kept,
+    lease::Lease,
     limits::LONG_VALUE_BYTES,
+    lock::Lock,
     machine::MACHINE_VERSION,
-    outcome::{Key, Revision},
+    outcome::{Key, Outcome, Revision, Waiter},
     reply::Reply,
+    session::Row,
     shard::Shard,
     view::Change,
 };
 
 /// The version of the snapshot's encoding, the digests in it included.
-pub(crate) const SNAPSHOT_VERSION: u8 = 4;
+pub(crate) const SNAPSHOT_VERSION: u8 = 5;
 
 /// The kinds of records.
 pub(crate) mod kind {
@@ -203,8 +206,10 @@ fn encode_shard(out: &mut Vec<u8>, shard: &Shard) {
     put_number(out, u64::from(shard.number));
     put_number(out, shard.revision.0);
     put_number(out, shard.changes.compacted().0);
-    put_number(out, shard.time_offset_ms);
+    put_number(out, shard.time_offset_ms.cast_unsigned());
     put_number(out, shard.sessions.next_order());
+    put_number(out, shard.changes.held().map_or(0, |held| held.0 + 1));
+    shard.custody.numbers().into_iter().for_each(|number| put_number(out, number));
 }
 
 /// Encodes some leases behind `after`; answers with the last one, none at the end.
@@ -214,11 +219,7 @@ fn encode_leases(writer: &mut Writer, shard: &Shard, after: Option<LeaseId>) -> 
     for (id, lease) in shard.leases.map().range((from, Unbounded)).take(RECORDS_PER_STEP) {
         writer.record(Cut::By(xxh3_64(&id.get().to_le_bytes())), |out| {
             out.push(kind::LEASE);
-            put_number(out, id.get());
-            put_number(out, lease.ttl_ms);
-            put_number(out, lease.renewal);
-            put_number(out, lease.deadline.0);
-            put_bytes(out, lease.own.as_deref().unwrap_or_default());
+            put_lease(out, *id, lease);
         });
         last = Some(*id);
     }
@@ -233,18 +234,12 @@ fn encode_lock(writer: &mut Writer, shard: &Shard, after: Option<&Key>) -> Optio
     let hash = xxh3_64(name);
     writer.record(Cut::By(hash), |out| {
         out.push(kind::LOCK);
-        put_bytes(out, name);
-        put_number(out, lock.lease.get());
-        put_number(out, lock.token.0);
-        put_bytes(out, &lock.owner);
+        put_lock(out, name, lock);
     });
     for (arrival, waiter) in &lock.waiters {
         writer.record(Cut::By(hash ^ xxh3_64(&arrival.0.to_le_bytes())), |out| {
             out.push(kind::WAITER);
-            put_number(out, arrival.0);
-            put_number(out, waiter.lease.get());
-            put_number(out, waiter.until.0);
-            put_bytes(out, &waiter.owner);
+            put_waiter(out, *arrival, waiter);
         });
     }
     Some(name.clone())
@@ -311,10 +306,7 @@ fn encode_rows(writer: &mut Writer, shard: &Shard, after: Option<ClientId>) -> O
     for (client, row) in rows.range::<_, ClientId>((from, Unbounded)).take(RECORDS_PER_STEP) {
         writer.record(Cut::By(xxh3_64(&client.0)), |out| {
             out.push(kind::ROW);
-            out.extend_from_slice(&client.0);
-            put_number(out, row.acknowledged);
-            put_number(out, row.latest.0);
-            put_number(out, row.due.0);
+            put_row(out, client, row);
         });
         for reply in row.replies.as_slice() {
             encode_reply(writer, client, reply);
@@ -330,17 +322,53 @@ fn encode_reply(writer: &mut Writer, client: &ClientId, reply: &Reply) {
     let hash = xxh3_64(&client.0) ^ xxh3_64(&reply.sequence.get().to_le_bytes());
     writer.record(Cut::By(hash), |out| {
         out.push(kind::REPLY);
-        put_number(out, reply.sequence.get());
-        put_number(out, reply.expires.0);
-        kept::put_outcome(out, &answered.outcome);
+        put_reply(out, reply, &answered.outcome);
         if let Some(body) = &body {
-            put_number(out, reply.kept.order().unwrap_or(0));
-            out.push(u8::from(reply.kept.body_dropped()));
             put_value(out, body);
         }
     });
     if let Some(body) = &body {
         writer.parts(body);
+    }
+}
+
+pub(crate) fn put_lease(out: &mut Vec<u8>, id: LeaseId, lease: &Lease) {
+    put_number(out, id.get());
+    put_number(out, lease.ttl_ms);
+    put_number(out, lease.renewal);
+    put_number(out, lease.deadline.0);
+    put_bytes(out, lease.own.as_deref().unwrap_or_default());
+}
+
+pub(crate) fn put_lock(out: &mut Vec<u8>, name: &[u8], lock: &Lock) {
+    put_bytes(out, name);
+    put_number(out, lock.lease.get());
+    put_number(out, lock.token.0);
+    put_bytes(out, &lock.owner);
+}
+
+pub(crate) fn put_waiter(out: &mut Vec<u8>, arrival: Revision, waiter: &Waiter) {
+    put_number(out, arrival.0);
+    put_number(out, waiter.lease.get());
+    put_number(out, waiter.until.0);
+    put_bytes(out, &waiter.owner);
+}
+
+pub(crate) fn put_row(out: &mut Vec<u8>, client: &ClientId, row: &Row) {
+    out.extend_from_slice(&client.0);
+    put_number(out, row.acknowledged);
+    put_number(out, row.latest.0);
+    put_number(out, row.due.0);
+}
+
+/// Writes a reply as far as its body.
+pub(crate) fn put_reply(out: &mut Vec<u8>, reply: &Reply, outcome: &Outcome) {
+    put_number(out, reply.sequence.get());
+    put_number(out, reply.expires.0);
+    kept::put_outcome(out, outcome);
+    if outcome.body().is_some() {
+        put_number(out, reply.kept.order().unwrap_or(0));
+        out.push(u8::from(reply.kept.body_dropped()));
     }
 }
 

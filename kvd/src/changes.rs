@@ -10,7 +10,12 @@ use std::cmp::Ordering;
 
 use imbl::Vector;
 
-use crate::{digest, limits::CHANGE_OVERHEAD_BYTES, outcome::Revision, view::Change};
+use crate::{
+    digest,
+    limits::CHANGE_OVERHEAD_BYTES,
+    outcome::{Key, Revision},
+    view::Change,
+};
 
 /// The changes of one shard. Cloning shares everything.
 ///
@@ -23,6 +28,8 @@ pub(crate) struct ChangeLog {
     changes: Vector<Logged>,
     /// Up to this revision all is forgotten.
     compacted: Revision,
+    /// What came behind this revision is kept for now, forgotten or not: another group follows it.
+    held: Option<Revision>,
     bytes: u64,
     digest: u128,
 }
@@ -37,7 +44,8 @@ struct Logged {
 
 impl ChangeLog {
     pub(crate) fn new(bytes_max: u64) -> Self {
-        Self { bytes_max, changes: Vector::new(), compacted: Revision(0), bytes: 0, digest: 0 }
+        let (changes, compacted, held) = (Vector::new(), Revision(0), None);
+        Self { bytes_max, changes, compacted, held, bytes: 0, digest: 0 }
     }
 
     /// Up to which revision all is forgotten.
@@ -48,6 +56,26 @@ impl ChangeLog {
     /// What it counts in what is stored.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// From which revision on the changes are held.
+    pub(crate) fn held(&self) -> Option<Revision> {
+        self.held
+    }
+
+    /// Holds the changes behind a revision, or lets go of them.
+    pub(crate) fn hold(&mut self, held: Option<Revision>) {
+        self.held = held;
+    }
+
+    /// Behind which revision all changes are there.
+    pub(crate) fn oldest(&self) -> Revision {
+        self.held.map_or(self.compacted, |held| held.min(self.compacted))
+    }
+
+    /// The last change that is there.
+    pub(crate) fn last(&self) -> Option<(Revision, &Key)> {
+        self.changes.back().map(|last| (last.revision, &last.change.key))
     }
 
     /// The sum over the changes.
@@ -82,7 +110,29 @@ impl ChangeLog {
         let oldest = self.changes.front()?.revision;
         let newest = self.changes.back()?.revision;
         let full = self.bytes > self.bytes_max && oldest < newest;
-        (full || oldest <= self.compacted).then_some(oldest)
+        let held = self.held.is_some_and(|held| oldest > held);
+        (!held && (full || oldest <= self.compacted)).then_some(oldest)
+    }
+
+    /// Takes out all that is forgotten and not held.
+    pub(crate) fn forget_unheld(&mut self) {
+        let upto = self.oldest();
+        while self.changes.front().is_some_and(|oldest| oldest.revision <= upto) {
+            self.pop();
+        }
+    }
+
+    /// Takes out no more than so many changes; whether some are left.
+    pub(crate) fn discard(&mut self, most: usize) -> bool {
+        (0..most).for_each(|_| self.pop());
+        !self.changes.is_empty()
+    }
+
+    fn pop(&mut self) {
+        if let Some(logged) = self.changes.pop_front() {
+            self.bytes -= cost(&logged.change);
+            self.digest = self.digest.wrapping_sub(logged.digest);
+        }
     }
 
     /// Takes out what is forgotten, no more than so many revisions.
@@ -91,9 +141,7 @@ impl ChangeLog {
             let Some(oldest) = self.due() else { return };
             self.compacted = self.compacted.max(oldest);
             while self.changes.front().is_some_and(|logged| logged.revision == oldest) {
-                let Some(logged) = self.changes.pop_front() else { return };
-                self.bytes -= cost(&logged.change);
-                self.digest = self.digest.wrapping_sub(logged.digest);
+                self.pop();
             }
         }
     }

@@ -161,14 +161,17 @@ impl Callers {
     async fn look_at(&mut self, name: &Bytes, all: bool) {
         let Some(lock) = self.locks.get_mut(name) else { return };
         lock.waiting.retain(|waiting| !waiting.answer.is_closed());
-        // A member that has too much to do is asked again.
-        if let Ok(Answer::Lock(_, state)) = self.handle.query_stale(Query::Lock(name.clone())).await
-        {
-            let holder = state.holder.map(|holder| holder.lease);
-            if all || holder.is_none() || holder != lock.holder {
-                lock.holder = holder;
-                lock.answer(&self.handle, name).await;
+        match self.handle.query_stale(Query::Lock(name.clone())).await {
+            Ok(Answer::Lock(_, state)) => {
+                let holder = state.holder.map(|holder| holder.lease);
+                if all || holder.is_none() || holder != lock.holder {
+                    lock.holder = holder;
+                    lock.answer(&self.handle, name).await;
+                }
             }
+            Ok(Answer::Refused(_)) => lock.answer(&self.handle, name).await,
+            // A member that has too much to do is asked again.
+            Ok(_) | Err(_) => {}
         }
         if lock.waiting.is_empty() {
             self.locks.remove(name);
@@ -188,6 +191,11 @@ impl Lock {
                 }
                 // Who asked may have gone, here and below.
                 Ok(Answer::Claim(header, claim)) => drop(one.answer.send(Ok((header, claim)))),
+                // Whoever asks again under its name goes on waiting where the shard is now.
+                Ok(Answer::Refused(refusal)) => {
+                    let refusal = maybe(Reason::WrongGroup, refusal.to_string());
+                    drop(one.answer.send(Err(refusal)));
+                }
                 Ok(_) => {}
                 Err(refusal) => {
                     let refusal = maybe(Reason::Shutdown, refusal.to_string());

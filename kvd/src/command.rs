@@ -13,6 +13,7 @@ use raftd::codec::Malformed;
 use crate::{
     limits::{SHARDS_MAX, VALUE_BYTES_MAX},
     outcome::{Refusal, Revision, ShardTime, Version},
+    step::STEP_VERSION,
 };
 
 /// The command version that this build understands.
@@ -376,7 +377,9 @@ impl Named<'_> {
 pub enum BadCommand {
     /// Another build wrote it. A member that cannot execute what others execute must stop before
     /// it applies this entry.
-    #[error("command version {0} is not {COMMAND_VERSION}, which this build understands")]
+    #[error(
+        "command version {0} is neither {COMMAND_VERSION} nor {STEP_VERSION}, which this build understands"
+    )]
     OtherVersion(u8),
     /// Its kind is unknown.
     #[error("command kind {0} is unknown")]
@@ -394,8 +397,8 @@ pub enum BadCommand {
 /// [`BadCommand::OtherVersion`].
 pub fn check_version(command: &[u8]) -> Result<(), BadCommand> {
     match command.first() {
-        Some(&version) if version != COMMAND_VERSION => Err(BadCommand::OtherVersion(version)),
-        Some(_) | None => Ok(()),
+        Some(&(COMMAND_VERSION | STEP_VERSION)) | None => Ok(()),
+        Some(&version) => Err(BadCommand::OtherVersion(version)),
     }
 }
 
@@ -438,7 +441,8 @@ impl<'a> Command<'a> {
     }
 }
 
-fn exists(shard: u32, shards: u32) -> Result<u32, Refusal> {
+/// The shard, if there are more than its number.
+pub(crate) fn exists(shard: u32, shards: u32) -> Result<u32, Refusal> {
     if shard < shards { Ok(shard) } else { Err(Refusal::NoSuchShard { shard, shards }) }
 }
 

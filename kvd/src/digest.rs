@@ -25,6 +25,7 @@ const SEED_CHANGE: u64 = 11;
 const SEED_LEASE: u64 = 12;
 const SEED_LOCK: u64 = 13;
 const SEED_WAITER: u64 = 14;
+const SEED_CUSTODY: u64 = 15;
 
 /// Collects fixed-size numbers for one hash without allocating.
 struct Numbers {
@@ -156,20 +157,19 @@ pub(crate) fn reply(
 }
 
 /// What a shard's counters contribute.
-pub(crate) fn shard(
-    shard: u32,
-    revision: Revision,
-    compacted: Revision,
-    time_offset_ms: u64,
-    next_order: u64,
-) -> u128 {
+pub(crate) fn shard(shard: u32, revision: Revision, compacted: Revision, next_order: u64) -> u128 {
     Numbers::new()
         .number(u64::from(shard))
         .number(revision.0)
         .number(compacted.0)
-        .number(time_offset_ms)
         .number(next_order)
         .hash(SEED_SHARD)
+}
+
+/// What a shard contributes that does not move with it.
+pub(crate) fn custody(shard: u32, time_offset_ms: i64, held: u64, custody: [u64; 5]) -> u128 {
+    let numbers = Numbers::new().number(u64::from(shard)).number(time_offset_ms.cast_unsigned());
+    custody.into_iter().fold(numbers.number(held), Numbers::number).hash(SEED_CUSTODY)
 }
 
 /// What the machine itself contributes.

@@ -15,6 +15,7 @@ use crate::{
     },
     limits::{KEEP_ALIVE_LEASES_MAX, TXN_OPERATIONS_MAX},
     outcome::{Revision, ShardTime, Version},
+    step::{STEP_VERSION, Step},
 };
 
 const KIND_PUT: u8 = 1;
@@ -52,6 +53,27 @@ const ACTION_DELETE: u8 = 4;
 const TENURE_OWN: u8 = 1;
 const TENURE_LEASE: u8 = 2;
 
+/// What an entry of the log is.
+pub(crate) enum Entry<'a> {
+    /// A command to a shard.
+    Command(Command<'a>),
+    /// A step of a shard's move.
+    Step(Step<'a>),
+}
+
+impl<'a> Entry<'a> {
+    /// Reads an entry.
+    ///
+    /// # Errors
+    /// [`BadCommand`]; never panics, whatever the bytes.
+    pub(crate) fn decode(bytes: &'a [u8]) -> Result<Self, BadCommand> {
+        match bytes.first() {
+            Some(&STEP_VERSION) => Step::decode(bytes).map(Self::Step),
+            Some(_) | None => Command::decode(bytes).map(Self::Command),
+        }
+    }
+}
+
 impl<'a> Command<'a> {
     /// The bytes for the log.
     pub fn encode(&self) -> Bytes {
@@ -87,7 +109,9 @@ impl<'a> Command<'a> {
     pub fn decode(bytes: &'a [u8]) -> Result<Self, BadCommand> {
         check_version(bytes)?;
         let mut reader = Reader::new(bytes);
-        reader.byte("command version")?;
+        if reader.byte("command version")? != COMMAND_VERSION {
+            return Err(Malformed("command version").into());
+        }
         let kind = reader.byte("command kind")?;
         let shards = reader.number32("number of shards")?;
         let flags = reader.byte("flags")?;
@@ -516,7 +540,7 @@ mod tests {
 
     #[test]
     fn another_version_is_told_apart_from_damage() {
-        for other in [1, 3] {
+        for other in [1, 4] {
             assert_eq!(check_version(&[other, 9, 9]), Err(BadCommand::OtherVersion(other)));
             assert_eq!(Command::decode(&[other]), Err(BadCommand::OtherVersion(other)));
         }

@@ -95,6 +95,7 @@ pub(crate) fn put_outcome(out: &mut Vec<u8>, outcome: &Outcome) {
         | Outcome::KeptAlive(_)
         | Outcome::Ended { .. }
         | Outcome::LivesOn
+        | Outcome::Stepped(_)
         | Outcome::Released(_) => unreachable!("{outcome:?} is of a command without an id"),
     }
 }

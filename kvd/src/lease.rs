@@ -54,11 +54,14 @@ impl Lease {
 
 /// The leases. Cloning shares everything.
 ///
-/// Invariants: `due` holds `(deadline, id)` for exactly these leases; `digest` is the sum.
+/// Invariants: `due` holds `(deadline, id)` for exactly these leases; `digest` is the sum; `expected`
+/// names no lease that is there, and none without keys.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Leases {
     leases: OrdMap<LeaseId, Lease>,
     due: OrdSet<(ShardTime, LeaseId)>,
+    /// The keys of leases that are still to come, while the shard comes from another group.
+    expected: OrdMap<LeaseId, OrdSet<Key>>,
     digest: u128,
 }
 
@@ -99,8 +102,9 @@ impl Leases {
         self.due.iter().copied()
     }
 
-    /// Adds a lease that is not there.
-    pub(crate) fn insert(&mut self, id: LeaseId, lease: Lease) {
+    /// Adds a lease that is not there, with the keys that came before it.
+    pub(crate) fn insert(&mut self, id: LeaseId, mut lease: Lease) {
+        lease.keys = self.expected.remove(&id).unwrap_or_default();
         self.digest = self.digest.wrapping_add(lease.digest(id));
         self.due.insert((lease.deadline, id));
         let before = self.leases.insert(id, lease);
@@ -132,10 +136,25 @@ impl Leases {
         lease.keys.insert(key.clone());
     }
 
+    /// Notes a key whose lease is still to come.
+    pub(crate) fn expect(&mut self, id: LeaseId, key: &Key) {
+        self.expected.entry(id).or_default().insert(key.clone());
+    }
+
+    /// Whether all leases that keys name are there.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.expected.is_empty()
+    }
+
     /// Lets a key go; that of a lease which is being ended has gone already.
     pub(crate) fn detach(&mut self, id: LeaseId, key: &Key) {
         if let Some(lease) = self.leases.get_mut(&id) {
             lease.keys.remove(key);
+        } else if let Some(keys) = self.expected.get_mut(&id) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.expected.remove(&id);
+            }
         }
     }
 

@@ -11,7 +11,11 @@
 pub mod command;
 pub mod config;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod custody;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 pub mod due;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod handoff;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 pub mod limits;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
@@ -26,6 +30,10 @@ pub mod range;
 pub mod refusal;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 pub mod session;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod step;
+#[deny(clippy::disallowed_types, clippy::disallowed_methods)]
+pub mod steward;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 pub mod view;
 

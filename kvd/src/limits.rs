@@ -55,11 +55,15 @@ pub const KEPT_REPLY_OVERHEAD_BYTES: u64 = 96;
 
 /// How many bytes the changes of all shards may take together, each with
 /// [`CHANGE_OVERHEAD_BYTES`]; each shard has an equal part of it. The oldest revisions go first.
-pub const CHANGES_BYTES_MAX: u64 = 64 * 1024 * 1024;
+pub const CHANGES_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// What a shard may keep of its changes however many shards there are, so that a watch can go on
 /// after a break.
 pub const CHANGES_BYTES_PER_SHARD_MIN: u64 = 64 * 1024;
+
+/// How many bytes of changes a shard keeps for another group that copies it, or as many as it has of
+/// pairs if that is more. Beyond it the copy begins anew.
+pub const HELD_CHANGES_BYTES: u64 = 64 * 1024 * 1024;
 
 /// What a change costs beside its key and the value from before it.
 pub const CHANGE_OVERHEAD_BYTES: u64 = 256;
@@ -69,6 +73,9 @@ pub const REVISIONS_FORGOTTEN_PER_APPLY: usize = 1_000;
 
 /// What a pair costs beside its key and value, about: its place in the map, two allocations.
 pub const PAIR_OVERHEAD_BYTES: u64 = 192;
+
+/// How long a piece of a shard that moves is, about: one record may exceed it.
+pub const HANDOFF_BYTES: usize = 64 * 1024;
 
 /// The shortest time that a lease lives: it must outlast a few round trips.
 pub const LEASE_TTL_MS_MIN: u64 = 100;

@@ -12,13 +12,18 @@ use raft::{Applied, BadSnapshot, GroupTime, RECOVERY_GAP, StateMachine};
 
 use crate::{
     capture::KvCapture,
-    command::{Command, check_version},
+    command::{self, Command, check_version},
+    custody::Custody,
     digest,
-    limits::{CHANGES_BYTES_MAX, CHANGES_BYTES_PER_SHARD_MIN, PairLimits, SHARDS_MAX},
-    outcome::{Answer, Header, Query, Refusal, Response, Revision},
+    encoding::Entry,
+    limits::{
+        CHANGES_BYTES_MAX, CHANGES_BYTES_PER_SHARD_MIN, HELD_CHANGES_BYTES, PairLimits, SHARDS_MAX,
+    },
+    outcome::{Answer, Header, Outcome, Query, Refusal, Response, Revision},
     restore,
     session::SessionLimits,
-    shard::{Group, Shard, ShardLimits},
+    shard::{Group, Shard, ShardLimits, first},
+    step::Step,
 };
 
 /// The version of the machine's semantics, part of its snapshots.
@@ -34,6 +39,8 @@ pub struct MachineLimits {
     pub changes_bytes: u64,
     /// Bytes of a shard's change log that it may have anyway.
     pub changes_bytes_per_shard_min: u64,
+    /// Bytes of a shard's change log that it may have while the shard is copied.
+    pub held_changes_bytes: u64,
 }
 
 impl Default for MachineLimits {
@@ -48,6 +55,7 @@ impl From<SessionLimits> for MachineLimits {
             sessions,
             changes_bytes: CHANGES_BYTES_MAX,
             changes_bytes_per_shard_min: CHANGES_BYTES_PER_SHARD_MIN,
+            held_changes_bytes: HELD_CHANGES_BYTES,
         }
     }
 }
@@ -57,7 +65,8 @@ impl MachineLimits {
     pub(crate) fn of_shard(&self, shards: u32) -> ShardLimits {
         let part = self.changes_bytes / u64::from(shards.max(1));
         let changes_bytes = part.max(self.changes_bytes_per_shard_min);
-        ShardLimits { sessions: self.sessions, changes_bytes }
+        let held_changes_bytes = self.held_changes_bytes;
+        ShardLimits { sessions: self.sessions, changes_bytes, held_changes_bytes }
     }
 }
 
@@ -194,6 +203,25 @@ impl KvMachine {
         result
     }
 
+    /// Does a step of a shard's move. If it is the first command, the shards are those of many
+    /// groups, and none is here yet.
+    fn step(&mut self, step: &Step<'_>) -> Result<Response, Refusal> {
+        if self.created().is_none() && (1..=SHARDS_MAX).contains(&step.shards) {
+            self.create(step.shards);
+            self.shards.iter_mut().for_each(|shard| shard.custody = Custody::absent());
+            self.digest = sum(&self.shards);
+        }
+        let (created, proposed) = (self.shards(), step.shards);
+        if created != proposed {
+            return Err(Refusal::OtherShards { created, proposed });
+        }
+        let number = command::exists(step.shard, created)?;
+        let group = self.group();
+        let result = self.change(number, |shard| shard.step(&group, step));
+        let outcome = Outcome::Stepped(result?);
+        Ok(Response { header: self.header(number), result: Ok(first(outcome)) })
+    }
+
     fn create(&mut self, shards: u32) {
         self.shards = (0..shards).map(|number| self.new_shard(number, shards)).collect();
         self.digest = sum(&self.shards);
@@ -247,18 +275,17 @@ impl StateMachine for KvMachine {
 
     fn apply(&mut self, at: Applied, command: &Bytes) -> Response {
         self.advance(at);
-        let command = match Command::decode(command) {
-            Ok(command) => command,
-            Err(bad) => return Response { header: Header::default(), result: Err(bad.into()) },
-        };
-        match self.execute(&command) {
-            Ok(response) => response,
-            Err(refusal) => {
-                let number = command.shard_among(self.shards());
-                let header = number.map_or_else(|_| Header::default(), |at| self.header(at));
-                Response { header, result: Err(refusal) }
+        let (result, shard) = match Entry::decode(command) {
+            Ok(Entry::Command(command)) => {
+                (self.execute(&command), command.shard_among(self.shards()).ok())
             }
-        }
+            Ok(Entry::Step(step)) => (self.step(&step), Some(step.shard)),
+            Err(bad) => (Err(bad.into()), None),
+        };
+        result.unwrap_or_else(|refusal| {
+            let header = shard.map_or_else(Header::default, |number| self.header(number));
+            Response { header, result: Err(refusal) }
+        })
     }
 
     fn pass(&mut self, at: Applied) {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use crate::{
     command::{LeaseId, Token},
     limits::KEPT_REPLY_OVERHEAD_BYTES,
+    step::Stepped,
 };
 pub use crate::{query::*, refusal::Refusal};
 
@@ -127,6 +128,8 @@ pub enum Outcome {
     Busy(Holder),
     /// Whether the lock was held or waited for by the lease until now.
     Released(bool),
+    /// A step of a move is done.
+    Stepped(Stepped),
     /// There was no room for it. Only kept: told as the refusal that it is, now and to whoever asks
     /// again, so that what was refused is never executed by a copy that comes later.
     NoRoom(Refusal),
@@ -221,6 +224,7 @@ impl Outcome {
             | Self::Held { .. }
             | Self::Queued { .. }
             | Self::Released(_)
+            | Self::Stepped(_)
             | Self::NoRoom(_) => None,
         }
     }
@@ -256,6 +260,7 @@ impl Outcome {
             | Self::Held { .. }
             | Self::Queued { .. }
             | Self::Released(_)
+            | Self::Stepped(_)
             | Self::NoRoom(_) => {}
         }
     }

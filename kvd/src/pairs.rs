@@ -92,6 +92,15 @@ impl Pairs {
         self.map.insert(key, Arc::new(pair)).is_none()
     }
 
+    /// Takes out no more than so many pairs; whether some are left.
+    pub(crate) fn discard(&mut self, most: usize) -> bool {
+        let keys: Vec<Key> = self.map.keys().take(most).cloned().collect();
+        for key in keys {
+            self.set(&key, None, false);
+        }
+        !self.map.is_empty()
+    }
+
     /// The digests of what a key held before a change and since; 0: nothing.
     pub(crate) fn digests(&self, change: &Change) -> [u128; 2] {
         [&change.previous, &change.current]

@@ -9,7 +9,9 @@ use raft::GroupTime;
 
 use crate::{
     command::{LeaseId, Token},
-    outcome::{Header, Key, Pair, Response, ShardTime},
+    custody::Custody,
+    handoff::Contents,
+    outcome::{Header, Key, Pair, Refusal, Response, ShardTime},
     view::View,
 };
 
@@ -35,6 +37,10 @@ pub enum Query {
     },
     /// How does a lock stand?
     Lock(Bytes),
+    /// How does each shard stand here?
+    Custody,
+    /// What is in a shard, served or not? Answers with a frozen state that shares memory.
+    Contents(u32),
     /// How does a lease stand with a lock?
     Claim {
         /// Which lock.
@@ -83,6 +89,12 @@ pub enum Answer {
     Claim(Header, Claim),
     /// To [`Query::DueLeases`].
     DueLeases(DueLeases),
+    /// To [`Query::Custody`]: by shard; empty before the first command.
+    Custody(Vec<Custody>),
+    /// To [`Query::Contents`], if there is such a shard.
+    Contents(Option<Box<Contents>>),
+    /// To a question about a shard that is not served here.
+    Refused(Refusal),
 }
 
 /// How a lease stands.

@@ -3,8 +3,7 @@
 //! Decides which records fit together. What a snapshot leaves out, since it follows from something
 //! else, is made again here: what is attached to each lease, and what each change led to.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::{collections::BTreeMap, num::NonZeroU64, sync::Arc};
 
 use bytes::Bytes;
 use proto::shard_of;
@@ -19,8 +18,10 @@ use crate::{
         KEY_BYTES_MAX, KEYS_PER_LEASE_MAX, LEASE_TTL_MS_MAX, LEASES_PER_SHARD_MAX,
         LOCK_OWNER_BYTES_MAX, LOCKS_PER_LEASE_MAX, LOCKS_PER_SHARD_MAX, WAITERS_PER_LOCK_MAX,
     },
-    outcome::{Key, Pair, Revision, ShardTime, Waiter},
+    outcome::{Key, Outcome, Pair, Revision, ShardTime, Waiter},
+    reply::{Kept, Replies, Reply},
     restore::{Wrong, wrong},
+    session::Row,
     shard::Shard,
     view::Change,
 };
@@ -45,6 +46,30 @@ pub(crate) struct Told {
     expired: bool,
 }
 
+/// A kept reply as its record tells it.
+pub(crate) struct ReplyTold {
+    sequence: NonZeroU64,
+    expires: ShardTime,
+    outcome: Outcome,
+    /// The age of its body; 0: it has none, or it was dropped.
+    order: u64,
+    dropped: bool,
+}
+
+impl ReplyTold {
+    /// Whether a body follows, if only an empty one.
+    pub(crate) fn has_body(&self) -> bool {
+        self.outcome.body().is_some()
+    }
+
+    pub(crate) fn set_body(&mut self, body: Bytes) -> Result<(), Wrong> {
+        if (self.order > 0) == body.is_empty() || self.dropped && self.order > 0 {
+            return wrong("a body that contradicts its order");
+        }
+        Ok(kept::set_body(&mut self.outcome, body)?)
+    }
+}
+
 /// A shard that is being read.
 pub(crate) struct Rebuild {
     pub(crate) shard: Shard,
@@ -62,6 +87,14 @@ impl Rebuild {
         let section = Section::Counters;
         let (last_lock, last_key, last_client) = (None, None, None);
         Self { shard, shards, section, last_lock, last_key, changes: Vec::new(), last_client }
+    }
+
+    /// Goes on with a shard that is coming from another group, behind what is there.
+    pub(crate) fn resume(shard: Shard, shards: u32) -> Self {
+        let last_lock = shard.locks.map().get_max().map(|(name, _)| name.clone());
+        let last_key = shard.pairs.map().get_max().map(|(key, _)| key.clone());
+        let last_client = shard.sessions.rows().get_max().map(|(client, _)| *client);
+        Self { last_lock, last_key, last_client, ..Self::new(shard, shards) }
     }
 
     /// Notes that a record of this part comes next.
@@ -161,12 +194,15 @@ impl Rebuild {
             return wrong("a pair with impossible revisions");
         }
         if let Some(id) = pair.lease {
-            let keys =
-                self.shard.leases.get(id).map(|lease| (lease.is_waiting(), lease.keys.len()));
-            if keys.is_none_or(|(waiting, keys)| waiting || keys >= KEYS_PER_LEASE_MAX) {
-                return wrong(format!("a pair under lease {id}, which can't have it"));
+            let leases = &mut self.shard.leases;
+            match leases.get(id) {
+                Some(lease) if lease.is_waiting() || lease.keys.len() >= KEYS_PER_LEASE_MAX => {
+                    return wrong(format!("a pair under lease {id}, which can't have it"));
+                }
+                Some(_) => leases.attach(id, &key),
+                None if self.shard.custody.is_incoming() => leases.expect(id, &key),
+                None => return wrong(format!("a pair under lease {id}, which is not there")),
             }
-            self.shard.leases.attach(id, &key);
         }
         self.last_key = Some(key.clone());
         Ok((key, pair))
@@ -203,6 +239,57 @@ impl Rebuild {
         self.changes.push(change);
     }
 
+    pub(crate) fn row(&mut self, reader: &mut Reader<'_>) -> Result<(), Wrong> {
+        self.enter(Section::Rows)?;
+        let client = ClientId(reader.array("client id")?);
+        let row = Row {
+            acknowledged: reader.number("acknowledged sequence")?,
+            latest: ShardTime(reader.number("latest expiry")?),
+            due: ShardTime(reader.number("due time")?),
+            replies: Replies::EMPTY,
+        };
+        if self.last_client.is_some_and(|last| last >= client) {
+            return wrong("rows out of order");
+        }
+        let sessions = &mut self.shard.sessions;
+        if row.due > row.latest || sessions.rows().len() >= sessions.limits().rows {
+            return wrong("an impossible row");
+        }
+        sessions.restore_row(client, row);
+        self.last_client = Some(client);
+        Ok(())
+    }
+
+    /// Reads a reply as far as its body.
+    pub(crate) fn reply(&mut self, reader: &mut Reader<'_>) -> Result<ReplyTold, Wrong> {
+        let sequence = reader.number("sequence")?;
+        let Some(sequence) = NonZeroU64::new(sequence) else { return wrong("a reply to nothing") };
+        let expires = ShardTime(reader.number("expiry")?);
+        let outcome = kept::read_outcome(reader)?;
+        let (mut order, mut dropped) = (0, false);
+        if outcome.body().is_some() {
+            order = reader.number("body order")?;
+            dropped = match reader.byte("body flag")? {
+                0 => false,
+                1 => true,
+                _ => return wrong("a body flag that is neither 0 nor 1"),
+            };
+        }
+        Ok(ReplyTold { sequence, expires, outcome, order, dropped })
+    }
+
+    /// Puts a reply that is whole into the last row.
+    pub(crate) fn replied(&mut self, told: ReplyTold) -> Result<(), Wrong> {
+        let ReplyTold { sequence, expires, outcome, order, dropped } = told;
+        let Some(client) = self.last_client else { return wrong("a reply before its row") };
+        let kept = Kept::new(outcome, order, dropped);
+        if self.shard.sessions.restore_reply(client, Reply { sequence, expires, kept }) {
+            Ok(())
+        } else {
+            wrong("a reply that contradicts its row")
+        }
+    }
+
     /// The whole shard.
     pub(crate) fn finish(mut self) -> Result<Shard, Wrong> {
         let unheld = |lease: &Lease| match &lease.own {
@@ -211,7 +298,8 @@ impl Rebuild {
                 !lease.locks.contains_key(own) || lease.is_waiting() && lease.locks.len() > 1
             }
         };
-        if self.shard.leases.map().values().any(unheld) {
+        let whole = !self.shard.custody.is_incoming();
+        if whole && self.shard.leases.map().values().any(unheld) {
             return wrong("a lease of a lock that is not its");
         }
         self.link()?;
@@ -245,7 +333,7 @@ impl Rebuild {
     }
 
     /// A name that belongs to this shard.
-    fn name(&self, name: &[u8]) -> Result<Key, Wrong> {
+    pub(crate) fn name(&self, name: &[u8]) -> Result<Key, Wrong> {
         if name.is_empty() || name.len() > KEY_BYTES_MAX {
             return wrong(format!("a name of {} bytes", name.len()));
         }
@@ -256,7 +344,7 @@ impl Rebuild {
     }
 }
 
-fn is_possible(pair: &Pair, latest: Revision) -> bool {
+pub(crate) fn is_possible(pair: &Pair, latest: Revision) -> bool {
     pair.version.0 > 0
         && pair.create_revision.0 > 0
         && pair.create_revision <= pair.mod_revision

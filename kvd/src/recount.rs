@@ -15,7 +15,7 @@ impl Shard {
     pub(crate) fn recomputed_digest(&self) -> u128 {
         let (compacted, order) = (self.changes.compacted(), self.sessions.next_order());
         let mut sum =
-            digest::shard(self.number, self.revision, compacted, self.time_offset_ms, order);
+            digest::shard(self.number, self.revision, compacted, order).wrapping_add(self.stays());
         let mut add = |part: u128| sum = sum.wrapping_add(part);
         for (key, pair) in self.pairs.map() {
             add(digest::pair(self.number, key, pair));

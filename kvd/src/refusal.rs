@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::{
     command::Place,
+    custody::{Custody, MoveNumber},
     limits::OutOfBounds,
     outcome::{Revision, ShardTime},
 };
@@ -137,6 +138,36 @@ pub enum Refusal {
         /// What the command says.
         proposed: u32,
     },
+    /// The shard is not served here, or not yet, or no more: another group has it.
+    #[error("shard {shard} is not served by this group")]
+    NotServed {
+        /// Which.
+        shard: u32,
+    },
+    /// A step of a move that does not follow on how the shard stands.
+    #[error("move {} of shard {shard} does not go on here: {custody:?}", number.0)]
+    NoSuchStep {
+        /// Which shard.
+        shard: u32,
+        /// Which move.
+        number: MoveNumber,
+        /// How the shard stands.
+        custody: Custody,
+    },
+    /// What came of a shard makes no sense; all of it is discarded.
+    #[error("what came of shard {shard} from another group makes no sense: {why}")]
+    BadHandoff {
+        /// Which shard.
+        shard: u32,
+        /// What is wrong.
+        why: String,
+    },
+    /// A shard has come that is not the one which was sent; all of it is discarded.
+    #[error("shard {shard} has not come as it was sent: the digests differ")]
+    HandoffDiffers {
+        /// Which shard.
+        shard: u32,
+    },
     /// A question that would change something.
     #[error("the transaction changes something; only a command can")]
     NotReadOnly,
@@ -167,6 +198,10 @@ impl Refusal {
             | Self::ManyShards
             | Self::BadPageToken
             | Self::OtherShards { .. }
+            | Self::NotServed { .. }
+            | Self::NoSuchStep { .. }
+            | Self::BadHandoff { .. }
+            | Self::HandoffDiffers { .. }
             | Self::NotReadOnly
             | Self::BadCommand(_) => None,
         }

@@ -107,6 +107,7 @@ impl Requests {
     ) -> Result<View, Refusal> {
         match self.query(Query::View(scope), stale, deadline).await? {
             Answer::View(view) => Ok(view),
+            Answer::Refused(refusal) => Err(wire::refused(&refusal)),
             _ => Err(another_question()),
         }
     }
@@ -263,7 +264,7 @@ impl forward::Ask for AskedLock<'_> {
             }
             (Ask::Query { query, stale }, _) => {
                 let answer = requests.query(query.clone(), *stale, deadline).await?;
-                wire::reply::lock_answer(answer).ok_or_else(another_question)
+                wire::reply::lock_answer(answer).unwrap_or_else(|| Err(another_question()))
             }
             (Ask::Time(_) | Ask::View { .. }, _) => Err(another_question()),
         }

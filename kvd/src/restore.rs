@@ -3,7 +3,7 @@
 //! Total: whatever the chunks hold, the result is a state that keeps every invariant of its types,
 //! or an error; nothing is allocated by a number that was merely read.
 
-use std::num::NonZeroU64;
+use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 use raft::{BadSnapshot, CHUNK_BYTES_MAX, GroupTime};
@@ -11,14 +11,12 @@ use raftd::codec::{Malformed, Reader};
 
 use crate::{
     capture::{PART_BYTES, SNAPSHOT_VERSION, kind},
-    command::ClientId,
-    kept::{self, BODY_BYTES_MAX},
+    custody::Custody,
+    kept::BODY_BYTES_MAX,
     limits::{LONG_VALUE_BYTES, SHARDS_MAX, VALUE_BYTES_MAX},
     machine::{MACHINE_VERSION, MachineLimits},
-    outcome::{Key, Outcome, Pair, Revision, ShardTime},
-    rebuild::{Rebuild, Section, Told},
-    reply::{Kept, Replies, Reply},
-    session::Row,
+    outcome::{Key, Pair, Revision},
+    rebuild::{Rebuild, ReplyTold, Told},
     shard::Shard,
 };
 
@@ -43,6 +41,15 @@ impl From<Malformed> for Wrong {
     }
 }
 
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(malformed) => malformed.fmt(f),
+            Self::Other(why) => why.fmt(f),
+        }
+    }
+}
+
 pub(crate) fn wrong<T>(why: impl Into<String>) -> Result<T, Wrong> {
     Err(Wrong::Other(why.into()))
 }
@@ -54,10 +61,7 @@ pub(crate) fn restore(
 ) -> Result<Restored, BadSnapshot> {
     let mut builder = Builder::new(limits);
     for (number, chunk) in chunks.enumerate() {
-        builder.chunk(&chunk).map_err(|wrong| match wrong {
-            Wrong::Malformed(malformed) => BadSnapshot(format!("chunk {number}: {malformed}")),
-            Wrong::Other(why) => BadSnapshot(format!("chunk {number}: {why}")),
-        })?;
+        builder.chunk(&chunk).map_err(|wrong| BadSnapshot(format!("chunk {number}: {wrong}")))?;
     }
     builder.finish()
 }
@@ -72,7 +76,7 @@ struct Pending {
 enum Owner {
     Pair(Key, Pair),
     Change(Told),
-    Reply { sequence: u64, expires: ShardTime, outcome: Outcome, order: u64 },
+    Reply(ReplyTold),
 }
 
 struct Builder {
@@ -117,7 +121,7 @@ impl Builder {
                 kind::WAITER => self.open()?.waiter(&mut reader)?,
                 kind::PAIR => self.pair(&mut reader)?,
                 kind::CHANGE => self.change(&mut reader)?,
-                kind::ROW => self.row(&mut reader)?,
+                kind::ROW => self.open()?.row(&mut reader)?,
                 kind::REPLY => self.reply(&mut reader)?,
                 kind::PART => self.part(reader.rest())?,
                 kind::END => {
@@ -196,8 +200,11 @@ impl Builder {
         let mut shard = Shard::new(number, self.limits.of_shard(shards));
         shard.revision = Revision(reader.number("revision")?);
         shard.changes.compact(Revision(reader.number("compacted revision")?));
-        shard.time_offset_ms = reader.number("time offset")?;
+        shard.time_offset_ms = reader.number("time offset")?.cast_signed();
         let next_order = reader.number("body order")?;
+        let held = reader.number("held revision")?;
+        shard.changes.hold(held.checked_sub(1).map(Revision));
+        shard.custody = Custody::take(reader)?;
         if next_order == 0 {
             return wrong("the body order is 0");
         }
@@ -232,54 +239,18 @@ impl Builder {
         }
     }
 
-    fn row(&mut self, reader: &mut Reader<'_>) -> Result<(), Wrong> {
-        let client = ClientId(reader.array("client id")?);
-        let row = Row {
-            acknowledged: reader.number("acknowledged sequence")?,
-            latest: ShardTime(reader.number("latest expiry")?),
-            due: ShardTime(reader.number("due time")?),
-            replies: Replies::EMPTY,
-        };
-        let rows_max = self.limits.sessions.rows;
-        let open = self.open()?;
-        open.enter(Section::Rows)?;
-        if open.last_client.is_some_and(|last| last >= client) {
-            return wrong("rows out of order");
-        }
-        if row.due > row.latest || open.shard.sessions.rows().len() >= rows_max {
-            return wrong("an impossible row");
-        }
-        open.last_client = Some(client);
-        open.shard.sessions.restore_row(client, row);
-        Ok(())
-    }
-
     fn reply(&mut self, reader: &mut Reader<'_>) -> Result<(), Wrong> {
-        let sequence = reader.number("sequence")?;
-        let expires = ShardTime(reader.number("expiry")?);
-        let mut outcome = kept::read_outcome(reader)?;
-        if outcome.body().is_none() {
-            return self.kept(sequence, expires, Kept::new(outcome, 0, false));
+        let reply = self.open()?.reply(reader)?;
+        if !reply.has_body() {
+            return self.owned(Owner::Reply(reply));
         }
-        let order = reader.number("body order")?;
-        let dropped = match reader.byte("body flag")? {
-            0 => false,
-            1 => true,
-            _ => return wrong("a body flag that is neither 0 nor 1"),
-        };
         match read_value(reader)? {
             Value::Short(value) => {
-                if (order > 0) == value.is_empty() || (dropped && order > 0) {
-                    return wrong("a body that contradicts its order");
-                }
-                kept::set_body(&mut outcome, value)?;
-                self.kept(sequence, expires, Kept::new(outcome, order, dropped))
+                let mut reply = reply;
+                reply.set_body(value)?;
+                self.owned(Owner::Reply(reply))
             }
-            Value::Long(_) if order == 0 || dropped => wrong("a dropped body that is there"),
-            Value::Long(length) => {
-                let owner = Owner::Reply { sequence, expires, outcome, order };
-                self.expect(owner, length, BODY_BYTES_MAX)
-            }
+            Value::Long(length) => self.expect(Owner::Reply(reply), length, BODY_BYTES_MAX),
         }
     }
 
@@ -311,7 +282,7 @@ impl Builder {
                     previous.value = value;
                 }
             }
-            Owner::Reply { outcome, .. } => kept::set_body(outcome, value)?,
+            Owner::Reply(reply) => reply.set_body(value)?,
         }
         self.owned(owner)
     }
@@ -330,20 +301,7 @@ impl Builder {
                 self.open()?.told(told);
                 Ok(())
             }
-            Owner::Reply { sequence, expires, outcome, order } => {
-                self.kept(sequence, expires, Kept::new(outcome, order, false))
-            }
-        }
-    }
-
-    fn kept(&mut self, sequence: u64, expires: ShardTime, kept: Kept) -> Result<(), Wrong> {
-        let open = self.open()?;
-        let Some(client) = open.last_client else { return wrong("a reply before its row") };
-        let Some(sequence) = NonZeroU64::new(sequence) else { return wrong("a reply to nothing") };
-        if open.shard.sessions.restore_reply(client, Reply { sequence, expires, kept }) {
-            Ok(())
-        } else {
-            wrong("a reply that contradicts its row")
+            Owner::Reply(reply) => self.open()?.replied(reply),
         }
     }
 }

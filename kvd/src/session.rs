@@ -107,6 +107,10 @@ impl Sessions {
         }
     }
 
+    pub(crate) fn limits(&self) -> &SessionLimits {
+        &self.limits
+    }
+
     pub(crate) fn digest(&self) -> u128 {
         self.digest
     }
@@ -200,6 +204,18 @@ impl Sessions {
             self.body_bytes += body_cost(outcome);
             self.drop_oldest_bodies();
         }
+    }
+
+    /// Takes out no more than so many rows; whether some are left.
+    pub(crate) fn discard(&mut self, most: usize) -> bool {
+        let clients: Vec<ClientId> = self.rows.keys().take(most).copied().collect();
+        for client in clients {
+            let Some(row) = self.rows.remove(&client) else { continue };
+            self.due.remove(&(row.due, client));
+            self.digest = self.digest.wrapping_sub(row.digest(&client));
+            self.forget(client, &row.replies);
+        }
+        !self.rows.is_empty()
     }
 
     /// Whether `sweep` has something to do.

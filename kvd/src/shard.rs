@@ -8,6 +8,7 @@
 use crate::{
     changes::ChangeLog,
     command::{Command, Operation},
+    custody::{Custody, MoveNumber},
     digest,
     lease::Leases,
     limits::{REVISIONS_FORGOTTEN_PER_APPLY, SWEEP_ROWS_PER_APPLY},
@@ -41,6 +42,7 @@ impl Group {
 pub(crate) struct ShardLimits {
     pub(crate) sessions: SessionLimits,
     pub(crate) changes_bytes: u64,
+    pub(crate) held_changes_bytes: u64,
 }
 
 /// A shard. Cloning shares everything.
@@ -55,7 +57,9 @@ pub(crate) struct Shard {
     pub(crate) revision: Revision,
     /// Shard time is group time plus this, so that it goes on when the shard moves to a group
     /// with another clock.
-    pub(crate) time_offset_ms: u64,
+    pub(crate) time_offset_ms: i64,
+    pub(crate) custody: Custody,
+    limits: ShardLimits,
 }
 
 impl Shard {
@@ -69,13 +73,31 @@ impl Shard {
             sessions: Sessions::new(limits.sessions),
             revision: Revision(0),
             time_offset_ms: 0,
+            custody: Custody::serving(MoveNumber(0)),
+            limits,
         }
+    }
+
+    /// The same number and limits, with nothing in it.
+    pub(crate) fn emptied(&self) -> Self {
+        Self { custody: self.custody, ..Self::new(self.number, self.limits) }
     }
 
     /// The digest of everything in it.
     pub(crate) fn digest(&self) -> u128 {
+        self.contents_digest().wrapping_add(self.stays())
+    }
+
+    /// What of that does not move with it.
+    pub(crate) fn stays(&self) -> u128 {
+        let held = self.changes.held().map_or(0, |held| held.0 + 1);
+        digest::custody(self.number, self.time_offset_ms, held, self.custody.numbers())
+    }
+
+    /// The digest of what moves with it.
+    pub(crate) fn contents_digest(&self) -> u128 {
         let (compacted, order) = (self.changes.compacted(), self.sessions.next_order());
-        digest::shard(self.number, self.revision, compacted, self.time_offset_ms, order)
+        digest::shard(self.number, self.revision, compacted, order)
             .wrapping_add(self.pairs.digest())
             .wrapping_add(self.changes.digest())
             .wrapping_add(self.leases.digest())
@@ -90,17 +112,23 @@ impl Shard {
 
     /// Its time when the group's is this.
     pub(crate) fn time(&self, group_time_ms: u64) -> ShardTime {
-        ShardTime(group_time_ms.saturating_add(self.time_offset_ms))
+        ShardTime(group_time_ms.saturating_add_signed(self.time_offset_ms))
+    }
+
+    /// Lets its time be this when the group's is that.
+    pub(crate) fn set_time(&mut self, time: ShardTime, group_time_ms: u64) {
+        self.time_offset_ms = time.0.wrapping_sub(group_time_ms).cast_signed();
     }
 
     /// The group's time when its own is this.
     pub(crate) fn group_time_ms(&self, time: ShardTime) -> u64 {
-        time.0.saturating_sub(self.time_offset_ms)
+        time.0.saturating_add_signed(self.time_offset_ms.saturating_neg())
     }
 
-    /// When its first lease is over, by group time.
+    /// When its first lease is over, by group time, if it is served here.
     pub(crate) fn earliest_deadline_ms(&self) -> Option<u64> {
-        self.leases.earliest().map(|deadline| self.group_time_ms(deadline))
+        let earliest = self.leases.earliest().filter(|_| self.custody.serves());
+        earliest.map(|deadline| self.group_time_ms(deadline))
     }
 
     pub(crate) fn header(&self, shards: u32, group_time_ms: u64) -> Header {
@@ -119,6 +147,10 @@ impl Shard {
 
     /// Whether `sweep` has something to forget.
     pub(crate) fn is_due(&self, group_time_ms: u64) -> bool {
+        self.custody.serves() && self.has_expired(group_time_ms)
+    }
+
+    fn has_expired(&self, group_time_ms: u64) -> bool {
         self.sessions.is_due(self.time(group_time_ms)) || self.changes.is_due()
     }
 
@@ -129,8 +161,29 @@ impl Shard {
         self.changes.sweep(REVISIONS_FORGOTTEN_PER_APPLY);
     }
 
+    /// Removes some of what is in it: no more than so many of each; whether something is left. Once
+    /// nothing is, it is as a new one, but that its revisions go on.
+    pub(crate) fn discard(&mut self, most: usize) -> bool {
+        if self.pairs.discard(most) | self.changes.discard(most) | self.sessions.discard(most) {
+            return true;
+        }
+        *self = Self { revision: self.revision, ..self.emptied() };
+        false
+    }
+
+    /// Whether requests to it are executed here.
+    pub(crate) fn check_served(&self) -> Result<(), Refusal> {
+        if self.custody.serves() { Ok(()) } else { Err(Refusal::NotServed { shard: self.number }) }
+    }
+
     /// Executes a command of this shard, once.
     pub(crate) fn apply(&mut self, group: &Group, command: &Command<'_>) -> Response {
+        if let Err(refusal) = self.check_served() {
+            return Response {
+                header: self.header(group.shards, group.time_ms),
+                result: Err(refusal),
+            };
+        }
         let now = self.time(group.time_ms);
         self.sessions.sweep(now, SWEEP_ROWS_PER_APPLY);
         let id = command.id.as_ref().filter(|_| command.operation.takes_id());
@@ -154,12 +207,21 @@ impl Shard {
             },
             None => self.execute(group, command).map(first),
         };
+        if self.changes.bytes() > self.pairs.bytes().max(self.limits.held_changes_bytes) {
+            self.changes.hold(None);
+        }
         self.changes.sweep(REVISIONS_FORGOTTEN_PER_APPLY);
         Response { header: self.header(group.shards, group.time_ms), result }
     }
 
     /// What a Txn that only reads answers.
     pub(crate) fn answer(&self, group: &Group, command: &Command<'_>) -> Response {
+        if let Err(refusal) = self.check_served() {
+            return Response {
+                header: self.header(group.shards, group.time_ms),
+                result: Err(refusal),
+            };
+        }
         let result = match &command.operation {
             Operation::Txn(txn) => {
                 self.guarded(group, command).unwrap_or_else(|| self.ask(command, txn))
@@ -216,6 +278,6 @@ impl Shard {
     }
 }
 
-fn first(outcome: Outcome) -> Answered {
+pub(crate) fn first(outcome: Outcome) -> Answered {
     Answered { outcome, duplicate: false, body_dropped: false }
 }

@@ -1,5 +1,5 @@
 //! All operations against a naive model, in any order, with repeated requests, jumps of time,
-//! snapshots put back in the middle, and recoveries: every outcome, every question and every sum
+//! snapshots put back in the middle, recoveries, and shards that move to another group and back: every outcome, every question and every sum
 //! that is kept up must be what the model says.
 
 mod common;
@@ -24,6 +24,7 @@ use kvd::{
 };
 use naive::{
     Naive, VALUE_BYTES_MAX,
+    elsewhere::Elsewhere,
     steps::{Step, Verb, steps},
 };
 use proptest::prelude::*;
@@ -47,6 +48,7 @@ struct Check {
     limits: MachineLimits,
     /// Leases ever made, by shard.
     made: BTreeMap<u32, Vec<LeaseId>>,
+    elsewhere: Elsewhere,
     sequences: BTreeMap<u32, u64>,
     sent: Vec<Sent>,
     counter: u8,
@@ -71,6 +73,7 @@ impl Check {
             shards,
             limits,
             made: BTreeMap::new(),
+            elsewhere: Elsewhere::new(SHARDS, limits),
             sequences: BTreeMap::new(),
             sent: Vec::new(),
             counter: 0,
@@ -302,6 +305,10 @@ impl Check {
                 }
             }
             Step::Ask(back) => self.ask(*back)?,
+            Step::Move(shard) if self.driven.machine.created().is_some() => {
+                self.elsewhere.go_on(&mut self.driven, *shard);
+            }
+            Step::Move(_) => {}
         }
         prop_assert_eq!(self.driven.machine.digest(), self.driven.machine.recomputed_digest());
         let stored = self.driven.machine.recomputed_stored_bytes();
@@ -544,7 +551,11 @@ proptest! {
     #[test]
     fn a_change_log_that_forgets_early_never_tells_anything_wrong(steps in steps()) {
         let sessions = SessionLimits::default();
-        let limits = MachineLimits { sessions, changes_bytes: 3_000, changes_bytes_per_shard_min: 900 };
+        let limits = MachineLimits {
+            changes_bytes: 3_000,
+            changes_bytes_per_shard_min: 900,
+            ..sessions.into()
+        };
         check(limits, &steps)?;
     }
 }

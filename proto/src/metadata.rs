@@ -41,7 +41,7 @@ pub fn was_never_executed(status: &Status) -> bool {
 /// A refusal as the status of a call.
 pub fn status(refusal: Refusal) -> Status {
     let code = match refusal.reason() {
-        Reason::NotLeader | Reason::Shutdown => Code::Unavailable,
+        Reason::NotLeader | Reason::Shutdown | Reason::WrongGroup => Code::Unavailable,
         Reason::Deadline => Code::DeadlineExceeded,
         Reason::Invalid => Code::InvalidArgument,
         Reason::Limit => Code::ResourceExhausted,

@@ -119,7 +119,8 @@ pub async fn answer<S: StateMachine, A: Ask>(
             | Reason::OtherShards
             | Reason::NoSpace
             | Reason::OutOfRange
-            | Reason::Quota => false,
+            | Reason::Quota
+            | Reason::WrongGroup => false,
         };
         let pause = Instant::now() + RETRY_PAUSE;
         if !again || hops_left == 0 || pause >= deadline {

@@ -83,7 +83,8 @@ impl Application {
             Service::Kv(KvSettings { shards, limits: sessions }) => {
                 // Of the past as little as there can be, as the labs' bounds on snapshots want it.
                 let (changes_bytes, changes_bytes_per_shard_min) = (0, 0);
-                let limits = MachineLimits { sessions, changes_bytes, changes_bytes_per_shard_min };
+                let limits =
+                    MachineLimits { changes_bytes, changes_bytes_per_shard_min, ..sessions.into() };
                 Self::Kv(KvMachine::with_limits(shards, limits))
             }
         }

@@ -139,6 +139,7 @@ pub(crate) fn refused(refusal: &Refusal) -> Refused {
         }
         Refusal::Limit { .. } => never(Reason::Limit, message),
         Refusal::Quota { .. } => never(Reason::Quota, message),
+        Refusal::NotServed { .. } => never(Reason::WrongGroup, message),
         Refusal::OtherShards { .. } => never(Reason::OtherShards, message),
         Refusal::Compacted { .. } | Refusal::NotYet { .. } => never(Reason::OutOfRange, message),
         Refusal::TooFarAhead { .. }
@@ -150,6 +151,9 @@ pub(crate) fn refused(refusal: &Refusal) -> Refused {
         | Refusal::ManyShards
         | Refusal::BadPageToken
         | Refusal::NotReadOnly
+        | Refusal::NoSuchStep { .. }
+        | Refusal::BadHandoff { .. }
+        | Refusal::HandoffDiffers { .. }
         | Refusal::BadCommand(_) => never(Reason::Invalid, message),
     }
 }

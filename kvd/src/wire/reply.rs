@@ -38,8 +38,11 @@ pub(crate) fn answer(
             let Query::Lease { lease, .. } = query else { return None };
             forward_reply::Kind::TimeToLive(lease_state(at, *lease, state))
         }
+        Answer::Refused(refusal) => return Some(Err(refused(&refusal))),
         Answer::Created(_)
         | Answer::View(_)
+        | Answer::Custody(_)
+        | Answer::Contents(_)
         | Answer::Lock(..)
         | Answer::Claim(..)
         | Answer::DueLeases(_) => return None,
@@ -47,9 +50,10 @@ pub(crate) fn answer(
 }
 
 /// The reply to a question about a lock, as [`answer`].
-pub(crate) fn lock_answer(answer: Answer) -> Option<lock::forward_reply::Kind> {
+pub(crate) fn lock_answer(answer: Answer) -> Option<Result<lock::forward_reply::Kind, Refused>> {
     match answer {
-        Answer::Lock(at, state) => Some(lock::forward_reply::Kind::Inspect(inspect(at, state))),
+        Answer::Lock(at, state) => Some(Ok(lock::forward_reply::Kind::Inspect(inspect(at, state)))),
+        Answer::Refused(refusal) => Some(Err(refused(&refusal))),
         _ => None,
     }
 }

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use kvd::{
     KvMachine,
     command::{Bounds, ClientId, Command, Condition, Guard, LeaseId, Operation, RequestId, Tenure},
+    custody::MoveNumber,
+    handoff::{Contents, Piece},
     outcome::{Answer, Answered, Claim, Outcome, Pair, Query, Refusal, Response, Scope, ShardTime},
+    step::{Deed, Step, Stepped},
     view::View,
 };
 use raft::{Applied, Capture, GroupTime, Index, StateMachine, Term};
@@ -56,6 +59,44 @@ impl Driven {
     pub fn guarded(&mut self, guard: Guard<'_>, operation: Operation<'_>) -> Response {
         let command = Command { guard: Some(guard), ..Command::new(self.shards, operation) };
         self.apply_bytes(&command.encode())
+    }
+
+    /// Does a step of a shard's move.
+    pub fn step(
+        &mut self,
+        shard: u32,
+        number: MoveNumber,
+        deed: Deed<'_>,
+    ) -> Result<Stepped, Refusal> {
+        let step = Step { shards: self.shards, shard, number, deed };
+        let response = self.apply_bytes(&step.encode());
+        match response.result?.outcome {
+            Outcome::Stepped(stepped) => Ok(stepped),
+            other => panic!("not what comes of a step: {other:?}"),
+        }
+    }
+
+    pub fn contents(&self, shard: u32) -> Contents {
+        match self.machine.query(Query::Contents(shard)) {
+            Answer::Contents(Some(contents)) => *contents,
+            other => panic!("not the contents of a shard: {other:?}"),
+        }
+    }
+
+    /// Takes in so many pieces of a shard that another group has; whether there were so many.
+    pub fn pull(&mut self, source: &Self, shard: u32, number: MoveNumber, most: usize) -> bool {
+        let wanted = self.contents(shard).wanted().expect("it is coming");
+        let handoff = source.contents(shard).handoff(wanted, 100);
+        let mut handoff = handoff.expect("the source is in the move");
+        for _ in 0..most {
+            let Some(Piece { at, records }) = handoff.next_piece() else { return false };
+            let deed = Deed::Import { at, records: &records };
+            match self.step(shard, number, deed) {
+                Ok(Stepped::Position(_)) => {}
+                other => panic!("a piece is not taken in: {other:?}"),
+            }
+        }
+        true
     }
 
     pub fn outcome(&mut self, operation: Operation<'_>) -> Outcome {

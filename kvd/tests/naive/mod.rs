@@ -3,6 +3,7 @@
 
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
+pub mod elsewhere;
 pub mod steps;
 
 use std::collections::BTreeMap;

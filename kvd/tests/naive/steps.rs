@@ -66,6 +66,8 @@ pub enum Step {
     Recover,
     /// How many revisions back.
     Ask(u64),
+    /// Which shard.
+    Move(u32),
 }
 
 fn lease() -> impl Strategy<Value = Option<Index>> {
@@ -110,6 +112,7 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::PutBack),
         1 => Just(Step::Recover),
         2 => (0_u64..6).prop_map(Step::Ask),
+        6 => (0_u32..3).prop_map(Step::Move),
     ];
     proptest::collection::vec(step, 1..90)
 }

@@ -1,0 +1,160 @@
+//! A shard that comes damaged: whatever happens to a piece on its way, the destination refuses it or
+//! finds in the end that the shard is not the one that was sent, and serves nothing of it.
+
+mod common;
+
+use common::{Driven, chunks};
+use kvd::{
+    command::{ClientId, Condition, Operation, RequestId, Tenure},
+    custody::{MoveNumber, Phase},
+    handoff::Piece,
+    outcome::{Outcome, Refusal, ShardTime},
+    step::{Deed, Frozen, Stepped},
+};
+use raft::StateMachine;
+
+const MOVE: MoveNumber = MoveNumber(1);
+
+/// A group with a shard that has some of everything, frozen; and what it said of it.
+fn source() -> (Driven, Frozen) {
+    let mut source = Driven::new(1);
+    let lease = source.grant(b"granted", 60_000);
+    for number in 0..20_u64 {
+        let (key, value) = (format!("key-{}", number % 7), format!("value-{number}"));
+        let (key, value) = (key.as_bytes(), value.as_bytes());
+        let (condition, with) = (Condition::Always, (number % 3 == 0).then_some(lease));
+        let expires = ShardTime(source.now + 1_000);
+        let id =
+            RequestId { client: ClientId([1; 16]), sequence: number + 1, acknowledged: 3, expires };
+        source.run(
+            Some(id).filter(|_| number > 2),
+            Operation::Put { key, value, condition, lease: with },
+        );
+        if number == 10 {
+            source.outcome(Operation::Compact { shard: 0, revision: None });
+            assert!(matches!(source.step(0, MOVE, Deed::Hold), Ok(Stepped::Held(_))));
+        }
+    }
+    source.outcome(Operation::Delete { key: b"key-3" });
+    source.outcome(Operation::Append { key: b"key-4", value: b"more" });
+    for owner in [b"one", b"two"] {
+        let tenure = Tenure::Own { ttl_ms: 60_000 };
+        let acquire = Operation::Acquire { name: b"lock", tenure, wait_ms: 60_000, owner };
+        assert!(matches!(source.outcome(acquire), Outcome::Held { .. } | Outcome::Queued { .. }));
+    }
+    match source.step(0, MOVE, Deed::Freeze) {
+        Ok(Stepped::Frozen(frozen)) => (source, frozen),
+        other => panic!("not frozen: {other:?}"),
+    }
+}
+
+/// A group that is to take it in.
+fn destination(source: &mut Driven) -> Driven {
+    let mut destination = Driven::new(1);
+    let Ok(Stepped::Held(base)) = source.step(0, MOVE, Deed::Hold) else { panic!("not held") };
+    let begun = destination.step(0, MOVE, Deed::Begin { base });
+    assert!(matches!(begun, Ok(Stepped::Position(_))), "{begun:?}");
+    destination
+}
+
+/// All of it, in pieces.
+fn pieces(source: &Driven, destination: &Driven) -> Vec<Piece> {
+    let wanted = destination.contents(0).wanted().expect("it is coming");
+    let mut handoff = source.contents(0).handoff(wanted, 60).expect("it is leaving");
+    std::iter::from_fn(|| handoff.next_piece()).collect()
+}
+
+/// Takes in pieces as long as they are believed, and serves the shard if it can.
+fn take_in(destination: &mut Driven, pieces: &[Piece], frozen: Frozen) -> Result<Stepped, Refusal> {
+    for Piece { at, records } in pieces {
+        destination.step(0, MOVE, Deed::Import { at: *at, records })?;
+    }
+    destination.step(0, MOVE, Deed::Install { frozen })
+}
+
+/// It serves nothing, and what came goes.
+fn check_discarded(mut destination: Driven) {
+    assert_eq!(destination.contents(0).custody().phase, Phase::Discarding);
+    while destination.step(0, MOVE, Deed::Discard) == Ok(Stepped::Left(true)) {}
+    let machine = &destination.machine;
+    assert_eq!(destination.contents(0).custody().phase, Phase::Absent);
+    assert_eq!((machine.stored_bytes(), machine.session_rows(), machine.leases()), (0, 0, 0));
+    assert_eq!(machine.digest(), machine.recomputed_digest());
+}
+
+#[test]
+fn a_shard_comes_as_it_was_sent() {
+    let (mut source, frozen) = source();
+    let mut destination = destination(&mut source);
+    let pieces = pieces(&source, &destination);
+    assert!(pieces.len() > 5, "{} pieces", pieces.len());
+    assert_eq!(take_in(&mut destination, &pieces, frozen), Ok(Stepped::Done));
+    for driven in [&source, &destination] {
+        assert_eq!(driven.machine.digest(), driven.machine.recomputed_digest());
+    }
+    assert_eq!(source.machine.stored_bytes(), destination.machine.stored_bytes());
+}
+
+#[test]
+fn no_flipped_bit_is_served() {
+    let (mut source, frozen) = source();
+    let fresh = destination(&mut source);
+    let sent = pieces(&source, &fresh);
+    let (mut refused, mut differed) = (0, 0);
+    for (at, piece) in sent.iter().enumerate() {
+        for bit in 0..piece.records.len() * 8 {
+            let mut destination = destination(&mut source);
+            let mut damaged = piece.records.to_vec();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let mut pieces = sent.clone();
+            pieces[at].records = damaged.into();
+            match take_in(&mut destination, &pieces, frozen) {
+                Err(Refusal::BadHandoff { .. }) => refused += 1,
+                Err(Refusal::HandoffDiffers { .. }) => differed += 1,
+                other => panic!("bit {bit} of piece {at} {piece:?}: {other:?}"),
+            }
+            check_discarded(destination);
+        }
+    }
+    assert!(refused > 1_000 && differed > 1_000, "{refused} refused, {differed} differed");
+}
+
+#[test]
+fn no_missing_doubled_or_exchanged_piece_is_served() {
+    let (mut source, frozen) = source();
+    let fresh = destination(&mut source);
+    let sent = pieces(&source, &fresh);
+    for at in 0..sent.len() {
+        let mut missing = sent.clone();
+        missing.remove(at);
+        // One that comes twice is taken in once.
+        let mut doubled = sent.clone();
+        doubled.insert(at, sent[at].clone());
+        let mut taking = destination(&mut source);
+        assert_eq!(take_in(&mut taking, &doubled, frozen), Ok(Stepped::Done));
+        let mut taking = destination(&mut source);
+        let taken = take_in(&mut taking, &missing, frozen);
+        assert!(matches!(taken, Err(Refusal::HandoffDiffers { .. })), "{taken:?}");
+        check_discarded(taking);
+    }
+}
+
+#[test]
+fn a_half_taken_shard_survives_a_snapshot() {
+    let (mut source, frozen) = source();
+    let fresh = destination(&mut source);
+    let sent = pieces(&source, &fresh);
+    let mut destination = destination(&mut source);
+    for piece in &sent {
+        let mut machine = destination.machine.empty();
+        machine.restore(&mut chunks(&destination.machine).into_iter()).expect("its own snapshot");
+        assert_eq!(machine.digest(), destination.machine.digest());
+        assert_eq!(chunks(&machine), chunks(&destination.machine));
+        destination.machine = machine;
+        // Who goes on by what is there asks for the same.
+        assert_eq!(pieces(&source, &destination).first(), Some(piece));
+        let deed = Deed::Import { at: piece.at, records: &piece.records };
+        assert!(matches!(destination.step(0, MOVE, deed), Ok(Stepped::Position(_))));
+    }
+    assert_eq!(take_in(&mut destination, &[], frozen), Ok(Stepped::Done));
+}
