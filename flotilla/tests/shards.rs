@@ -348,7 +348,7 @@ async fn a_watch_tells_all_and_then_what_changes() {
         placements.extend(reply.placements);
     }
     assert_eq!((groups.len(), &groups[0].members[..]), (1, &["127.0.0.1:7301".to_owned()][..]));
-    let rests = Placement { shard: 3, owner: 1, since: 1, last: 1, r#move: None };
+    let rests = Placement { shard: 3, owner: 1, since: 1, last: 1, ..Placement::default() };
     assert_eq!(placements, [rests]);
     // Told again, it is nothing new; older is refused, and another group of its number too.
     let again = client.report(&report(1, 5, vec![settled(3)])).await.unwrap();
@@ -488,6 +488,8 @@ async fn a_recovered_controller_goes_on_with_higher_numbers() {
     assert_eq!((state.latest, &state.groups), (1, &before.groups));
     let gap = 1 << 32;
     assert_eq!(state.revision, before.revision + gap);
+    // What was under way may still be told settled, under the number that it has.
+    assert!(state.placements.iter().all(|it| (it.last, it.recovered_at) == (1, 1)));
     let changed = survivor.change(&join([2]), None).await.unwrap();
     assert_eq!((changed.number, changed.moves.len()), (gap + 2, 8));
 }

@@ -28,7 +28,7 @@ impl KvMachine {
             }
             Query::Time(key) => Answer::Time(self.header_of(&key)),
             Query::Created => Answer::Created(self.created()),
-            Query::View(scope) => Answer::View(self.view(&scope)),
+            Query::View(scope) => self.view(&scope).map_or_else(Answer::Refused, Answer::View),
             Query::Txn(command) => Answer::Txn(self.ask(&command)),
             Query::Lease { lease, attached } => {
                 let header = self.header(lease.shard());
@@ -57,16 +57,14 @@ impl KvMachine {
         }
     }
 
-    /// Whether the shard that a question is about is served here. A Txn is answered by the shard
-    /// itself, and a view of many shards shows those that are.
+    /// Whether the shard that a question is about is served here, unless it finds out by itself.
     fn check_asked(&self, query: &Query) -> Result<(), Refusal> {
         let shards = self.shards();
         let number = match query {
             Query::Get(key) | Query::Time(key) | Query::Lock(key) => shard_of(key, shards),
             Query::Claim { name, .. } => shard_of(name, shards),
             Query::Lease { lease, .. } => lease.shard(),
-            Query::View(Scope::Shard(number)) => *number,
-            Query::View(Scope::All | Scope::Ranges(_))
+            Query::View(_)
             | Query::Txn(_)
             | Query::Created
             | Query::DueLeases { .. }
@@ -80,7 +78,7 @@ impl KvMachine {
         self.shards.get(shard_of(key, self.shards()) as usize)
     }
 
-    fn view(&self, scope: &Scope) -> View {
+    fn view(&self, scope: &Scope) -> Result<View, Refusal> {
         let shards = self.shards();
         let wanted: Option<Vec<u32>> = match scope {
             Scope::All => None,
@@ -96,13 +94,17 @@ impl KvMachine {
         wanted.sort_unstable();
         wanted.dedup();
         wanted.retain(|number| *number < shards);
-        let parts =
-            wanted.into_iter().filter_map(|number| match self.shards.get(number as usize) {
-                Some(shard) => shard.custody.serves().then(|| part(shard)),
+        let mut parts = Vec::with_capacity(wanted.len());
+        for number in wanted {
+            match self.shards.get(number as usize).map(|shard| (shard, shard.check_served())) {
+                Some((shard, Ok(()))) => parts.push(part(shard)),
+                Some((_, Err(_))) if *scope == Scope::All => {}
+                Some((_, Err(refusal))) => return Err(refusal),
                 // Before the first command there are none, and they are looked at all the same.
-                None => Some(part(&self.empty_shard(number))),
-            });
-        View { shards, parts: parts.collect() }
+                None => parts.push(part(&self.empty_shard(number))),
+            }
+        }
+        Ok(View { shards, parts })
     }
 
     fn ask(&self, command: &[u8]) -> Response {

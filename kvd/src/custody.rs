@@ -9,14 +9,12 @@
 use raftd::codec::{Malformed, Reader};
 
 use crate::{
+    digest,
     handoff::{Part, Position},
-    outcome::{Refusal, ShardTime},
+    outcome::{Refusal, Revision, ShardTime},
     shard::{Group, Shard},
     step::{Deed, Frozen, Step, Stepped},
 };
-
-/// How many pairs, changes and rows one step removes at most of a shard that has gone.
-const DISCARDED_PER_STEP: usize = 2_000;
 
 /// Counts the moves of a shard, from 1; the shard controller gives the numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,31 +73,34 @@ impl Custody {
         matches!(self.phase, Phase::Serving { .. })
     }
 
-    pub(crate) fn is_incoming(&self) -> bool {
-        matches!(self.phase, Phase::Incoming { .. })
+    /// Whether not all of the shard is here: it comes, or goes.
+    pub(crate) fn is_partial(&self) -> bool {
+        matches!(self.phase, Phase::Incoming { .. } | Phase::Discarding)
     }
 
     /// All that it says, in numbers: the settled move, the phase, and what belongs to that.
-    pub(crate) fn numbers(&self) -> [u64; 5] {
+    pub(crate) fn numbers(&self) -> [u64; 6] {
         let settled = self.settled.0;
         match self.phase {
-            Phase::Absent => [settled, 0, 0, 0, 0],
-            Phase::Serving { leaving } => [settled, 1, leaving.map_or(0, |number| number.0), 0, 0],
-            Phase::Frozen { number, time } => [settled, 2, number.0, time.0, 0],
-            Phase::Incoming { number, position } => {
-                [settled, 3, number.0, position.part as u64, position.records]
+            Phase::Absent => [settled, 0, 0, 0, 0, 0],
+            Phase::Serving { leaving } => {
+                [settled, 1, leaving.map_or(0, |number| number.0), 0, 0, 0]
             }
-            Phase::Discarding => [settled, 4, 0, 0, 0],
+            Phase::Frozen { number, time } => [settled, 2, number.0, time.0, 0, 0],
+            Phase::Incoming { number, position: Position { base, part, records } } => {
+                [settled, 3, number.0, part as u64, records, base.0]
+            }
+            Phase::Discarding => [settled, 4, 0, 0, 0, 0],
         }
     }
 
     /// Reads the numbers back.
     pub(crate) fn take(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let mut numbers = [0; 5];
+        let mut numbers = [0; 6];
         for number in &mut numbers {
             *number = reader.number("custody")?;
         }
-        let [settled, phase, number, more, records] = numbers;
+        let [settled, phase, number, more, records, base] = numbers;
         let (settled, number) = (MoveNumber(settled), MoveNumber(number));
         let leaving = (number.0 > 0).then_some(number);
         let phase = match phase {
@@ -108,7 +109,8 @@ impl Custody {
             2 => Phase::Frozen { number, time: ShardTime(more) },
             3 => {
                 let part = Part::of(more).ok_or(Malformed("part of a shard"))?;
-                Phase::Incoming { number, position: Position { part, records } }
+                let position = Position { base: Revision(base), part, records };
+                Phase::Incoming { number, position }
             }
             4 => Phase::Discarding,
             _ => return Err(Malformed("phase")),
@@ -167,19 +169,23 @@ impl Shard {
             }
             // Its destination begins anew.
             (Deed::Hold, _, Some(_)) => Stepped::Held(self.changes.oldest()),
-            (Deed::Freeze, Phase::Serving { .. }, _) if fresh => {
+            (Deed::Freeze, Phase::Serving { leaving }, _)
+                if leaving == Some(number) && self.changes.held().is_some() =>
+            {
                 let time = self.time(group.time_ms);
-                self.changes.hold(Some(self.changes.oldest()));
                 self.changes.forget_unheld();
                 self.custody.phase = Phase::Frozen { number, time };
                 Stepped::Frozen(self.frozen(time))
             }
             (Deed::Freeze, _, Some(time)) => Stepped::Frozen(self.frozen(time)),
+            // One that comes late leaves a later move alone.
+            (Deed::Cancel, Phase::Serving { leaving: Some(later) }, _) if later > number => {
+                self.custody.settled = settled.max(number);
+                Stepped::Done
+            }
             (Deed::Cancel, Phase::Serving { .. }, _) => {
-                if fresh {
-                    self.changes.hold(None);
-                    self.custody = Custody::serving(number);
-                }
+                self.changes.hold(None);
+                self.custody = Custody::serving(settled.max(number));
                 Stepped::Done
             }
             (Deed::Unfreeze, _, Some(time)) => {
@@ -222,8 +228,9 @@ impl Shard {
             }
             (Deed::Begin { base }, Phase::Absent, _) if fresh => {
                 self.begin(base);
-                self.custody.phase = Phase::Incoming { number, position: Position::START };
-                Stepped::Position(Position::START)
+                let position = Position::start(base);
+                self.custody.phase = Phase::Incoming { number, position };
+                Stepped::Position(position)
             }
             (Deed::Begin { .. }, _, Some(position)) => Stepped::Position(position),
             (Deed::Import { at, records }, _, Some(position)) if at == position => {
@@ -260,12 +267,13 @@ impl Shard {
 
     /// What is said of it when it is frozen at a time.
     fn frozen(&self, time: ShardTime) -> Frozen {
-        Frozen { revision: self.revision, time, digest: self.contents_digest() }
+        let digest = self.contents_digest().wrapping_add(digest::frozen(self.number, time.0));
+        Frozen { revision: self.revision, time, digest }
     }
 
     /// Removes some of it; the rest follows.
     fn let_go(&mut self, settled: MoveNumber) -> Stepped {
-        let left = self.discard(DISCARDED_PER_STEP);
+        let left = self.discard();
         let phase = if left { Phase::Discarding } else { Phase::Absent };
         self.custody = Custody { settled, phase };
         Stepped::Left(left)

@@ -26,6 +26,7 @@ const SEED_LEASE: u64 = 12;
 const SEED_LOCK: u64 = 13;
 const SEED_WAITER: u64 = 14;
 const SEED_CUSTODY: u64 = 15;
+const SEED_FROZEN: u64 = 16;
 
 /// Collects fixed-size numbers for one hash without allocating.
 struct Numbers {
@@ -167,9 +168,14 @@ pub(crate) fn shard(shard: u32, revision: Revision, compacted: Revision, next_or
 }
 
 /// What a shard contributes that does not move with it.
-pub(crate) fn custody(shard: u32, time_offset_ms: i64, held: u64, custody: [u64; 5]) -> u128 {
+pub(crate) fn custody(shard: u32, time_offset_ms: i64, held: u64, custody: [u64; 6]) -> u128 {
     let numbers = Numbers::new().number(u64::from(shard)).number(time_offset_ms.cast_unsigned());
     custody.into_iter().fold(numbers.number(held), Numbers::number).hash(SEED_CUSTODY)
+}
+
+/// What the time of a shard contributes that stands still.
+pub(crate) fn frozen(shard: u32, time: u64) -> u128 {
+    Numbers::new().number(u64::from(shard)).number(time).hash(SEED_FROZEN)
 }
 
 /// What the machine itself contributes.

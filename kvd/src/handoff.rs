@@ -71,6 +71,8 @@ impl Part {
 /// How much of a shard is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
+    /// The revision as of which the pairs are copied.
+    pub base: Revision,
     /// In which part the next record may still be.
     pub part: Part,
     /// How many records are there.
@@ -79,7 +81,9 @@ pub struct Position {
 
 impl Position {
     /// Nothing is there.
-    pub const START: Self = Self { part: Part::Pairs, records: 0 };
+    pub(crate) fn start(base: Revision) -> Self {
+        Self { base, part: Part::Pairs, records: 0 }
+    }
 }
 
 /// The last record of a part that is there: a key; a key and its revision; a lease; a lock and the
@@ -97,8 +101,6 @@ pub struct Cursor {
 pub struct Wanted {
     /// By which move.
     pub number: MoveNumber,
-    /// The revision as of which it copies the pairs.
-    pub base: Revision,
     /// How much it has.
     pub position: Position,
     /// The last that it has of that part.
@@ -152,7 +154,6 @@ impl Eq for Contents {}
 #[derive(Clone, Debug)]
 pub struct Handoff {
     shard: Shard,
-    base: Revision,
     /// What the keys that were changed since the base held then.
     then: BTreeMap<Key, Option<Arc<Pair>>>,
     out: Out,
@@ -169,7 +170,8 @@ struct Out {
 
 impl Handoff {
     fn new(shard: Shard, wanted: Wanted, piece_bytes: usize) -> Result<Self, Refusal> {
-        let Wanted { number, base, position, cursor } = wanted;
+        let Wanted { number, position, cursor } = wanted;
+        let base = position.base;
         let leaving = match shard.custody.phase {
             Phase::Serving { leaving } => leaving,
             Phase::Frozen { number, .. } => Some(number),
@@ -190,7 +192,7 @@ impl Handoff {
             }
         }
         let out = Out { position, cursor, records: Vec::new(), piece_bytes };
-        Ok(Self { shard, base, then, out })
+        Ok(Self { shard, then, out })
     }
 
     /// Whether it goes on to the end, and not only to what was changed when it was asked for.
@@ -201,12 +203,12 @@ impl Handoff {
     /// What comes next; none: nothing more.
     pub fn next_piece(&mut self) -> Option<Piece> {
         let frozen = self.is_frozen();
-        let Self { shard, base, then, out } = self;
+        let Self { shard, then, out } = self;
         let at = out.position;
         while out.has_room() {
             match out.position.part {
                 Part::Pairs => put_pairs(shard, then, out),
-                Part::Changes => put_changes(shard, *base, out),
+                Part::Changes => put_changes(shard, out),
                 Part::Leases => put_leases(shard, out),
                 Part::Locks => put_locks(shard, out),
                 Part::Rows => put_rows(shard, out),
@@ -241,7 +243,7 @@ impl Out {
     fn record(&mut self, kind: u8, name: &[u8], number: u64, put: impl FnOnce(&mut Vec<u8>)) {
         self.records.push(kind);
         put(&mut self.records);
-        self.position.records += 1;
+        self.position.records = self.position.records.wrapping_add(1);
         self.cursor = Cursor { name: name.to_vec(), number };
     }
 }
@@ -266,10 +268,11 @@ fn put_pairs(shard: &Shard, then: &BTreeMap<Key, Option<Arc<Pair>>>, out: &mut O
     }
 }
 
-fn put_changes(shard: &Shard, base: Revision, out: &mut Out) {
+fn put_changes(shard: &Shard, out: &mut Out) {
     let Cursor { name, number } = out.cursor.clone();
     // Without a key nothing was told yet; otherwise the revision may have more.
-    let after = if name.is_empty() { base } else { Revision(number - 1) };
+    let told_some = !name.is_empty();
+    let after = if told_some { Revision(number.saturating_sub(1)) } else { out.position.base };
     let told = (Revision(number), &name[..]);
     let changes = shard.changes.after(after);
     for (revision, change) in changes.filter(|(at, change)| (*at, &change.key[..]) > told) {
@@ -401,7 +404,6 @@ impl Shard {
     /// Where a source is to go on, if the shard is coming.
     pub(crate) fn wanted(&self) -> Option<Wanted> {
         let Phase::Incoming { number, position } = self.custody.phase else { return None };
-        let base = self.changes.compacted();
         let last = match position.part {
             Part::Pairs => self.pairs.map().get_max().map(|(key, _)| (key.to_vec(), 0)),
             Part::Changes => self.changes.last().map(|(revision, key)| (key.to_vec(), revision.0)),
@@ -415,7 +417,7 @@ impl Shard {
             }),
         };
         let cursor = last.map_or_else(Cursor::default, |(name, number)| Cursor { name, number });
-        Some(Wanted { number, base, position, cursor })
+        Some(Wanted { number, position, cursor })
     }
 
     /// Takes in what follows on a position: all of it or nothing.
@@ -428,7 +430,7 @@ impl Shard {
         position: Position,
         records: &[u8],
     ) -> Result<Position, Wrong> {
-        let Position { mut part, records: mut count } = position;
+        let Position { base, mut part, records: mut count } = position;
         let mut rebuild = Rebuild::resume(self.clone(), shards);
         let mut reader = Reader::new(records);
         while !reader.is_empty() {
@@ -469,10 +471,10 @@ impl Shard {
                     rebuild.replied(reply)?;
                 }
             }
-            count += 1;
+            count = count.wrapping_add(1);
         }
         *self = rebuild.shard;
-        Ok(Position { part, records: count })
+        Ok(Position { base, part, records: count })
     }
 }
 

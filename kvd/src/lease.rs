@@ -141,6 +141,15 @@ impl Leases {
         self.expected.entry(id).or_default().insert(key.clone());
     }
 
+    /// Takes out no more than so many leases; whether some are left.
+    pub(crate) fn discard(&mut self, most: usize) -> bool {
+        for _ in 0..most {
+            let Some(id) = self.leases.get_min().map(|(id, _)| *id) else { return false };
+            self.remove(id);
+        }
+        !self.leases.is_empty()
+    }
+
     /// Whether all leases that keys name are there.
     pub(crate) fn is_whole(&self) -> bool {
         self.expected.is_empty()

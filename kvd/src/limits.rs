@@ -65,6 +65,13 @@ pub const CHANGES_BYTES_PER_SHARD_MIN: u64 = 64 * 1024;
 /// pairs if that is more. Beyond it the copy begins anew.
 pub const HELD_CHANGES_BYTES: u64 = 64 * 1024 * 1024;
 
+/// How many pairs, changes, rows, locks or leases one step removes at most of a shard that has gone to
+/// another group.
+pub const DISCARDED_PER_STEP: usize = 1_000;
+
+/// How many bytes of values it removes, about.
+pub const DISCARDED_BYTES_PER_STEP: usize = 1024 * 1024;
+
 /// What a change costs beside its key and the value from before it.
 pub const CHANGE_OVERHEAD_BYTES: u64 = 256;
 

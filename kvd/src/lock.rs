@@ -117,6 +117,19 @@ impl Locks {
         self.digest = self.digest.wrapping_add(digest::waiter(name, arrival, waiter));
     }
 
+    /// Takes out no more than so many locks, each with its queue; whether some are left.
+    pub(crate) fn discard(&mut self, most: usize) -> bool {
+        for _ in 0..most {
+            let Some((name, lock)) = self.locks.get_min() else { return false };
+            let (name, waiters) = (name.clone(), lock.waiters.clone());
+            for arrival in waiters.keys() {
+                self.dequeue(&name, *arrival);
+            }
+            self.remove(&name);
+        }
+        !self.locks.is_empty()
+    }
+
     /// The first of the queue.
     pub(crate) fn first(&self, name: &[u8]) -> Option<Revision> {
         self.locks.get(name)?.waiters.get_min().map(|(arrival, _)| *arrival)

@@ -17,7 +17,8 @@ use crate::{
     digest,
     encoding::Entry,
     limits::{
-        CHANGES_BYTES_MAX, CHANGES_BYTES_PER_SHARD_MIN, HELD_CHANGES_BYTES, PairLimits, SHARDS_MAX,
+        CHANGES_BYTES_MAX, CHANGES_BYTES_PER_SHARD_MIN, DISCARDED_PER_STEP, HELD_CHANGES_BYTES,
+        PairLimits, SHARDS_MAX,
     },
     outcome::{Answer, Header, Outcome, Query, Refusal, Response, Revision},
     restore,
@@ -41,6 +42,8 @@ pub struct MachineLimits {
     pub changes_bytes_per_shard_min: u64,
     /// Bytes of a shard's change log that it may have while the shard is copied.
     pub held_changes_bytes: u64,
+    /// Pairs, changes, rows, locks or leases that one step removes of a shard that has gone.
+    pub discarded_per_step: usize,
 }
 
 impl Default for MachineLimits {
@@ -56,6 +59,7 @@ impl From<SessionLimits> for MachineLimits {
             changes_bytes: CHANGES_BYTES_MAX,
             changes_bytes_per_shard_min: CHANGES_BYTES_PER_SHARD_MIN,
             held_changes_bytes: HELD_CHANGES_BYTES,
+            discarded_per_step: DISCARDED_PER_STEP,
         }
     }
 }
@@ -65,8 +69,8 @@ impl MachineLimits {
     pub(crate) fn of_shard(&self, shards: u32) -> ShardLimits {
         let part = self.changes_bytes / u64::from(shards.max(1));
         let changes_bytes = part.max(self.changes_bytes_per_shard_min);
-        let held_changes_bytes = self.held_changes_bytes;
-        ShardLimits { sessions: self.sessions, changes_bytes, held_changes_bytes }
+        let Self { sessions, held_changes_bytes, discarded_per_step, .. } = *self;
+        ShardLimits { sessions, changes_bytes, held_changes_bytes, discarded_per_step }
     }
 }
 
@@ -296,7 +300,7 @@ impl StateMachine for KvMachine {
     fn recover(&mut self) {
         self.recoveries += 1;
         for shard in &mut self.shards {
-            shard.revision.0 += RECOVERY_GAP;
+            shard.revision.0 = shard.revision.0.saturating_add(RECOVERY_GAP);
         }
         self.digest = sum(&self.shards);
     }

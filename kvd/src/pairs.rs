@@ -12,7 +12,7 @@ use raft::RECOVERY_GAP;
 use crate::{
     command::LeaseId,
     digest,
-    limits::PAIR_OVERHEAD_BYTES,
+    limits::{DISCARDED_BYTES_PER_STEP, PAIR_OVERHEAD_BYTES},
     outcome::{Key, Pair, Revision, Version},
     view::Change,
 };
@@ -92,11 +92,17 @@ impl Pairs {
         self.map.insert(key, Arc::new(pair)).is_none()
     }
 
-    /// Takes out no more than so many pairs; whether some are left.
+    /// Takes out no more than so many pairs, and of large ones few; whether some are left.
     pub(crate) fn discard(&mut self, most: usize) -> bool {
-        let keys: Vec<Key> = self.map.keys().take(most).cloned().collect();
-        for key in keys {
+        let mut bytes = 0;
+        for _ in 0..most {
+            let Some((key, pair)) = self.map.get_min() else { return false };
+            bytes += pair.value.len();
+            let key = key.clone();
             self.set(&key, None, false);
+            if bytes >= DISCARDED_BYTES_PER_STEP {
+                break;
+            }
         }
         !self.map.is_empty()
     }

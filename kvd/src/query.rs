@@ -60,11 +60,11 @@ pub enum Query {
 /// Which shards a [`View`] shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// All of them.
+    /// All that are served here.
     All,
-    /// This one, if there is such a shard.
+    /// This one, if there is such a shard. It must be served here.
     Shard(u32),
-    /// Those in which keys of these ranges may be.
+    /// Those in which keys of these ranges may be. All of them must be served here.
     Ranges(Vec<crate::range::Range>),
 }
 

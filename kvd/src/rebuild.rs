@@ -194,13 +194,15 @@ impl Rebuild {
             return wrong("a pair with impossible revisions");
         }
         if let Some(id) = pair.lease {
+            let partial = self.shard.custody.is_partial();
             let leases = &mut self.shard.leases;
             match leases.get(id) {
+                Some(_) if partial => leases.attach(id, &key),
                 Some(lease) if lease.is_waiting() || lease.keys.len() >= KEYS_PER_LEASE_MAX => {
                     return wrong(format!("a pair under lease {id}, which can't have it"));
                 }
                 Some(_) => leases.attach(id, &key),
-                None if self.shard.custody.is_incoming() => leases.expect(id, &key),
+                None if partial => leases.expect(id, &key),
                 None => return wrong(format!("a pair under lease {id}, which is not there")),
             }
         }
@@ -298,7 +300,7 @@ impl Rebuild {
                 !lease.locks.contains_key(own) || lease.is_waiting() && lease.locks.len() > 1
             }
         };
-        let whole = !self.shard.custody.is_incoming();
+        let whole = !self.shard.custody.is_partial();
         if whole && self.shard.leases.map().values().any(unheld) {
             return wrong("a lease of a lock that is not its");
         }

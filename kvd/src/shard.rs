@@ -43,6 +43,7 @@ pub(crate) struct ShardLimits {
     pub(crate) sessions: SessionLimits,
     pub(crate) changes_bytes: u64,
     pub(crate) held_changes_bytes: u64,
+    pub(crate) discarded_per_step: usize,
 }
 
 /// A shard. Cloning shares everything.
@@ -161,10 +162,17 @@ impl Shard {
         self.changes.sweep(REVISIONS_FORGOTTEN_PER_APPLY);
     }
 
-    /// Removes some of what is in it: no more than so many of each; whether something is left. Once
-    /// nothing is, it is as a new one, but that its revisions go on.
-    pub(crate) fn discard(&mut self, most: usize) -> bool {
-        if self.pairs.discard(most) | self.changes.discard(most) | self.sessions.discard(most) {
+    /// Removes some of what is in it; whether something is left. Once nothing is, it is as a new one,
+    /// but that its revisions go on. What is left may be told in a snapshot: no change is there
+    /// without what it led to, and no lock without its lease.
+    pub(crate) fn discard(&mut self) -> bool {
+        let most = self.limits.discarded_per_step;
+        let left = self.changes.discard(most)
+            || self.pairs.discard(most)
+            || self.sessions.discard(most)
+            || self.locks.discard(most)
+            || self.leases.discard(most);
+        if left {
             return true;
         }
         *self = Self { revision: self.revision, ..self.emptied() };

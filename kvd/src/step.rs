@@ -130,6 +130,7 @@ impl<'a> Step<'a> {
             Deed::Import { at, records } => {
                 out.extend_from_slice(&[DEED_IMPORT, at.part as u8]);
                 put_number(&mut out, at.records);
+                put_number(&mut out, at.base.0);
                 out.extend_from_slice(records);
             }
             Deed::Install { frozen: Frozen { revision, time, digest } } => {
@@ -169,7 +170,8 @@ impl<'a> Step<'a> {
             DEED_IMPORT => {
                 let part = Part::of(reader.byte("part of a shard")?.into());
                 let part = part.ok_or(Malformed("part of a shard"))?;
-                let at = Position { part, records: reader.number("records")? };
+                let records = reader.number("records")?;
+                let at = Position { part, records, base: Revision(reader.number("base")?) };
                 Deed::Import { at, records: reader.rest() }
             }
             DEED_INSTALL => {
@@ -197,7 +199,7 @@ mod tests {
     use crate::command::COMMAND_VERSION;
 
     fn deeds() -> Vec<Deed<'static>> {
-        let at = Position { part: Part::Locks, records: 1 << 40 };
+        let at = Position { base: Revision(9), part: Part::Locks, records: 1 << 40 };
         let (revision, time) = (Revision(300), ShardTime(u64::MAX));
         vec![
             Deed::Create,

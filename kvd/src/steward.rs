@@ -4,6 +4,8 @@
 //! moves are over, and how they ended. So it may look at an old map, and do things twice or late. Who
 //! leads a group carries it out; the order of the steps of a move is the log's business (`custody.rs`).
 
+use raft::RECOVERY_GAP;
+
 use crate::{
     custody::{Custody, MoveNumber, Phase},
     step::Deed,
@@ -21,6 +23,8 @@ pub struct Placement {
     pub since: MoveNumber,
     /// The latest move that there is or was.
     pub last: MoveNumber,
+    /// The latest that the controller knew of when it was recovered last.
+    pub recovered_at: MoveNumber,
     /// That move, if it is under way.
     pub moving: Option<Move>,
 }
@@ -62,14 +66,22 @@ pub enum Ended {
 }
 
 impl Placement {
-    /// Whether a move has ended, somehow.
+    /// Whether a move has ended, or is not wanted any more.
     fn is_over(&self, number: MoveNumber) -> bool {
         number < self.last || number == self.last && self.moving.is_none()
     }
 
+    /// Whether the controller knows how a move that is over has ended. Of those before a recovery of
+    /// its own, which shows in the numbers, it may have lost that, and that they were begun.
+    fn is_known(&self, number: MoveNumber) -> bool {
+        let time = |number: MoveNumber| number.0 / RECOVERY_GAP;
+        time(number) == time(self.last)
+            || number <= self.recovered_at && time(number) == time(self.recovered_at)
+    }
+
     /// What a group is to do next about the shard; none: nothing for now.
     pub fn act(&self, group: GroupNumber, custody: &Custody) -> Option<Act> {
-        let Self { owner, since, last, moving } = *self;
+        let Self { owner, since, last, moving, .. } = *self;
         let Custody { settled, phase } = *custody;
         let coming = moving.filter(|moving| moving.to == group);
         let leaving = moving.filter(|_| owner == Some(group));
@@ -92,20 +104,32 @@ impl Placement {
                     let report = Act::Report(last, Ended::Cancelled);
                     return Some(if done { report } else { Act::Propose(last, Deed::Cancel) });
                 }
+                if since > settled && owner.is_some_and(|owner| owner != group) {
+                    // It was given away, and a recovery of this group has lost that.
+                    return Some(Act::Propose(
+                        since,
+                        if held == Some(since) { Deed::Freeze } else { Deed::Hold },
+                    ));
+                }
                 let over = held.filter(|number| self.is_over(*number))?;
                 Some(Act::Propose(over, Deed::Cancel))
             }
-            Phase::Frozen { number, .. } if self.is_over(number) => {
-                // Who still has it after the move was given up; who has it since did not give it up.
-                let gone = since >= number;
-                Some(Act::Propose(number, if gone { Deed::Delete } else { Deed::Unfreeze }))
+            Phase::Frozen { number, .. } => {
+                let known = self.is_over(number) && self.is_known(number);
+                let gone = owner != Some(group) && (since == number || since > number && known);
+                match (gone, known) {
+                    (true, _) => Some(Act::Propose(number, Deed::Delete)),
+                    (false, true) => Some(Act::Propose(number, Deed::Unfreeze)),
+                    (false, false) => None,
+                }
             }
-            Phase::Frozen { .. } => None,
             Phase::Incoming { number, .. } => match (coming, owner) {
                 (Some(Move { cancelling: false, .. }), Some(from)) if last == number => {
                     Some(Act::Pull { number, from })
                 }
                 (Some(_), _) if last == number => Some(Act::Propose(number, Deed::Abort)),
+                // What was installed, and a recovery of this group has lost that, may be the last copy.
+                _ if since == number && owner == Some(group) => None,
                 _ if self.is_over(number) => Some(Act::Propose(number, Deed::Abort)),
                 _ => None,
             },

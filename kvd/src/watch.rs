@@ -197,10 +197,14 @@ impl Watcher {
             }
             // Noted before it is read, so that nothing applied meanwhile is missed.
             let state = self.states.borrow_and_update().clone();
-            if let Some(state) = state
-                && self.read(state).await?
-            {
-                continue;
+            if let Some(state) = state {
+                if let Some(shard) = self.cursors.keys().find(|it| state.header(**it).is_none()) {
+                    let refusal = Refusal::NotServed { shard: *shard };
+                    return Err(edge::status(wire::refused(&refusal)));
+                }
+                if self.read(state).await? {
+                    continue;
+                }
             }
             let stopping = || edge::status(refused(&Refused::Shutdown));
             tokio::select! {

@@ -5,6 +5,7 @@ mod common;
 
 use common::{Driven, chunks};
 use kvd::{
+    KvMachine, MachineLimits,
     command::{ClientId, Condition, Operation, RequestId, Tenure},
     custody::{MoveNumber, Phase},
     handoff::Piece,
@@ -50,7 +51,8 @@ fn source() -> (Driven, Frozen) {
 
 /// A group that is to take it in.
 fn destination(source: &mut Driven) -> Driven {
-    let mut destination = Driven::new(1);
+    let limits = MachineLimits { discarded_per_step: 2, ..MachineLimits::default() };
+    let mut destination = Driven::around(KvMachine::with_limits(1, limits), 1);
     let Ok(Stepped::Held(base)) = source.step(0, MOVE, Deed::Hold) else { panic!("not held") };
     let begun = destination.step(0, MOVE, Deed::Begin { base });
     assert!(matches!(begun, Ok(Stepped::Position(_))), "{begun:?}");
@@ -75,7 +77,15 @@ fn take_in(destination: &mut Driven, pieces: &[Piece], frozen: Frozen) -> Result
 /// It serves nothing, and what came goes.
 fn check_discarded(mut destination: Driven) {
     assert_eq!(destination.contents(0).custody().phase, Phase::Discarding);
-    while destination.step(0, MOVE, Deed::Discard) == Ok(Stepped::Left(true)) {}
+    loop {
+        // What is half gone can be told in a snapshot, too.
+        let mut machine = destination.machine.empty();
+        machine.restore(&mut chunks(&destination.machine).into_iter()).expect("its own snapshot");
+        assert_eq!(machine.digest(), destination.machine.digest());
+        if destination.step(0, MOVE, Deed::Discard) == Ok(Stepped::Left(false)) {
+            break;
+        }
+    }
     let machine = &destination.machine;
     assert_eq!(destination.contents(0).custody().phase, Phase::Absent);
     assert_eq!((machine.stored_bytes(), machine.session_rows(), machine.leases()), (0, 0, 0));

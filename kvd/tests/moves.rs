@@ -56,6 +56,10 @@ struct World {
     /// The locks that are held, with their leases and tokens.
     locks: BTreeMap<Vec<u8>, (LeaseId, u64)>,
     moves: u64,
+    /// Whether steps are lost.
+    lossy: bool,
+    /// Whether the controller was recovered, of which nothing was lost.
+    recovered: bool,
     /// How often a copy began anew, since the source did not keep what it needs.
     restarts: u64,
 }
@@ -79,6 +83,7 @@ impl World {
             changes_bytes_per_shard_min: 2_000,
             changes_bytes: 2_000,
             held_changes_bytes: 2_500,
+            discarded_per_step: 3,
             ..SessionLimits::default().into()
         };
         let group = |_| {
@@ -99,6 +104,8 @@ impl World {
             executed: Vec::new(),
             locks,
             moves: 0,
+            lossy: true,
+            recovered: false,
             restarts: 0,
         };
         for at in 0..GROUPS {
@@ -144,6 +151,7 @@ impl World {
             owner: placement.owner.map(|owner| owner.0.get()),
             since: MoveNumber(placement.since.0),
             last: MoveNumber(placement.last.0),
+            recovered_at: MoveNumber(placement.recovered_at.0),
             moving: placement
                 .moving
                 .map(|it| Move { to: it.to.0.get(), cancelling: it.cancelling }),
@@ -168,9 +176,14 @@ impl World {
         number: MoveNumber,
         deed: Deed<'_>,
     ) -> Result<Stepped, Refusal> {
-        let group = &mut self.groups[at];
-        group.sent.push(Step { shards: SHARDS, shard, number, deed }.encode());
-        group.store.step(shard, number, deed)
+        let step = Step { shards: SHARDS, shard, number, deed };
+        self.groups[at].sent.push(step.encode());
+        // Some come only later, to a group that has gone on.
+        if self.lossy && self.rng.random_range(0..10) == 0 {
+            let custody = self.custody(at, shard);
+            return Err(Refusal::NoSuchStep { shard, number, custody });
+        }
+        self.groups[at].store.step(shard, number, deed)
     }
 
     /// A group's leader does what is next about a shard, as far as it gets.
@@ -247,6 +260,9 @@ impl World {
             let deed = Deed::Import { at, records: &records };
             let imported = self.step(to, shard, number, deed);
             assert!(!matches!(imported, Err(Refusal::BadHandoff { .. })), "{imported:?}");
+            if imported.is_err() {
+                return true;
+            }
         }
         true
     }
@@ -386,7 +402,12 @@ impl World {
             80..85 => self.ask_again(),
             85..89 => self.come_late(at),
             89..91 => self.put_back(at),
-            91..95 => {
+            // Of what was before two recoveries it knows no more than a person has to find out.
+            91 if self.index > 100 && !self.recovered => {
+                self.recovered = true;
+                self.controller.recover();
+            }
+            92..95 => {
                 self.groups[at].store.now += self.rng.random_range(0..3_000);
                 self.groups[at].store.pass();
             }
@@ -397,6 +418,7 @@ impl World {
 
     /// Everybody does what there is to do until nothing is left.
     fn settle(&mut self) {
+        self.lossy = false;
         for _ in 0..500 {
             for at in 0..GROUPS {
                 self.look(at);

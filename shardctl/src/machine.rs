@@ -253,14 +253,21 @@ impl ShardMachine {
         }
         if let Request::Adopt(group) = request {
             let (owner, since) = (Some(*group), MoveNumber(1));
-            self.placements.fill(Placement { owner, since, last: since, moving: None });
+            let placement = Placement { owner, since, last: since, ..Placement::default() };
+            self.placements.fill(placement);
         }
+        let floor = self.floor();
         for (shard, placement) in (0..).map(ShardId).zip(&mut self.placements) {
-            placement.follow(shard, &target);
+            placement.follow(shard, &target, floor);
         }
         self.next = Number(target.number.0 + 1);
         self.publish(Arc::new(target));
         Ok(())
+    }
+
+    /// Moves up to this number may have been begun before a recovery, by a state that was lost.
+    fn floor(&self) -> MoveNumber {
+        MoveNumber(self.next.0 / RECOVERY_GAP * RECOVERY_GAP)
     }
 
     fn publish(&mut self, target: Arc<Target>) {
@@ -419,11 +426,11 @@ impl ShardMachine {
         if reported.ok_or(Refusal::Unknown(group))?.identity != identity {
             return Err(Refusal::OtherIdentity(group));
         }
-        let last = target.shards() - 1;
+        let (last, floor) = (target.shards() - 1, self.floor());
         let placement = self.placements.get_mut(shard.0 as usize);
         let placement = placement.ok_or(Refusal::NoShard { shard, last })?;
         step(placement, group, number)?;
-        placement.follow(shard, &target);
+        placement.follow(shard, &target, floor);
         Ok(())
     }
 }
@@ -474,13 +481,11 @@ impl StateMachine for ShardMachine {
     fn pass(&mut self, _: Applied) {}
 
     /// Configurations were published, and groups have acted on placements, that are not in the state:
-    /// no number is given twice.
+    /// no number is given twice. A move that is under way keeps its own, since it may be told settled.
     fn recover(&mut self) {
         self.next.0 += RECOVERY_GAP;
         self.revision += RECOVERY_GAP;
-        for placement in &mut self.placements {
-            placement.last.0 += RECOVERY_GAP;
-        }
+        self.placements.iter_mut().for_each(|placement| placement.recovered_at = placement.last);
         self.parts_digest = snapshot::digest(self, self.history_digest);
     }
 

@@ -20,6 +20,9 @@ pub struct Placement {
     pub since: MoveNumber,
     /// The move that it is in, or was in last.
     pub last: MoveNumber,
+    /// The latest move that the controller knew of when it was recovered last. Of those behind it with
+    /// numbers of that time nothing is known.
+    pub recovered_at: MoveNumber,
     /// The move that it is in.
     pub moving: Option<Move>,
 }
@@ -39,15 +42,16 @@ pub struct Move {
 pub struct Stale;
 
 impl Placement {
-    /// Begins the move that a configuration asks for, or asks to end the one that it does not.
-    pub fn follow(&mut self, shard: ShardId, target: &Target) {
+    /// Begins the move that a configuration asks for, or asks to end the one that it does not. Its
+    /// number is above `floor`, so that none is given twice that a recovery has lost.
+    pub fn follow(&mut self, shard: ShardId, target: &Target, floor: MoveNumber) {
         // A shard without a wish stays where it is: nobody takes part, and its data is not lost.
         let Some(wanted) = target.owner(shard) else { return };
         match &mut self.moving {
             Some(moving) => moving.cancelling |= moving.to != wanted,
             None if self.owner == Some(wanted) => {}
             None => {
-                self.last.0 += 1;
+                self.last = MoveNumber(self.last.max(floor).0 + 1);
                 self.moving = Some(Move { to: wanted, cancelling: false });
             }
         }
@@ -87,7 +91,7 @@ impl Placement {
 
     /// What always holds of one whose shard shall have this owner.
     pub(crate) fn check(&self, wanted: Option<GroupId>) -> Result<(), &'static str> {
-        if self.since > self.last || self.last.0 > NUMBER_MAX {
+        if self.since > self.last || self.recovered_at > self.last || self.last.0 > NUMBER_MAX {
             return Err("the number of a move cannot be");
         }
         match self.moving {

@@ -129,6 +129,7 @@ fn placement_item(placement: &Placement) -> Vec<u8> {
     put_owner(&mut out, placement.owner);
     put_number(&mut out, placement.since.0);
     put_number(&mut out, placement.last.0);
+    put_number(&mut out, placement.recovered_at.0);
     put_owner(&mut out, placement.moving.map(|moving| moving.to));
     out.extend(placement.moving.map(|moving| u8::from(moving.cancelling)));
     out
@@ -310,12 +311,13 @@ fn take_target(item: &mut Reader<'_>, before: &Target) -> Result<Target, BadSnap
 
 fn take_placement(item: &mut Reader<'_>) -> Result<Placement, Malformed> {
     let owner = take_owner(item)?;
-    let (since, last) = (item.number("number")?, item.number("number")?);
+    let mut number = || item.number("number").map(MoveNumber);
+    let (since, last, recovered_at) = (number()?, number()?, number()?);
     let moving = match take_owner(item)? {
         None => None,
         Some(to) => Some(Move { to, cancelling: flag(item)? }),
     };
-    Ok(Placement { owner, since: MoveNumber(since), last: MoveNumber(last), moving })
+    Ok(Placement { owner, since, last, recovered_at, moving })
 }
 
 fn take_roster(item: &mut Reader<'_>) -> Result<Roster, Malformed> {

@@ -208,7 +208,7 @@ mod tests {
 
     fn placement(shard: u32, owner: u32, moving: Option<(u32, bool)>) -> Placement {
         let r#move = moving.map(|(to, cancelling)| ShardMove { to, cancelling });
-        Placement { shard, owner, since: 1, last: 2, r#move }
+        Placement { shard, owner, since: 1, last: 2, r#move, recovered_at: 0 }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use client::{
-    ShardClient,
+    Rejected, ShardClient,
     shards::{ShardMap, ShardWatch},
 };
 use daemon::{Code, Failure, output::Output, progress::Progress, units};
@@ -29,7 +29,7 @@ pub(super) async fn run(
 ) -> Result<(), Failure> {
     let began = Instant::now();
     let (mut watch, mut shown) = (client.watch(), Shown::default());
-    let reached = follow(&mut watch, arguments.number, &mut shown);
+    let reached = follow(&mut watch, arguments.number, limit.is_some(), &mut shown);
     let reached = timeout(limit.unwrap_or(Duration::MAX), reached).await;
     shown.progress.finish();
     let Ok(reached) = reached else { return Err(in_vain(watch.map())) };
@@ -51,14 +51,20 @@ fn in_vain(map: Option<&ShardMap>) -> Failure {
     Failure::new(Code::TimedOut, message)
 }
 
-/// The map, when it has come about.
+/// The map, when it has come about. Who is `patient` has said for how long, and goes on waiting for a
+/// controller that can't answer.
 async fn follow(
     watch: &mut ShardWatch,
     number: Option<u64>,
+    patient: bool,
     shown: &mut Shown,
 ) -> Result<ShardMap, Failure> {
     loop {
-        let map = watch.next().await.map_err(|rejected| refused(rejected.into()))?;
+        let map = match watch.next().await {
+            Ok(map) => map,
+            Err(Rejected::Unavailable(_)) if patient => continue,
+            Err(rejected) => return Err(refused(rejected.into())),
+        };
         if is_reached(map, number) {
             return Ok(map.clone());
         }

@@ -99,12 +99,19 @@ pub(crate) fn groups(machine: &ShardMachine) -> Vec<pb::Group> {
 }
 
 pub(crate) fn placement(shard: u32, placement: Placement) -> pb::Placement {
-    let Placement { owner, since, last, moving } = placement;
+    let Placement { owner, since, last, recovered_at, moving } = placement;
     let moving = moving.map(|moving| {
         let to = number(Some(moving.to));
         pb::ShardMove { to, cancelling: moving.cancelling }
     });
-    pb::Placement { shard, owner: number(owner), since: since.0, last: last.0, r#move: moving }
+    pb::Placement {
+        shard,
+        owner: number(owner),
+        since: since.0,
+        last: last.0,
+        r#move: moving,
+        recovered_at: recovered_at.0,
+    }
 }
 
 pub(crate) fn group(id: GroupId, roster: &Roster) -> pb::Group {

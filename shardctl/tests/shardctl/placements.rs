@@ -1,5 +1,6 @@
 //! Where shards are, and their moves.
 
+use raft::{RECOVERY_GAP, StateMachine};
 use rand::RngExt;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -57,7 +58,10 @@ fn shards_are_made_move_and_settle_one_move_at_a_time() {
     log.apply(&Command::Settled(step(3, gone, 3))).unwrap();
     log.apply(&Command::Settled(step(3, gone, 3))).unwrap();
     let (owner, since) = (Some(group(3)), MoveNumber(3));
-    assert_eq!(log.placement(gone), Placement { owner, since, last: since, moving: None });
+    assert_eq!(
+        log.placement(gone),
+        Placement { owner, since, last: since, ..Placement::default() }
+    );
     let refused = log.apply(&Command::Settled(step(3, SHARDS, 3)));
     assert_eq!(refused, Err(Refusal::NoShard { shard: ShardId(SHARDS), last: SHARDS - 1 }));
 }
@@ -110,6 +114,7 @@ fn a_move_that_was_not_ended_in_time_is_followed_by_the_next() {
         since: MoveNumber(2),
         last: MoveNumber(3),
         moving: Some(Move { to: group(1), cancelling: false }),
+        ..Placement::default()
     };
     assert_eq!(log.placement(0), there);
 }
@@ -122,7 +127,10 @@ fn what_nobody_shall_have_stays_where_it_is() {
     log.number(leave(&[1]));
     for shard in 0..SHARDS {
         let (owner, since) = (Some(group(1)), MoveNumber(1));
-        assert_eq!(log.placement(shard), Placement { owner, since, last: since, moving: None });
+        assert_eq!(
+            log.placement(shard),
+            Placement { owner, since, last: since, ..Placement::default() }
+        );
     }
     log.number(join(&[2]));
     assert!(log.placement(0).moving.is_some_and(|moving| moving.to == group(2)));
@@ -172,4 +180,24 @@ fn whatever_comes_invariants_hold_and_all_moves_end_where_they_shall() {
             assert_eq!(placement.owner, latest.owner(shard), "seed {seed}, shard {shard}");
         }
     }
+}
+
+#[test]
+fn a_recovery_keeps_the_numbers_of_moves_under_way() {
+    let mut log = Log::new();
+    log.number(join(&[1]));
+    log.settle();
+    log.number(move_to(0, 1));
+    log.number(join(&[2]));
+    log.number(move_to(0, 2));
+    log.machine.recover();
+    let under_way = log.placement(0);
+    assert_eq!((under_way.last, under_way.recovered_at), (MoveNumber(2), MoveNumber(2)));
+    log.apply(&Command::Settled(step(2, 0, 2))).unwrap();
+    log.number(move_to(0, 1));
+    // What was begun and lost had a number below this one.
+    let next = log.placement(0);
+    assert_eq!((next.since, next.last), (MoveNumber(2), MoveNumber(RECOVERY_GAP + 1)));
+    assert_eq!(next.recovered_at, MoveNumber(2));
+    log.machine.check().unwrap();
 }

@@ -94,7 +94,7 @@ fn a_group_with_data_is_adopted_at_the_beginning_only() {
     assert_eq!(log.number(Request::Unpin(ShardId(0))), 0);
     assert_eq!(log.number(Request::Adopt(group(4))), 1);
     let (owner, since) = (Some(group(4)), MoveNumber(1));
-    let there = Placement { owner, since, last: since, moving: None };
+    let there = Placement { owner, since, last: since, ..Placement::default() };
     assert!(log.machine.placements().iter().all(|placement| *placement == there));
     assert_eq!(log.ask(Request::Adopt(group(4))), Err(Refusal::NotEmpty));
     log.number(join(&[5]));
