@@ -104,12 +104,12 @@ impl Placement {
                     let report = Act::Report(last, Ended::Cancelled);
                     return Some(if done { report } else { Act::Propose(last, Deed::Cancel) });
                 }
-                if since > settled && owner.is_some_and(|owner| owner != group) {
-                    // It was given away, and a recovery of this group has lost that.
-                    return Some(Act::Propose(
-                        since,
-                        if held == Some(since) { Deed::Freeze } else { Deed::Hold },
-                    ));
+                // It was given away, and a recovery of this group has lost that. What has never moved
+                // is the data of a store that was alone: nobody gave that away.
+                let given_away = settled.0 > 0 && since > settled && owner != Some(group);
+                if given_away {
+                    let deed = if held == Some(since) { Deed::Freeze } else { Deed::Hold };
+                    return Some(Act::Propose(since, deed));
                 }
                 let over = held.filter(|number| self.is_over(*number))?;
                 Some(Act::Propose(over, Deed::Cancel))
@@ -135,5 +135,57 @@ impl Placement {
             },
             Phase::Discarding => Some(Act::Propose(settled, Deed::Discard)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SELF: GroupNumber = 1;
+    const OTHER: GroupNumber = 2;
+
+    fn placed(owner: GroupNumber, since: u64, last: u64) -> Placement {
+        let (since, last) = (MoveNumber(since), MoveNumber(last));
+        Placement { owner: Some(owner), since, last, ..Placement::default() }
+    }
+
+    fn frozen(number: u64) -> Custody {
+        let (number, time) = (MoveNumber(number), crate::outcome::ShardTime(0));
+        Custody { settled: MoveNumber(1), phase: Phase::Frozen { number, time } }
+    }
+
+    #[test]
+    fn data_of_a_store_that_was_alone_is_left_alone() {
+        let alone = Custody::serving(MoveNumber(0));
+        assert_eq!(placed(OTHER, 4, 4).act(SELF, &alone), None);
+        let given_away = Custody::serving(MoveNumber(2));
+        let hold = Act::Propose(MoveNumber(4), Deed::Hold);
+        assert_eq!(placed(OTHER, 4, 4).act(SELF, &given_away), Some(hold));
+    }
+
+    #[test]
+    fn a_frozen_shard_is_served_again_only_on_the_word_of_who_can_know() {
+        let unfreeze = Some(Act::Propose(MoveNumber(3), Deed::Unfreeze));
+        assert_eq!(placed(SELF, 1, 3).act(SELF, &frozen(3)), unfreeze);
+        assert_eq!(placed(SELF, 1, 2).act(SELF, &frozen(3)), None);
+        // The controller was recovered: it knew of move 3, or only of what was before.
+        let later = RECOVERY_GAP + 1;
+        let recovered = |at| Placement { recovered_at: MoveNumber(at), ..placed(SELF, 1, later) };
+        assert_eq!(recovered(3).act(SELF, &frozen(3)), unfreeze);
+        assert_eq!(recovered(2).act(SELF, &frozen(3)), None);
+        // That the destination has it says so by itself.
+        let delete = Some(Act::Propose(MoveNumber(3), Deed::Delete));
+        assert_eq!(placed(OTHER, 3, later).act(SELF, &frozen(3)), delete);
+    }
+
+    #[test]
+    fn what_was_installed_and_lost_is_not_thrown_away() {
+        let position = crate::handoff::Position::start(crate::outcome::Revision(0));
+        let phase = Phase::Incoming { number: MoveNumber(3), position };
+        let incoming = Custody { settled: MoveNumber(1), phase };
+        assert_eq!(placed(SELF, 3, 3).act(SELF, &incoming), None);
+        let abort = Some(Act::Propose(MoveNumber(3), Deed::Abort));
+        assert_eq!(placed(OTHER, 1, 3).act(SELF, &incoming), abort);
     }
 }
