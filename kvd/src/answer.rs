@@ -121,7 +121,10 @@ impl KvMachine {
         let checked = command.check(&PairLimits::default()).and_then(|()| command.shard());
         match checked {
             Ok(number) => match self.shards.get(number as usize) {
-                Some(shard) => shard.answer(&self.group(), &command),
+                Some(shard) => match shard.check_served() {
+                    Ok(()) => shard.answer(&self.group(), &command),
+                    Err(refusal) => refused(refusal),
+                },
                 None => self.empty_shard(number).answer(&self.group(), &command),
             },
             Err(refusal) => refused(refusal),

@@ -4,8 +4,9 @@
 //! the pairs as they were at the *base*, the revision from which on the source keeps its changes; then
 //! the changes behind it, each with what the key holds since: the destination's pairs and its change
 //! log grow together, as the source's did. All that happens while the source serves. Once it is frozen
-//! come the last changes, its counters, its leases, its locks with their queues, and its exactly-once rows with their replies. Where to go on follows from what the
-//! destination has, so that any member of either group can go on at any record.
+//! come the last changes, its counters, its leases, its locks with their queues, and its exactly-once
+//! rows with their replies. Where to go on follows from what the destination has, so that any member of
+//! either group can go on at any record.
 //!
 //! Total: whatever the records say, the result is a shard that keeps every invariant of its types, or
 //! an error; that it is the right one is told by its digest.
@@ -271,8 +272,10 @@ fn put_pairs(shard: &Shard, then: &BTreeMap<Key, Option<Arc<Pair>>>, out: &mut O
 fn put_changes(shard: &Shard, out: &mut Out) {
     let Cursor { name, number } = out.cursor.clone();
     // Without a key nothing was told yet; otherwise the revision may have more.
-    let told_some = !name.is_empty();
-    let after = if told_some { Revision(number.saturating_sub(1)) } else { out.position.base };
+    let after = match name.is_empty() {
+        true => out.position.base,
+        false => Revision(number.saturating_sub(1)),
+    };
     let told = (Revision(number), &name[..]);
     let changes = shard.changes.after(after);
     for (revision, change) in changes.filter(|(at, change)| (*at, &change.key[..]) > told) {

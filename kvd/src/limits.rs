@@ -81,9 +81,6 @@ pub const REVISIONS_FORGOTTEN_PER_APPLY: usize = 1_000;
 /// What a pair costs beside its key and value, about: its place in the map, two allocations.
 pub const PAIR_OVERHEAD_BYTES: u64 = 192;
 
-/// How long a piece of a shard that moves is, about: one record may exceed it.
-pub const HANDOFF_BYTES: usize = 64 * 1024;
-
 /// The shortest time that a lease lives: it must outlast a few round trips.
 pub const LEASE_TTL_MS_MIN: u64 = 100;
 

@@ -185,6 +185,7 @@ impl KvMachine {
             }
         }
         let number = command.shard()?;
+        self.shards[number as usize].check_served()?;
         let group = self.group();
         Ok(self.change(number, |shard| shard.apply(&group, command)))
     }

@@ -148,11 +148,8 @@ impl Shard {
 
     /// Whether `sweep` has something to forget.
     pub(crate) fn is_due(&self, group_time_ms: u64) -> bool {
-        self.custody.serves() && self.has_expired(group_time_ms)
-    }
-
-    fn has_expired(&self, group_time_ms: u64) -> bool {
-        self.sessions.is_due(self.time(group_time_ms)) || self.changes.is_due()
+        let due = || self.sessions.is_due(self.time(group_time_ms)) || self.changes.is_due();
+        self.custody.serves() && due()
     }
 
     /// Forgets some of what has expired.
@@ -184,14 +181,8 @@ impl Shard {
         if self.custody.serves() { Ok(()) } else { Err(Refusal::NotServed { shard: self.number }) }
     }
 
-    /// Executes a command of this shard, once.
+    /// Executes a command of this shard, which is served, once.
     pub(crate) fn apply(&mut self, group: &Group, command: &Command<'_>) -> Response {
-        if let Err(refusal) = self.check_served() {
-            return Response {
-                header: self.header(group.shards, group.time_ms),
-                result: Err(refusal),
-            };
-        }
         let now = self.time(group.time_ms);
         self.sessions.sweep(now, SWEEP_ROWS_PER_APPLY);
         let id = command.id.as_ref().filter(|_| command.operation.takes_id());
@@ -224,12 +215,6 @@ impl Shard {
 
     /// What a Txn that only reads answers.
     pub(crate) fn answer(&self, group: &Group, command: &Command<'_>) -> Response {
-        if let Err(refusal) = self.check_served() {
-            return Response {
-                header: self.header(group.shards, group.time_ms),
-                result: Err(refusal),
-            };
-        }
         let result = match &command.operation {
             Operation::Txn(txn) => {
                 self.guarded(group, command).unwrap_or_else(|| self.ask(command, txn))

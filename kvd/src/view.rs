@@ -111,6 +111,11 @@ impl View {
         self.shards
     }
 
+    /// Whether all shards are shown.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.parts.len() == self.shards as usize
+    }
+
     /// Where a shard stands, if it is shown.
     pub fn header(&self, shard: u32) -> Option<Header> {
         self.part(shard).map(|part| part.header)

@@ -156,6 +156,14 @@ fn begin(view: &View, after: &[ShardRevision]) -> Result<BTreeMap<u32, Revision>
     Ok(cursors)
 }
 
+/// A shard that is watched and not served here any more.
+fn missing(state: &View, cursors: &BTreeMap<u32, Revision>) -> Option<u32> {
+    if state.is_whole() {
+        return None;
+    }
+    cursors.keys().copied().find(|shard| state.header(*shard).is_none())
+}
+
 /// One stream.
 struct Watcher {
     /// Everything up to here has been looked at.
@@ -198,9 +206,8 @@ impl Watcher {
             // Noted before it is read, so that nothing applied meanwhile is missed.
             let state = self.states.borrow_and_update().clone();
             if let Some(state) = state {
-                if let Some(shard) = self.cursors.keys().find(|it| state.header(**it).is_none()) {
-                    let refusal = Refusal::NotServed { shard: *shard };
-                    return Err(edge::status(wire::refused(&refusal)));
+                if let Some(shard) = missing(&state, &self.cursors) {
+                    return Err(edge::status(wire::refused(&Refusal::NotServed { shard })));
                 }
                 if self.read(state).await? {
                     continue;

@@ -1,6 +1,6 @@
 //! All operations against a naive model, in any order, with repeated requests, jumps of time,
-//! snapshots put back in the middle, recoveries, and shards that move to another group and back: every outcome, every question and every sum
-//! that is kept up must be what the model says.
+//! snapshots put back in the middle, recoveries, and shards that move to another group and back: every
+//! outcome, every question and every sum that is kept up must be what the model says.
 
 mod common;
 mod naive;

@@ -3,13 +3,15 @@
 
 mod common;
 
+use bytes::Bytes;
 use common::{Driven, chunks};
 use kvd::{
     KvMachine, MachineLimits,
-    command::{ClientId, Condition, Operation, RequestId, Tenure},
+    command::{Action, ClientId, Command, Condition, LeaseId, Operation, RequestId, Tenure, Txn},
     custody::{MoveNumber, Phase},
     handoff::Piece,
-    outcome::{Outcome, Refusal, ShardTime},
+    outcome::{Answer, Outcome, Query, Refusal, Revision, Scope, ShardTime},
+    range::Range,
     step::{Deed, Frozen, Stepped},
 };
 use raft::StateMachine;
@@ -167,4 +169,65 @@ fn a_half_taken_shard_survives_a_snapshot() {
         assert!(matches!(destination.step(0, MOVE, deed), Ok(Stepped::Position(_))));
     }
     assert_eq!(take_in(&mut destination, &[], frozen), Ok(Stepped::Done));
+}
+
+/// What is asked of a shard, in every way.
+fn questions(lease: LeaseId) -> Vec<Query> {
+    let key = || Bytes::from_static(b"key-1");
+    let then = vec![Action::Get { key: b"key-1" }];
+    let txn = Command::new(1, Operation::Txn(Txn { then, ..Txn::default() }));
+    vec![
+        Query::Get(key()),
+        Query::Time(key()),
+        Query::Lock(key()),
+        Query::Claim { name: key(), lease },
+        Query::Lease { lease, attached: true },
+        Query::Txn(txn.encode()),
+        Query::View(Scope::Shard(0)),
+        Query::View(Scope::Ranges(vec![Range::Key(key())])),
+        Query::View(Scope::Ranges(vec![Range::all()])),
+    ]
+}
+
+fn check_unserved(driven: &mut Driven, lease: LeaseId) {
+    let before = driven.contents(0);
+    for query in questions(lease) {
+        let refusal = match driven.machine.query(query.clone()) {
+            Answer::Refused(refusal) => refusal,
+            Answer::Txn(response) => response.result.expect_err("it is not served"),
+            other => panic!("{query:?} is answered: {other:?}"),
+        };
+        assert_eq!(refusal, Refusal::NotServed { shard: 0 });
+    }
+    let all = driven.view();
+    assert_eq!(all.header(0), None, "the others are shown");
+    let (client, expires) = (ClientId([9; 16]), ShardTime(driven.now));
+    let id = RequestId { client, sequence: 1, acknowledged: 0, expires };
+    let (condition, lease) = (Condition::Always, None);
+    let put = Operation::Put { key: b"key-1", value: b"", condition, lease };
+    assert_eq!(driven.refused(id, put), Refusal::NotServed { shard: 0 });
+    // Nor is it kept that it was refused, nor anything forgotten meanwhile.
+    driven.now += 10_000_000;
+    driven.pass();
+    assert_eq!(driven.expire_due(), 0);
+    assert_eq!(driven.contents(0), before);
+}
+
+#[test]
+fn a_shard_that_is_not_served_answers_nothing_and_stays_as_it_is() {
+    let (mut source, frozen) = source();
+    let lease = LeaseId::of(Revision(1), 0).expect("it fits");
+    let mut destination = destination(&mut source);
+    let sent = pieces(&source, &destination);
+    check_unserved(&mut source, lease);
+    check_unserved(&mut destination, lease);
+    assert_eq!(take_in(&mut destination, &sent, frozen), Ok(Stepped::Done));
+    for query in questions(lease) {
+        let answer = destination.machine.query(query);
+        assert!(!matches!(answer, Answer::Refused(_)), "{answer:?}");
+    }
+    while source.step(0, MOVE, Deed::Delete) != Ok(Stepped::Left(false)) {
+        drop(source.step(0, MOVE, Deed::Discard));
+    }
+    check_unserved(&mut source, lease);
 }
