@@ -231,3 +231,20 @@ fn a_shard_that_is_not_served_answers_nothing_and_stays_as_it_is() {
     }
     check_unserved(&mut source, lease);
 }
+
+#[test]
+fn a_late_step_of_an_older_move_leaves_the_present_one_alone() {
+    let mut source = Driven::new(1);
+    source.grant(b"granted", 60_000);
+    let late = MoveNumber(1);
+    let present = MoveNumber(2);
+    // Nobody holds its changes yet, so nobody can have copied it.
+    assert!(matches!(source.step(0, present, Deed::Freeze), Err(Refusal::NoSuchStep { .. })));
+    assert!(matches!(source.step(0, present, Deed::Hold), Ok(Stepped::Held(_))));
+    assert!(matches!(source.step(0, late, Deed::Hold), Err(Refusal::NoSuchStep { .. })));
+    assert!(matches!(source.step(0, late, Deed::Freeze), Err(Refusal::NoSuchStep { .. })));
+    assert_eq!(source.step(0, late, Deed::Cancel), Ok(Stepped::Done));
+    let leaving = Phase::Serving { leaving: Some(present) };
+    assert_eq!(source.contents(0).custody().phase, leaving);
+    assert!(matches!(source.step(0, present, Deed::Freeze), Ok(Stepped::Frozen(_))));
+}
