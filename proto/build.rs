@@ -5,11 +5,12 @@ use std::{env, fs, io, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "flotilla/raft/v1/raft.proto",
     "flotilla/raft/v1/forward.proto",
     "flotilla/log/v1/log.proto",
     "flotilla/kv/v1/kv.proto",
+    "flotilla/kv/v1/handoff.proto",
     "flotilla/lock/v1/lock.proto",
     "flotilla/shard/v1/shards.proto",
     "flotilla/admin/v1/admin.proto",

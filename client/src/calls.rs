@@ -1,17 +1,20 @@
-//! One call, tried on one member after another until it ends or its deadline passes.
+//! One call, tried on one member after another until it ends or its deadline passes. Which group's
+//! members they are may change meanwhile: a [`Route`] says so.
 //!
 //! Decides which statuses are worth another attempt, and keeps the one fact that must not get
 //! lost: whether any attempt may have been executed.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, timeout};
+use proto::raft::{Executed, Refusal};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
 use crate::{
     Error, Options, Outcome, Rejected, Unknown,
     members::{Member, Members, Pick},
     metadata,
+    router::Way,
 };
 
 /// The shortest time that is worth an attempt.
@@ -20,6 +23,15 @@ const ATTEMPT_MIN: Duration = Duration::from_millis(1);
 /// How many hints at a leader one call follows in a row before it pauses: two members that take
 /// each other for the leader must not be asked in turn without end.
 const REDIRECTS_MAX: u32 = 3;
+
+/// How long a call waits, in milliseconds, for word of where a shard is when the group that should
+/// have it does not, at first and at most.
+const WRONG_GROUP_PAUSE_MIN: u64 = 10;
+const WRONG_GROUP_PAUSE_MAX: u64 = 200;
+
+/// How often a call looks again for the group that has its shard. More than fit into the longest
+/// deadline at the longest pause, so that only answers that come too fast meet it.
+const WRONG_GROUPS_MAX: u32 = 1_000;
 
 /// When to give up.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +78,7 @@ pub(crate) fn request<T>(message: T, limit: Duration) -> Request<T> {
 /// Calls until there is a reply, a status that no other member would change, or no time left.
 /// `send` makes one attempt and must send the same request each time.
 pub(crate) async fn call<R, F, Attempt>(
-    members: &Members,
+    members: &Arc<Members>,
     patience: Patience,
     mut send: F,
 ) -> Outcome<R>
@@ -74,51 +86,95 @@ where
     F: FnMut(Channel, Duration) -> Attempt,
     Attempt: Future<Output = Result<Response<R>, Status>>,
 {
-    let send = |member: Arc<Member>, limit| {
+    let send = |member: Arc<Member>, limit, _| {
         let attempt = timeout(limit, send(member.channel(), limit));
         async move { attempt.await.unwrap_or_else(|_| Err(member.no_answer())) }
     };
-    call_members(members, patience, send).await
+    match call_route(Route::To(members), patience, true, send).await {
+        Ok(reply) => Outcome::Done(reply),
+        Err(ended) => ended.outcome(),
+    }
 }
 
-/// As [`call`]; `send` is given the member, and ends by its time limit by itself.
-pub(crate) async fn call_members<R, F, Attempt>(
-    members: &Members,
+/// Whom a call may ask.
+#[derive(Clone, Copy)]
+pub(crate) enum Route<'a> {
+    /// The members of a group.
+    To(&'a Arc<Members>),
+    /// Those of the group that has a shard, which may be another one the next time.
+    By(Way<'a>),
+}
+
+impl Route<'_> {
+    /// The group to ask now, by its number if it has one; else why there is none.
+    fn group(&self) -> Result<(Option<u32>, Arc<Members>), Status> {
+        match self {
+            Self::To(members) => Ok((None, Arc::clone(members))),
+            Self::By(way) => way.group(),
+        }
+    }
+
+    /// Waits until another group is to be asked than this one, but not longer than until then.
+    async fn moved(&self, from: Option<u32>, until: Instant) {
+        match self {
+            Self::To(_) => sleep_until(until).await,
+            Self::By(way) => way.moved(from, until).await,
+        }
+    }
+}
+
+/// As [`call`]; `send` is given the member, how often in this call a group did not have the shard,
+/// and ends by its time limit by itself. Unless it `may_repeat`, a request of unknown fate is not sent
+/// again.
+pub(crate) async fn call_route<R, F, Attempt>(
+    route: Route<'_>,
     patience: Patience,
+    may_repeat: bool,
     mut send: F,
-) -> Outcome<R>
+) -> Result<R, Ended>
 where
-    F: FnMut(Arc<Member>, Duration) -> Attempt,
+    F: FnMut(Arc<Member>, Duration, u32) -> Attempt,
     Attempt: Future<Output = Result<Response<R>, Status>>,
 {
     let mut past = Past { never: true, last: None };
-    let mut redirects = 0;
+    let (mut redirects, mut wrong_groups) = (0, 0);
     loop {
         let left = patience.deadline.saturating_duration_since(Instant::now());
-        if left < ATTEMPT_MIN {
-            return past.give_up();
+        if left < ATTEMPT_MIN || wrong_groups >= WRONG_GROUPS_MAX {
+            return Err(past.give_up());
         }
-        let (at, member) = match members.pick() {
-            Pick::Member(at, member) => (at, member),
-            // A call does not end untried for want of time: it waits for half of what it has.
-            Pick::Wait(wait, at, member) if past.last.is_none() && wait >= left / 2 => (at, member),
-            Pick::Wait(wait, ..) => {
-                sleep(wait.min(left)).await;
+        let (group, members) = match route.group() {
+            Ok(found) => found,
+            Err(nobody) => {
+                past.add(nobody);
+                route.moved(None, patience.deadline).await;
                 continue;
             }
         };
-        let limit = patience.attempt.min(left + patience.overtime);
-        let status = match send(member.clone(), limit).await {
+        let Some((at, member)) = pick(&members, left, past.last.is_none()).await else { continue };
+        let limit = if may_repeat { patience.attempt.min(left) } else { left };
+        let status = match send(member.clone(), limit + patience.overtime, wrong_groups).await {
             Ok(reply) => {
                 members.answered(at, &member, metadata::leader(reply.metadata()));
-                return Outcome::Done(reply.into_inner());
+                return Ok(reply.into_inner());
             }
             Err(status) => status,
         };
         past.never &= metadata::was_never_executed(&status);
+        if metadata::is_wrong_group(&status) {
+            // Whom it names is in another group.
+            members.answered(at, &member, None);
+            past.add(status);
+            if !may_repeat && !past.never {
+                return Err(past.give_up());
+            }
+            route.moved(group, pause(wrong_groups).min(patience.deadline)).await;
+            wrong_groups += 1;
+            continue;
+        }
         if is_final(status.code()) {
             members.answered(at, &member, metadata::leader(status.metadata()));
-            return past.end(&status);
+            return Err(past.end(status));
         }
         tracing::debug!(member = member.address(), code = ?status.code(), "attempt failed");
         if redirects < REDIRECTS_MAX
@@ -130,7 +186,29 @@ where
             members.failed(at, &member);
         }
         past.add(status);
+        if !may_repeat && !past.never {
+            return Err(past.give_up());
+        }
     }
+}
+
+/// Whom to ask, or none after a wait for those who are left alone. A call does not end untried for want
+/// of time: at first it waits for half of what is left.
+async fn pick(members: &Members, left: Duration, first: bool) -> Option<(usize, Arc<Member>)> {
+    match members.pick() {
+        Pick::Member(at, member) => Some((at, member)),
+        Pick::Wait(wait, at, member) if first && wait >= left / 2 => Some((at, member)),
+        Pick::Wait(wait, ..) => {
+            sleep(wait.min(left)).await;
+            None
+        }
+    }
+}
+
+/// Until when to wait for word of where a shard is, after so many groups did not have it.
+fn pause(wrong_groups: u32) -> Instant {
+    let pause = (WRONG_GROUP_PAUSE_MIN << wrong_groups.min(8)).min(WRONG_GROUP_PAUSE_MAX);
+    Instant::now() + Duration::from_millis(pause)
 }
 
 /// What the attempts so far amount to.
@@ -138,6 +216,17 @@ struct Past {
     /// True while it is certain that none was or will be executed.
     never: bool,
     last: Option<Status>,
+}
+
+/// How a call ended that has no reply.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Whether it is certain that it was not and will not be executed.
+    never: bool,
+    /// What was said last.
+    last: Status,
+    /// No further attempt would get anything else.
+    is_final: bool,
 }
 
 impl Past {
@@ -151,23 +240,39 @@ impl Past {
         }
     }
 
-    fn end<R>(&self, status: &Status) -> Outcome<R> {
-        if self.never {
-            Outcome::Rejected(Rejected::from_status(status))
-        } else {
-            Outcome::Unknown(Unknown { reason: describe(status) })
+    fn end(self, last: Status) -> Ended {
+        Ended { never: self.never, last, is_final: true }
+    }
+
+    fn give_up(self) -> Ended {
+        let last = self.last.unwrap_or_else(|| Status::unavailable("no time was left to try"));
+        Ended { never: self.never, last, is_final: false }
+    }
+}
+
+impl Ended {
+    /// Nobody could be asked, or nothing came of it.
+    pub(crate) fn in_vain(last: Status) -> Self {
+        Self { never: true, last, is_final: false }
+    }
+
+    /// What the caller is told.
+    pub(crate) fn outcome<R>(&self) -> Outcome<R> {
+        let Self { never, last, is_final } = self;
+        match last.code() {
+            _ if !never => Outcome::Unknown(Unknown { reason: describe(last) }),
+            Code::ResourceExhausted => {
+                Outcome::Rejected(Rejected::Limit(last.message().to_owned()))
+            }
+            _ if *is_final => Outcome::Rejected(Rejected::from_status(last)),
+            _ => Outcome::Rejected(Rejected::Unavailable(describe(last))),
         }
     }
 
-    fn give_up<R>(&self) -> Outcome<R> {
-        match &self.last {
-            Some(status) if self.never => Outcome::Rejected(match status.code() {
-                Code::ResourceExhausted => Rejected::Limit(status.message().to_owned()),
-                _ => Rejected::Unavailable(describe(status)),
-            }),
-            Some(status) => Outcome::Unknown(Unknown { reason: describe(status) }),
-            None => Outcome::Rejected(Rejected::Unavailable("no time was left to try".to_owned())),
-        }
+    /// What a member is told that has passed the request on.
+    pub(crate) fn refusal(&self) -> Refusal {
+        let executed = if self.never { Executed::Never } else { Executed::Maybe };
+        Refusal { executed: executed.into(), ..metadata::refusal(&self.last) }
     }
 }
 

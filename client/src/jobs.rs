@@ -32,7 +32,7 @@ pub struct JobClient {
 
 #[derive(Debug)]
 struct Inner {
-    members: Members,
+    members: Arc<Members>,
     options: Options,
 }
 
@@ -44,7 +44,7 @@ impl JobClient {
     /// [`InvalidEndpoint`].
     #[expect(clippy::needless_pass_by_value, reason = "callers have just made the list")]
     pub fn connect(endpoints: Vec<String>, options: Options) -> Result<Self, InvalidEndpoint> {
-        let members = Members::new(&endpoints, &options)?;
+        let members = Arc::new(Members::new(&endpoints, &options)?);
         Ok(Self { inner: Arc::new(Inner { members, options }) })
     }
 

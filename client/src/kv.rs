@@ -3,19 +3,22 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use proto::kv::{
-    self, AppendReply, AppendRequest, DeleteReply, DeleteRequest, GetReply, GetRequest,
-    GuardRefused, NoSuchLease, PutReply, PutRequest, ReplyHeader, RequestId, TimeReply,
-    TimeRequest, append_reply, forward_reply, kv_client::KvClient as KvStub, put_reply,
-    put_request, request,
+use proto::{
+    kv::{
+        self, AppendReply, AppendRequest, DeleteReply, DeleteRequest, GetReply, GetRequest,
+        GuardRefused, NoSuchLease, PutReply, PutRequest, ReplyHeader, RequestId, TimeReply,
+        TimeRequest, append_reply, forward_reply, kv_client::KvClient as KvStub, put_reply,
+        put_request, request,
+    },
+    lock,
 };
 use tonic::transport::Channel;
 
 use crate::{
-    Error, InvalidEndpoint, KEY_BYTES_MAX, MESSAGE_BYTES_MAX, Options, Outcome, Rejected, Unknown,
-    VALUE_BYTES_MAX,
-    calls::{self, Patience, idempotent},
-    members::Members,
+    Error, InvalidEndpoint, KEY_BYTES_MAX, MESSAGE_BYTES_MAX, Options, Outcome, Rejected,
+    ShardClient, Unknown, VALUE_BYTES_MAX,
+    calls::{Ended, Patience, idempotent},
+    router::Router,
     sessions::{Identity, NotOpened, Sessions},
 };
 
@@ -31,7 +34,7 @@ pub struct KvClient {
 
 #[derive(Debug)]
 struct Inner {
-    members: Members,
+    router: Arc<Router>,
     options: Options,
     /// Known as soon as a member told how many shards there are.
     sessions: OnceLock<Sessions>,
@@ -129,8 +132,28 @@ impl KvClient {
     /// [`InvalidEndpoint`].
     #[expect(clippy::needless_pass_by_value, reason = "callers have just made the list")]
     pub fn connect(endpoints: Vec<String>, options: Options) -> Result<Self, InvalidEndpoint> {
-        let members = Members::new(&endpoints, &options)?;
-        Ok(Self { inner: Arc::new(Inner { members, options, sessions: OnceLock::new() }) })
+        Ok(Self::with_router(Router::one(&endpoints, options.clone())?, options))
+    }
+
+    /// A client of the cluster whose shards are shared by groups as the shard controller says whose
+    /// members are, or are among, `controllers` (`host:port` of their client ports). Each request
+    /// goes to the group that has its shard, and where shards move nobody notices. Whoever knows no
+    /// controller uses [`KvClient::connect`] with the members of any of the groups, which pass on
+    /// what is not theirs. Must be called on a runtime.
+    ///
+    /// # Errors
+    /// [`InvalidEndpoint`].
+    pub fn connect_sharded(
+        controllers: Vec<String>,
+        options: Options,
+    ) -> Result<Self, InvalidEndpoint> {
+        let told = ShardClient::connect(controllers, options.clone())?.follow();
+        Ok(Self::with_router(Router::relayed(told, options.clone()), options))
+    }
+
+    fn with_router(router: Router, options: Options) -> Self {
+        let router = Arc::new(router);
+        Self { inner: Arc::new(Inner { router, options, sessions: OnceLock::new() }) }
     }
 
     /// Reads a key. Linearizable.
@@ -238,7 +261,7 @@ impl KvClient {
     /// As [`KvClient::get`].
     pub async fn get_raw(&self, key: Bytes) -> Result<GetReply, Error> {
         check_key(&key)?;
-        let get = || request::Kind::Get(GetRequest { key: key.clone(), ..GetRequest::default() });
+        let get = request::Kind::Get(GetRequest { key, ..GetRequest::default() });
         let pick = |kind| match kind {
             forward_reply::Kind::Get(reply) => Some(reply),
             _ => None,
@@ -315,30 +338,28 @@ impl KvClient {
         self.mutate(&key, delete, pick, |reply| reply.header).await
     }
 
-    /// Sends a request, built anew for each attempt, until it ends. `pick` takes the reply out of
-    /// those that there are.
+    /// Sends a request until it ends. `pick` takes the reply out of those that there are.
     pub(crate) async fn call<R>(
         &self,
         patience: Patience,
-        build: impl Fn() -> request::Kind,
-        pick: impl Fn(forward_reply::Kind) -> Option<R>,
+        kind: request::Kind,
+        pick: impl FnOnce(forward_reply::Kind) -> Option<R>,
     ) -> Outcome<R> {
-        let transport = self.inner.options.transport;
-        let send = |member, limit| transport.ask(member, build(), limit);
-        match calls::call_members(&self.inner.members, patience, send).await {
-            Outcome::Done(kind) => match pick(kind) {
-                Some(reply) => Outcome::Done(reply),
-                None => Outcome::Unknown(Unknown {
-                    reason: "the server answered something else".to_owned(),
-                }),
-            },
-            Outcome::Rejected(rejected) => Outcome::Rejected(rejected),
-            Outcome::Unknown(unknown) => Outcome::Unknown(unknown),
-        }
+        picked(self.inner.router.call_kv(&kind, patience).await, pick)
     }
 
-    pub(crate) fn members(&self) -> &Members {
-        &self.inner.members
+    /// The same for a request about a lock.
+    pub(crate) async fn call_lock<R>(
+        &self,
+        patience: Patience,
+        kind: lock::forward_request::Kind,
+        pick: impl FnOnce(lock::forward_reply::Kind) -> Option<R>,
+    ) -> Outcome<R> {
+        picked(self.inner.router.call(&kind, patience).await, pick)
+    }
+
+    pub(crate) fn router(&self) -> &Arc<Router> {
+        &self.inner.router
     }
 
     pub(crate) fn patience(&self) -> Patience {
@@ -349,12 +370,12 @@ impl KvClient {
     pub(crate) async fn mutate<R>(
         &self,
         key: &Bytes,
-        build: impl Fn(RequestId) -> request::Kind,
-        pick: impl Fn(forward_reply::Kind) -> Option<R>,
+        build: impl FnOnce(RequestId) -> request::Kind,
+        pick: impl FnOnce(forward_reply::Kind) -> Option<R>,
         header: impl Fn(&R) -> Option<ReplyHeader>,
     ) -> Outcome<R> {
         let patience = self.patience();
-        let send = |id: RequestId| self.call(patience, move || build(id.clone()), pick);
+        let send = |id: RequestId| self.call(patience, build(id), pick);
         self.identified(key, patience, header, send).await
     }
 
@@ -403,7 +424,7 @@ impl KvClient {
     /// Asks for the time of a key's shard, and how many shards there are. However long the request
     /// itself may wait for something, this is tried for as long as any call.
     async fn learn(&self, key: &Bytes) -> Result<&Sessions, Rejected> {
-        let time = || request::Kind::Time(TimeRequest { key: key.clone() });
+        let time = request::Kind::Time(TimeRequest { key: key.clone() });
         let pick = |kind| match kind {
             forward_reply::Kind::Time(reply) => Some(reply),
             _ => None,
@@ -421,6 +442,17 @@ impl KvClient {
         }
         sessions.learn(header.shard, header.shard_time_ms);
         Ok(sessions)
+    }
+}
+
+/// The reply out of those that there are.
+fn picked<K, R>(ended: Result<K, Ended>, pick: impl FnOnce(K) -> Option<R>) -> Outcome<R> {
+    match ended.map(pick) {
+        Ok(Some(reply)) => Outcome::Done(reply),
+        Ok(None) => {
+            Outcome::Unknown(Unknown { reason: "the server answered something else".to_owned() })
+        }
+        Err(ended) => ended.outcome(),
     }
 }
 

@@ -78,12 +78,12 @@ impl KvClient {
         lease_id: u64,
         patience: Patience,
     ) -> Result<Option<Duration>, Error> {
-        let build = || request::Kind::KeepAlive(KeepAliveRequest { lease_id });
+        let keep = request::Kind::KeepAlive(KeepAliveRequest { lease_id });
         let pick = |kind| match kind {
             forward_reply::Kind::KeepAlive(reply) => Some(reply),
             _ => None,
         };
-        let reply = idempotent(self.call(patience, build, pick).await)?;
+        let reply = idempotent(self.call(patience, keep, pick).await)?;
         match reply.outcome {
             Some(keep_alive_reply::Outcome::TtlMs(ms)) => Ok(Some(Duration::from_millis(ms))),
             Some(keep_alive_reply::Outcome::NoSuchLease(_)) => Ok(None),
@@ -97,12 +97,12 @@ impl KvClient {
     /// # Errors
     /// As [`KvClient::get`]: nothing is lost by asking again.
     pub async fn revoke(&self, lease_id: u64) -> Result<bool, Error> {
-        let build = || request::Kind::Revoke(RevokeRequest { lease_id });
+        let revoke = request::Kind::Revoke(RevokeRequest { lease_id });
         let pick = |kind| match kind {
             forward_reply::Kind::Revoke(reply) => Some(reply),
             _ => None,
         };
-        Ok(idempotent(self.call(self.patience(), build, pick).await)?.ended)
+        Ok(idempotent(self.call(self.patience(), revoke, pick).await)?.ended)
     }
 
     /// How a lease stands; none: it has ended, or never was.
@@ -114,12 +114,12 @@ impl KvClient {
         lease_id: u64,
         keys: bool,
     ) -> Result<Option<LeaseState>, Error> {
-        let build = || request::Kind::TimeToLive(TimeToLiveRequest { lease_id, keys });
+        let asked = request::Kind::TimeToLive(TimeToLiveRequest { lease_id, keys });
         let pick = |kind| match kind {
             forward_reply::Kind::TimeToLive(reply) => Some(reply),
             _ => None,
         };
-        let reply = idempotent(self.call(self.patience(), build, pick).await)?;
+        let reply = idempotent(self.call(self.patience(), asked, pick).await)?;
         match reply.outcome {
             Some(time_to_live_reply::Outcome::State(state)) => Ok(Some(LeaseState {
                 remaining: Duration::from_millis(state.remaining_ms),

@@ -7,25 +7,22 @@ use proto::{
     kv::RequestId,
     lock::{
         AcquireReply, AcquireRequest, InspectRequest, ReleaseRequest, acquire_reply,
-        acquire_request::Lease, lock_client,
+        acquire_request::Lease, forward_reply, forward_request,
     },
 };
 use tokio::time::Instant;
-use tonic::transport::Channel;
 
 use crate::{
     Error, KvClient, Outcome,
-    calls::{self, idempotent, request},
+    calls::idempotent,
     kv::{Guard, check_key, garbled, no_such_lease},
     leases::{KeptAlive, millis},
+    router::ATTEMPT_MAX,
 };
 
 /// The longest wait under one identity, which keeps its place in the queue: below the servers' five
 /// minutes, for which requests live. A longer wait begins anew.
 const WAIT_MAX: Duration = Duration::from_secs(200);
-
-/// The longest attempt. Each is told of the place that the first one took.
-const ATTEMPT_MAX: Duration = Duration::from_secs(30);
 
 /// A client of the lock service of a key/value cluster.
 #[derive(Clone, Debug)]
@@ -148,11 +145,12 @@ impl LockClient {
     pub async fn inspect(&self, name: impl Into<Bytes>) -> Result<LockState, Error> {
         let name = name.into();
         check_key(&name)?;
-        let outcome = calls::call(self.kv.members(), self.kv.patience(), |channel, limit| {
-            let message = request(InspectRequest { name: name.clone() }, limit);
-            async move { stub(channel).inspect(message).await }
-        });
-        let reply = idempotent(outcome.await)?;
+        let inspect = forward_request::Kind::Inspect(InspectRequest { name });
+        let pick = |kind| match kind {
+            forward_reply::Kind::Inspect(reply) => Some(reply),
+            _ => None,
+        };
+        let reply = idempotent(self.kv.call_lock(self.kv.patience(), inspect, pick).await)?;
         Ok(LockState {
             holder: reply.holder.map(|holder| Holder {
                 token: holder.token,
@@ -172,11 +170,12 @@ impl LockClient {
     pub async fn release(&self, name: impl Into<Bytes>, lease_id: u64) -> Result<bool, Error> {
         let name = name.into();
         check_key(&name)?;
-        let outcome = calls::call(self.kv.members(), self.kv.patience(), |channel, limit| {
-            let message = request(ReleaseRequest { name: name.clone(), lease_id }, limit);
-            async move { stub(channel).release(message).await }
-        });
-        Ok(idempotent(outcome.await)?.released)
+        let release = forward_request::Kind::Release(ReleaseRequest { name, lease_id });
+        let pick = |kind| match kind {
+            forward_reply::Kind::Release(reply) => Some(reply),
+            _ => None,
+        };
+        Ok(idempotent(self.kv.call_lock(self.kv.patience(), release, pick).await)?.released)
     }
 
     async fn ask(
@@ -185,24 +184,24 @@ impl LockClient {
         options: &LockOptions,
         wait: Duration,
     ) -> Outcome<AcquireReply> {
-        let acquire = move |id: RequestId| AcquireRequest {
-            name: name.clone(),
-            lease: Some(Lease::TtlMs(millis(options.ttl))),
-            wait_ms: millis(wait),
-            owner: options.owner.clone(),
-            id: Some(id),
+        let acquire = |id: RequestId| {
+            forward_request::Kind::Acquire(AcquireRequest {
+                name: name.clone(),
+                lease: Some(Lease::TtlMs(millis(options.ttl))),
+                wait_ms: millis(wait),
+                owner: options.owner.clone(),
+                id: Some(id),
+            })
+        };
+        let pick = |kind| match kind {
+            forward_reply::Kind::Acquire(reply) => Some(reply),
+            _ => None,
         };
         // The server waits, too, and each attempt with it.
         let patience = self.kv.patience().waiting(wait, ATTEMPT_MAX);
         let header = |reply: &AcquireReply| reply.header;
-        self.kv
-            .identified(name, patience, header, |id: RequestId| {
-                calls::call(self.kv.members(), patience, move |channel, limit| {
-                    let message = request(acquire(id.clone()), limit);
-                    async move { stub(channel).acquire(message).await }
-                })
-            })
-            .await
+        let send = |id: RequestId| self.kv.call_lock(patience, acquire(id), pick);
+        self.kv.identified(name, patience, header, send).await
     }
 }
 
@@ -314,8 +313,4 @@ impl Leadership {
     pub async fn resign(self) -> Result<bool, Error> {
         self.held.release().await
     }
-}
-
-fn stub(channel: Channel) -> lock_client::LockClient<Channel> {
-    lock_client::LockClient::new(channel)
 }

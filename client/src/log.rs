@@ -46,7 +46,7 @@ pub struct LogClient {
 
 #[derive(Debug)]
 struct Inner {
-    members: Members,
+    members: Arc<Members>,
     options: Options,
     sessions: Sessions,
 }
@@ -113,7 +113,7 @@ impl LogClient {
     /// [`InvalidEndpoint`].
     #[expect(clippy::needless_pass_by_value, reason = "callers have just made the list")]
     pub fn connect(endpoints: Vec<String>, options: Options) -> Result<Self, InvalidEndpoint> {
-        let members = Members::new(&endpoints, &options)?;
+        let members = Arc::new(Members::new(&endpoints, &options)?);
         Ok(Self { inner: Arc::new(Inner { members, options, sessions: Sessions::new(1) }) })
     }
 

@@ -112,6 +112,32 @@ impl Members {
         Ok(Self { began, connect, list: RwLock::new(list), preferred })
     }
 
+    /// Takes over whom others know, and keeps the connections to those that are known already. What
+    /// is no address is passed over; of nothing else nothing is taken.
+    pub(crate) fn renew(&self, endpoints: &[String]) {
+        let mut list = self.list.write().unwrap_or_else(PoisonError::into_inner);
+        let mut renewed: Vec<Arc<Member>> = Vec::new();
+        for address in endpoints.iter().take(MEMBERS_MAX) {
+            let known = list.iter().find(|member| member.address == *address).cloned();
+            let member = known.or_else(|| Some(Arc::new(dial(address, self.connect).ok()?)));
+            renewed.extend(member);
+        }
+        if renewed.is_empty() {
+            return;
+        }
+        let preferred = list.get(self.preferred.load(Relaxed)).map(|member| member.address.clone());
+        let at = renewed.iter().position(|member| Some(&member.address) == preferred.as_ref());
+        self.prefer(at.unwrap_or(0));
+        *list = renewed;
+    }
+
+    /// The address of whom to ask first.
+    pub(crate) fn address(&self) -> String {
+        let list = self.list.read().unwrap_or_else(PoisonError::into_inner);
+        let preferred = self.preferred.load(Relaxed) % list.len();
+        list[preferred].address.clone()
+    }
+
     /// Whom to ask next: the preferred member unless it is being left alone, then the others in
     /// turn.
     pub(crate) fn pick(&self) -> Pick {

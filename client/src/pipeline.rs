@@ -17,7 +17,6 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use prost::Message;
@@ -33,7 +32,7 @@ use tokio::{
 use tokio_stream::Stream;
 use tonic::{Code, Response, Status, metadata::AsciiMetadataValue, transport::Channel};
 
-use crate::{MESSAGE_BYTES_MAX, REQUEST_BYTES_MAX};
+use crate::{MESSAGE_BYTES_MAX, REQUEST_BYTES_MAX, routed::Attempt};
 
 /// How many requests may be in flight on one stream: as many as a member reads before it has
 /// answered any. Others wait here, where it is certain that they were not sent.
@@ -81,6 +80,7 @@ struct State {
 struct Waiting {
     /// Until it is sent.
     request: Option<Request>,
+    direct: bool,
     deadline: Instant,
     answer: oneshot::Sender<Answer>,
 }
@@ -100,11 +100,12 @@ impl Pipeline {
         Self { channel, shared: Arc::default(), room: Semaphore::new(IN_FLIGHT_MAX) }
     }
 
-    /// Asks, and waits for the answer for at most `limit`; must be called on a runtime.
+    /// Asks, and waits for the answer for as long as the attempt may take; must be called on a runtime.
     ///
     /// # Errors
     /// The status that a call of its own would have ended with.
-    pub(crate) async fn ask(&self, kind: request::Kind, limit: Duration) -> Answer {
+    pub(crate) async fn ask(&self, kind: request::Kind, attempt: Attempt) -> Answer {
+        let Attempt { limit, direct } = attempt;
         let deadline = Instant::now() + limit;
         let request = Request { kind: Some(kind) };
         let bytes = request.encoded_len() + ENVELOPE_BYTES;
@@ -120,7 +121,7 @@ impl Pipeline {
                 Ok(Err(_)) | Err(_) => return Err(unsent("no room on the stream in time")),
             },
         };
-        let (number, mut answered) = self.submit(request, deadline);
+        let (number, mut answered) = self.submit(request, direct, deadline);
         let waits = Waits { shared: &self.shared, number };
         match timeout_at(deadline, &mut answered).await {
             Ok(Ok(answer)) => answer,
@@ -138,12 +139,17 @@ impl Pipeline {
     }
 
     /// Queues a request for the stream, which is opened if it is not.
-    fn submit(&self, request: Request, deadline: Instant) -> (u64, oneshot::Receiver<Answer>) {
+    fn submit(
+        &self,
+        request: Request,
+        direct: bool,
+        deadline: Instant,
+    ) -> (u64, oneshot::Receiver<Answer>) {
         let (answer, answered) = oneshot::channel();
         let mut state = self.shared.state();
         state.last += 1;
         let number = state.last;
-        state.waiting.insert(number, Waiting { request: Some(request), deadline, answer });
+        state.waiting.insert(number, Waiting { request: Some(request), direct, deadline, answer });
         state.unsent.push_back(number);
         if state.unsent.len() > UNSENT_MAX {
             let State { waiting, unsent, .. } = &mut *state;
@@ -299,8 +305,8 @@ impl Stream for Unsent {
             let left = waiting.deadline.saturating_duration_since(Instant::now());
             // Less than what the wire can say, which would mean no limit at all.
             let timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1);
-            let request = waiting.request.take();
-            return Poll::Ready(Some(PipelineRequest { number, request, timeout_ms }));
+            let (request, direct) = (waiting.request.take(), waiting.direct);
+            return Poll::Ready(Some(PipelineRequest { number, request, timeout_ms, direct }));
         }
         state.sender = Some(cx.waker().clone());
         Poll::Pending

@@ -100,7 +100,7 @@ impl KvClient {
         stale: bool,
     ) -> Result<Option<proto::kv::Pair>, Error> {
         check_key(&key)?;
-        let get = || request::Kind::Get(GetRequest { key: key.clone(), revision, stale });
+        let get = request::Kind::Get(GetRequest { key, revision, stale });
         let pick = |kind| match kind {
             forward_reply::Kind::Get(reply) => Some(reply),
             _ => None,
@@ -122,7 +122,7 @@ impl KvClient {
     pub async fn shards(&self) -> Result<u32, Error> {
         // Any key's shard knows.
         let key = Bytes::from_static(b"0");
-        let get = || request::Kind::Get(GetRequest { key: key.clone(), ..GetRequest::default() });
+        let get = request::Kind::Get(GetRequest { key, ..GetRequest::default() });
         let pick = |kind| match kind {
             forward_reply::Kind::Get(reply) => Some(reply),
             _ => None,
@@ -146,12 +146,12 @@ impl KvClient {
     /// # Errors
     /// As [`KvClient::get`].
     pub async fn scan_raw(&self, scan: ScanRequest) -> Result<ScanReply, Error> {
-        let build = || request::Kind::Scan(scan.clone());
+        let scan = request::Kind::Scan(scan);
         let pick = |kind| match kind {
             forward_reply::Kind::Scan(reply) => Some(reply),
             _ => None,
         };
-        idempotent(self.call(self.patience(), build, pick).await)
+        idempotent(self.call(self.patience(), scan, pick).await)
     }
 
     /// Forgets the changes of a shard up to a revision; none: all there are. Reads and watches from
@@ -160,13 +160,13 @@ impl KvClient {
     /// # Errors
     /// As [`KvClient::get`], since nothing is lost by asking again.
     pub async fn compact(&self, shard: u32, revision: Option<u64>) -> Result<u64, Error> {
-        let compact = CompactRequest { shard, revision: revision.unwrap_or(0) };
-        let build = || request::Kind::Compact(compact);
+        let revision = revision.unwrap_or(0);
+        let compact = request::Kind::Compact(CompactRequest { shard, revision });
         let pick = |kind| match kind {
             forward_reply::Kind::Compact(reply) => Some(reply),
             _ => None,
         };
-        Ok(idempotent(self.call(self.patience(), build, pick).await)?.compacted_revision)
+        Ok(idempotent(self.call(self.patience(), compact, pick).await)?.compacted_revision)
     }
 }
 

@@ -15,7 +15,10 @@ pub use proto::shard::{
     Reassigned, Refused, RefusedCode, ReportReply, ReportRequest, ReportResult, Reported,
     ShardMove, State, Step, StepKind, Weight,
 };
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::{
@@ -45,7 +48,7 @@ pub struct ShardClient {
 
 #[derive(Debug)]
 struct Inner {
-    members: Members,
+    members: Arc<Members>,
     options: Options,
 }
 
@@ -84,7 +87,7 @@ impl ShardClient {
     /// [`InvalidEndpoint`].
     #[expect(clippy::needless_pass_by_value, reason = "callers have just made the list")]
     pub fn connect(endpoints: Vec<String>, options: Options) -> Result<Self, InvalidEndpoint> {
-        let members = Members::new(&endpoints, &options)?;
+        let members = Arc::new(Members::new(&endpoints, &options)?);
         Ok(Self { inner: Arc::new(Inner { members, options }) })
     }
 
@@ -156,6 +159,34 @@ impl ShardClient {
     pub fn watch(&self) -> ShardWatch {
         let map = ShardMap::default();
         ShardWatch { client: self.clone(), stream: None, map, begun: false, pause: PAUSE_MIN }
+    }
+
+    /// The map as it was told last, kept up by a task that ends when nobody looks at it any more;
+    /// none: it was not told yet. Must be called on a runtime.
+    pub fn follow(&self) -> watch::Receiver<Option<Arc<ShardMap>>> {
+        let (tell, told) = watch::channel(None);
+        let mut watching = self.watch();
+        tokio::spawn(async move {
+            loop {
+                let next = tokio::select! {
+                    biased;
+                    () = tell.closed() => return,
+                    next = watching.next() => next,
+                };
+                match next {
+                    Ok(map) => drop(tell.send_replace(Some(Arc::new(map.clone())))),
+                    Err(lost) => {
+                        tracing::warn!(reason = %lost, "no shard controller tells where shards are");
+                        tokio::select! {
+                            biased;
+                            () = tell.closed() => return,
+                            () = sleep(PAUSE_MAX) => {}
+                        }
+                    }
+                }
+            }
+        });
+        told
     }
 
     /// What came of a request, as the controller tells it.
@@ -300,6 +331,10 @@ impl ShardWatch {
 impl ShardMap {
     /// Takes in a message. Whether it tells anything new.
     fn take(&mut self, reply: WatchReply) -> bool {
+        // A member that knows no leader tells what it has, which may be less than was told before.
+        if reply.whole && reply.revision < self.revision {
+            return false;
+        }
         let before = if reply.whole { Some(std::mem::take(self)) } else { None };
         let named = !reply.placements.is_empty()
             || !reply.groups.is_empty()
@@ -397,7 +432,10 @@ mod tests {
         assert_eq!((map.revision, map.placements.len()), (10, 2));
         // What makes no sense is passed over.
         let beyond = vec![placement(u32::MAX, 1)];
-        map.take(WatchReply { placements: beyond, ..whole });
+        map.take(WatchReply { revision: 11, placements: beyond, ..whole.clone() });
+        assert!(map.placements.is_empty());
+        // A member that has less is not believed.
+        assert!(!map.take(whole));
         assert!(map.placements.is_empty());
     }
 }

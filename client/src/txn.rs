@@ -242,14 +242,14 @@ impl KvClient {
             _ => None,
         };
         if !txn.changes_something() && txn.request.guard.is_none() {
-            let build = || request::Kind::Txn(txn.request.clone());
-            return match idempotent(self.call(self.patience(), build, pick).await) {
+            let kind = request::Kind::Txn(txn.request);
+            return match idempotent(self.call(self.patience(), kind, pick).await) {
                 Ok(reply) => Outcome::Done(reply),
                 Err(Error::Rejected(rejected)) => Outcome::Rejected(rejected),
                 Err(Error::Unknown(unknown)) => Outcome::Unknown(unknown),
             };
         }
-        let build = |id| request::Kind::Txn(TxnRequest { id: Some(id), ..txn.request.clone() });
+        let build = |id| request::Kind::Txn(TxnRequest { id: Some(id), ..txn.request });
         self.mutate(&key, build, pick, |reply: &TxnReply| reply.header).await
     }
 }

@@ -1,4 +1,4 @@
-//! Changes as they happen: a watch that goes on elsewhere when its member is lost.
+//! Changes as they happen: a watch that goes on elsewhere when its member is lost, or a shard moves.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -6,23 +6,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use proto::kv::{
-    ShardRevision, WatchEvents, WatchReply, WatchRequest, watch_reply::Kind as ReplyKind,
+use proto::{
+    kv::{ShardRevision, WatchEvents, WatchRequest},
+    metadata,
 };
-use tokio::time::{sleep, timeout};
-use tonic::{Code, Status, Streaming};
 
-use crate::{Keys, KvClient, Outcome, Pair, Rejected, calls, kv::stub};
-
-/// How long to wait after a stream that was lost, at first and at most.
-const PAUSE_MIN: Duration = Duration::from_millis(10);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+use crate::{
+    Keys, KvClient, Pair, Rejected,
+    streams::{Streams, Told},
+};
 
 /// How often a member tells that nothing is missing.
 const PROGRESS: Duration = Duration::from_secs(5);
-
-/// How long a member may say nothing before it is taken for lost.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
 
 /// What is wanted of a watch beside its keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,38 +66,33 @@ pub enum Watched {
 }
 
 /// A watch: each change is told once, in the order of its shard's revisions, without gaps, whatever
-/// becomes of members meanwhile.
+/// becomes of members meanwhile, and wherever shards move.
 #[derive(Debug)]
 pub struct Watch {
-    client: KvClient,
-    keys: Vec<Keys>,
-    previous: bool,
+    streams: Streams,
     /// Up to where everything was told, or looked at.
     position: BTreeMap<u32, u64>,
-    stream: Option<Streaming<WatchReply>>,
-    /// The stream has told where it begins.
     begun: bool,
-    /// The beginning of a revision that has come in part.
-    part: Vec<Event>,
+    /// What was heard with the beginning.
     ready: VecDeque<Watched>,
-    over: bool,
-    pause: Duration,
 }
 
 impl KvClient {
     /// Watches keys.
     pub fn watch(&self, keys: Vec<Keys>, options: WatchOptions) -> Watch {
-        Watch {
-            client: self.clone(),
-            keys,
+        let after = options.after.iter();
+        let request = WatchRequest {
+            ranges: keys.into_iter().map(|keys| keys.to_wire()).collect(),
+            after: after.map(|(&shard, &revision)| ShardRevision { shard, revision }).collect(),
             previous: options.previous,
+            progress_ms: u32::try_from(PROGRESS.as_millis()).unwrap_or(u32::MAX),
+            shards: Vec::new(),
+        };
+        Watch {
+            streams: Streams::new(self.router().clone(), request),
             position: options.after,
-            stream: None,
             begun: false,
-            part: Vec::new(),
             ready: VecDeque::new(),
-            over: false,
-            pause: PAUSE_MIN,
         }
     }
 }
@@ -113,8 +103,11 @@ impl Watch {
     /// # Errors
     /// As [`Watch::next`].
     pub async fn begin(&mut self) -> Result<(), Rejected> {
-        while !self.begun && self.ready.is_empty() && !self.over {
-            self.hear().await?;
+        while !self.begun && self.ready.is_empty() {
+            match self.hear().await? {
+                Some(watched) => self.ready.extend(watched),
+                None => return Ok(()),
+            }
         }
         Ok(())
     }
@@ -131,10 +124,10 @@ impl Watch {
                 self.note(&watched);
                 return Ok(Some(watched));
             }
-            if self.over {
-                return Ok(None);
+            match self.hear().await? {
+                Some(watched) => self.ready.extend(watched),
+                None => return Ok(None),
             }
-            self.hear().await?;
         }
     }
 
@@ -143,112 +136,44 @@ impl Watch {
         &self.position
     }
 
-    /// Takes in one message, from a new stream if there is none.
-    async fn hear(&mut self) -> Result<(), Rejected> {
-        if self.stream.is_none() {
-            self.part.clear();
-            self.begun = false;
-            self.stream = Some(self.subscribe().await?);
-        }
-        let Some(stream) = &mut self.stream else { return Ok(()) };
-        match timeout(SILENCE_MAX, stream.message()).await {
-            Ok(Ok(Some(reply))) => {
-                self.pause = PAUSE_MIN;
-                self.take(reply);
-                Ok(())
-            }
-            Ok(Ok(None)) => self.lost(&Status::unavailable("the stream ended")).await,
-            Ok(Err(status)) => self.lost(&status).await,
-            Err(_) => self.lost(&Status::unavailable("the member says nothing")).await,
-        }
-    }
-
-    async fn subscribe(&self) -> Result<Streaming<WatchReply>, Rejected> {
-        let after = self.position.iter();
-        let message = WatchRequest {
-            ranges: self.keys.iter().map(Keys::to_wire).collect(),
-            after: after.map(|(&shard, &revision)| ShardRevision { shard, revision }).collect(),
-            previous: self.previous,
-            progress_ms: u32::try_from(PROGRESS.as_millis()).unwrap_or(u32::MAX),
-        };
-        let patience = self.client.patience();
-        let outcome = calls::call(self.client.members(), patience, |channel, limit| {
-            // The limit is for the beginning alone.
-            let message = message.clone();
-            async move {
-                timeout(limit, stub(channel).watch(message))
-                    .await
-                    .unwrap_or_else(|_| Err(Status::unavailable("no answer")))
-            }
-        });
-        match outcome.await {
-            Outcome::Done(stream) => Ok(stream),
-            Outcome::Rejected(rejected) => Err(rejected),
-            Outcome::Unknown(unknown) => Err(Rejected::Unavailable(unknown.reason)),
-        }
-    }
-
-    fn take(&mut self, reply: WatchReply) {
-        match reply.kind {
-            Some(ReplyKind::Begun(begun)) => {
+    /// What is heard next, if it is anything that is told; none at the end.
+    async fn hear(&mut self) -> Result<Option<Option<Watched>>, Rejected> {
+        let told = self.streams.next().await;
+        let told = told.map_err(|refusal| Rejected::from_status(&metadata::status(refusal)))?;
+        Ok(told.map(|told| match told {
+            Told::Begun { after, .. } => {
                 self.begun = true;
-                // A shard that is not named has revision 0, and from there everything is told.
-                for shard in 0..begun.shards {
-                    self.position.entry(shard).or_insert(0);
-                }
-                for ShardRevision { shard, revision } in begun.after {
-                    self.position.insert(shard, revision);
-                }
+                self.position = after;
+                None
             }
-            Some(ReplyKind::Events(events)) => self.take_events(events),
-            Some(ReplyKind::Progress(progress)) => {
-                for ShardRevision { shard, revision } in progress.revisions {
-                    self.position.insert(shard, revision);
-                }
-                self.ready.push_back(Watched::Progress);
+            Told::Changed(parts) => changed(parts),
+            Told::Progress(revisions) => {
+                self.position.extend(revisions.iter().map(|at| (at.shard, at.revision)));
+                Some(Watched::Progress)
             }
-            Some(ReplyKind::Compacted(compacted)) => {
+            Told::Compacted(compacted) => {
                 let (shard, revision) = (compacted.shard, compacted.compacted_revision);
-                self.ready.push_back(Watched::Compacted { shard, revision });
-                self.stream = None;
-                self.over = true;
+                Some(Watched::Compacted { shard, revision })
             }
-            // Of a newer server.
-            None => {}
-        }
+        }))
     }
 
-    fn take_events(&mut self, events: WatchEvents) {
-        let WatchEvents { shard, revision, events, continued } = events;
-        self.part.extend(events.into_iter().map(|event| Event {
-            key: event.key,
-            pair: event.pair.map(Pair::from),
-            previous: event.previous.map(Pair::from),
-            expired: event.expired,
-        }));
-        if !continued {
-            let events = std::mem::take(&mut self.part);
-            self.ready.push_back(Watched::Changed { shard, revision, events });
-        }
-    }
-
-    /// The caller has it: a new stream goes on behind it.
+    /// The caller has it.
     fn note(&mut self, watched: &Watched) {
         if let Watched::Changed { shard, revision, .. } = watched {
             self.position.insert(*shard, *revision);
         }
     }
+}
 
-    /// A stream has ended before its time: what is out of range stays so, all else may be had from
-    /// another member.
-    async fn lost(&mut self, status: &Status) -> Result<(), Rejected> {
-        self.stream = None;
-        if matches!(status.code(), Code::OutOfRange | Code::InvalidArgument) {
-            return Err(Rejected::from_status(status));
-        }
-        tracing::debug!(code = ?status.code(), "a watch is lost");
-        sleep(self.pause).await;
-        self.pause = (2 * self.pause).min(PAUSE_MAX);
-        Ok(())
-    }
+/// What one revision changed, of its parts.
+fn changed(parts: Vec<WatchEvents>) -> Option<Watched> {
+    let WatchEvents { shard, revision, .. } = *parts.last()?;
+    let events = parts.into_iter().flat_map(|part| part.events).map(|event| Event {
+        key: event.key,
+        pair: event.pair.map(Pair::from),
+        previous: event.previous.map(Pair::from),
+        expired: event.expired,
+    });
+    Some(Watched::Changed { shard, revision, events: events.collect() })
 }

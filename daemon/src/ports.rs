@@ -11,6 +11,8 @@ pub const SHARDCTL: u16 = 7200;
 pub const KVD: u16 = 7300;
 /// The port of the MapReduce coordinator.
 pub const MR_COORDINATOR: u16 = 7400;
+/// The port of `kvd route`.
+pub const KVD_ROUTE: u16 = 7600;
 /// The admin port of a MapReduce worker, which has no other.
 pub const MR_WORKER_ADMIN: u16 = 8500;
 

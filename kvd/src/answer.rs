@@ -50,6 +50,9 @@ impl KvMachine {
             Query::Custody => {
                 Answer::Custody(self.shards.iter().map(|shard| shard.custody).collect())
             }
+            Query::Standings => {
+                Answer::Standings(self.shards.iter().map(Shard::standing).collect())
+            }
             Query::Contents(number) => {
                 let shard = self.shards.get(number as usize);
                 Answer::Contents(shard.map(|shard| Box::new(Contents(shard.clone()))))
@@ -69,6 +72,7 @@ impl KvMachine {
             | Query::Created
             | Query::DueLeases { .. }
             | Query::Custody
+            | Query::Standings
             | Query::Contents(_) => return Ok(()),
         };
         self.shards.get(number as usize).map_or(Ok(()), Shard::check_served)
@@ -83,6 +87,7 @@ impl KvMachine {
         let wanted: Option<Vec<u32>> = match scope {
             Scope::All => None,
             Scope::Shard(number) => Some(vec![*number]),
+            Scope::Served(numbers) => Some(numbers.clone()),
             Scope::Ranges(ranges) => ranges.iter().map(|range| range.shard(shards)).collect(),
         };
         let part = |shard: &Shard| Part {
@@ -98,7 +103,7 @@ impl KvMachine {
         for number in wanted {
             match self.shards.get(number as usize).map(|shard| (shard, shard.check_served())) {
                 Some((shard, Ok(()))) => parts.push(part(shard)),
-                Some((_, Err(_))) if *scope == Scope::All => {}
+                Some((_, Err(_))) if matches!(scope, Scope::All | Scope::Served(_)) => {}
                 Some((_, Err(refusal))) => return Err(refusal),
                 // Before the first command there are none, and they are looked at all the same.
                 None => parts.push(part(&self.empty_shard(number))),

@@ -6,7 +6,7 @@ use daemon::Code;
 use raftd::cli::HostFlags;
 use serde::Serialize;
 
-use crate::config::NAME;
+use crate::{config::NAME, route};
 
 /// Serves a replicated key/value store
 ///
@@ -28,6 +28,13 @@ struct Own {
     /// How many shards to create a new cluster with
     #[arg(long, value_name = "COUNT")]
     shards: Option<u32>,
+    /// The number of this group among those that share the shards; without it, it has them all
+    #[arg(long, value_name = "NUMBER")]
+    shard_group: Option<u32>,
+    /// A member of the shard controller, for a group with a number (repeat for each)
+    #[arg(long = "controller", value_name = "HOST:PORT")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    controllers: Vec<String>,
 }
 
 const EXAMPLES: &str = "\
@@ -40,12 +47,24 @@ Examples:
     kvd --node 1 --listen 127.0.0.1:7300 --data data1 \\
         --member 1=127.0.0.1:7300 --member 2=127.0.0.1:7301 --member 3=127.0.0.1:7302
 
+  One of several groups that share the shards, which has none until it joins:
+    kvd --listen 127.0.0.1:7310 --data data4 --shard-group 2 --controller 127.0.0.1:7200
+    shardctl join 2=127.0.0.1:7310
+
+  A router, which serves all groups at one address: kvd route --help
+    kvd route --controller 127.0.0.1:7200
+
   Is it ready (for images and scripts)?
     kvd --listen 127.0.0.1:7300 health
 ";
 
 /// The whole program: reads the settings, runs the daemon, and answers with the exit code.
 pub fn main(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Code {
+    let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    // A router has other flags.
+    if arguments.get(1).is_some_and(|first| first == "route") {
+        return route::main(arguments.into_iter().skip(1));
+    }
     raftd::cli::main(arguments, |given: &Arguments| (&given.host, &given.own), crate::run)
 }
 
@@ -98,6 +117,12 @@ mod tests {
             "2=a:1,a:2",
             "--shards",
             "16",
+            "--shard-group",
+            "3",
+            "--controller",
+            "s1:7200",
+            "--controller",
+            "s2:7200",
             "--insecure",
             "--log-format",
             "json",
@@ -107,6 +132,8 @@ mod tests {
         assert_eq!(config.group.data.to_str(), Some("d"));
         assert_eq!(config.group.members, ["1=b:1", "2=a:1,a:2"]);
         assert_eq!((config.shards, config.insecure), (16, true));
+        assert_eq!(config.shard_group, Some(3));
+        assert_eq!(config.controllers, ["s1:7200", "s2:7200"]);
         let addresses = config.addresses().unwrap();
         assert_eq!(addresses.peer.port(), 2);
         assert_eq!(addresses.admin.port(), 3);

@@ -277,7 +277,7 @@ pub struct LeaseId(pub NonZeroU64);
 
 impl LeaseId {
     /// How many bits name the shard.
-    pub const SHARD_BITS: u32 = 14;
+    pub const SHARD_BITS: u32 = proto::LEASE_SHARD_BITS;
 
     /// The lease that is granted at this revision; none when the revision is too large to be told.
     pub fn of(revision: Revision, shard: u32) -> Option<Self> {

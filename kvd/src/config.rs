@@ -21,8 +21,11 @@ pub const NAME: &str = "kvd";
 
 /// The most that a member may be told to take in of one stream: more than this is memory that a
 /// single client could fill.
-const PIPELINE_REQUESTS_LIMIT: u64 = 1 << 16;
-const PIPELINE_BYTES_LIMIT: u64 = 1 << 30;
+pub(crate) const PIPELINE_REQUESTS_LIMIT: u64 = 1 << 16;
+pub(crate) const PIPELINE_BYTES_LIMIT: u64 = 1 << 30;
+
+/// The most shards that a group may be told to take in at a time.
+const MOVES_LIMIT: u64 = 8;
 
 /// Everything that can be set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +49,17 @@ pub struct Config {
     pub insecure: bool,
     /// How many shards a new cluster gets; must be equal on all members, for ever.
     pub shards: u32,
+    /// The group's number among those that a shard controller knows; absent: it stands alone, and
+    /// has all shards. Must be equal on all members.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shard_group: Option<u32>,
+    /// The client addresses, `host:port`, of the shard controller's members.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub controllers: Vec<String>,
+    /// How many shards this group takes in at a time from each of the others.
+    pub moves_max: u32,
+    /// How many bytes of them it takes in each second; 0: as many as come.
+    pub move_bytes_per_second: u64,
     /// The longest key.
     pub key_bytes_max: usize,
     /// The longest value.
@@ -77,6 +91,10 @@ impl Default for Config {
             admin: None,
             insecure: false,
             shards: SHARDS_DEFAULT,
+            shard_group: None,
+            controllers: Vec::new(),
+            moves_max: 2,
+            move_bytes_per_second: 32 << 20,
             key_bytes_max: KEY_BYTES_MAX,
             value_bytes_max: VALUE_BYTES_MAX,
             stored_bytes_max: 4 << 30,
@@ -97,6 +115,16 @@ impl Config {
     /// Configuration, naming the setting.
     pub fn check(&self) -> Result<(), Failure> {
         check_range("shards", self.shards.into(), 1..=SHARDS_MAX.into())?;
+        check_range("shard_group", self.shard_group.unwrap_or(1).into(), 1..=u32::MAX.into())?;
+        check_range("moves_max", self.moves_max.into(), 1..=MOVES_LIMIT)?;
+        check_range("move_bytes_per_second", self.move_bytes_per_second, 0..=1 << 40)?;
+        if self.shard_group.is_some() == self.controllers.is_empty() {
+            return Err(Failure::configuration(
+                "shard_group and controllers go together: one of many groups has a number \
+                 (--shard-group) and knows the shard controller (--controller), a group that \
+                 stands alone neither",
+            ));
+        }
         check_range("key_bytes_max", self.key_bytes_max as u64, 1..=KEY_BYTES_MAX as u64)?;
         check_range("value_bytes_max", self.value_bytes_max as u64, 1..=VALUE_BYTES_MAX as u64)?;
         check_range("stored_bytes_max", self.stored_bytes_max, 1 << 20..=1 << 40)?;
@@ -168,6 +196,10 @@ mod tests {
         for (config, name) in [
             (Config { shards: 0, ..Config::default() }, "shards is 0"),
             (Config { shards: SHARDS_MAX + 1, ..Config::default() }, "shards is 16385"),
+            (Config { shard_group: Some(0), ..Config::default() }, "shard_group is 0"),
+            (Config { shard_group: Some(1), ..Config::default() }, "go together"),
+            (Config { controllers: vec!["a:1".to_owned()], ..Config::default() }, "go together"),
+            (Config { moves_max: 0, ..Config::default() }, "moves_max is 0"),
             (Config { key_bytes_max: 8193, ..Config::default() }, "key_bytes_max is 8193"),
             (Config { value_bytes_max: 0, ..Config::default() }, "value_bytes_max is 0"),
             (Config { deadline_ms: 60_001, ..Config::default() }, "deadline_ms is 60001"),

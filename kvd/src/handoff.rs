@@ -132,12 +132,23 @@ impl Contents {
         self.0.wanted()
     }
 
+    /// The digest of everything in it that moves.
+    pub fn digest(&self) -> u128 {
+        self.0.contents_digest()
+    }
+
+    /// How many pairs, leases and locks are in it.
+    pub fn counts(&self) -> [u64; 3] {
+        let Shard { pairs, leases, locks, .. } = &self.0;
+        [pairs.map().len() as u64, leases.len() as u64, locks.len() as u64]
+    }
+
     /// What follows on what a destination has, in pieces that end with the record that makes them
     /// as long as `piece_bytes`. Takes its time where changes were held for long.
     ///
     /// # Errors
-    /// [`Refusal::NoSuchStep`] when the shard does not leave by that move, and
-    /// [`Refusal::Compacted`] when the changes since the base are not there any more.
+    /// [`Refusal::NoSuchStep`] when the shard does not leave by that move, or is not yet known here to
+    /// be frozen, and [`Refusal::Compacted`] when the changes since the base are not there any more.
     pub fn handoff(self, wanted: Wanted, piece_bytes: usize) -> Result<Handoff, Refusal> {
         Handoff::new(self.0, wanted, piece_bytes)
     }
@@ -165,6 +176,8 @@ pub struct Handoff {
 struct Out {
     position: Position,
     cursor: Cursor,
+    /// The counters, with which the leases begin, are there already.
+    counted: bool,
     records: Vec<u8>,
     piece_bytes: usize,
 }
@@ -173,17 +186,21 @@ impl Handoff {
     fn new(shard: Shard, wanted: Wanted, piece_bytes: usize) -> Result<Self, Refusal> {
         let Wanted { number, position, cursor } = wanted;
         let base = position.base;
-        let leaving = match shard.custody.phase {
-            Phase::Serving { leaving } => leaving,
-            Phase::Frozen { number, .. } => Some(number),
-            Phase::Absent | Phase::Incoming { .. } | Phase::Discarding => None,
+        let (leaving, frozen) = match shard.custody.phase {
+            Phase::Serving { leaving } => (leaving, false),
+            Phase::Frozen { number, .. } => (Some(number), true),
+            Phase::Absent | Phase::Incoming { .. } | Phase::Discarding => (None, false),
         };
-        if leaving != Some(number) {
+        // What comes behind the changes is told as it is in the end: not by a member that is behind.
+        if leaving != Some(number) || !frozen && position.part > Part::Changes {
             let (shard, custody) = (shard.number, shard.custody);
             return Err(Refusal::NoSuchStep { shard, number, custody });
         }
+        // What is not held may be there still; but it can't be frozen any more, and may soon be gone.
+        let held = frozen || shard.changes.held().is_some();
         let oldest = shard.changes.oldest();
-        if position.part <= Part::Changes && (base < oldest || base > shard.revision) {
+        let there = held && (oldest..=shard.revision).contains(&base);
+        if position.part <= Part::Changes && !there {
             return Err(Refusal::Compacted { shard: shard.number, compacted: oldest });
         }
         let mut then = BTreeMap::new();
@@ -192,7 +209,8 @@ impl Handoff {
                 then.entry(change.key.clone()).or_insert_with(|| change.previous.clone());
             }
         }
-        let out = Out { position, cursor, records: Vec::new(), piece_bytes };
+        let counted = position.part >= Part::Leases;
+        let out = Out { position, cursor, counted, records: Vec::new(), piece_bytes };
         Ok(Self { shard, then, out })
     }
 
@@ -301,7 +319,7 @@ fn put_changes(shard: &Shard, out: &mut Out) {
 
 fn put_leases(shard: &Shard, out: &mut Out) {
     let last = LeaseId::new(out.cursor.number);
-    if last.is_none() {
+    if !std::mem::replace(&mut out.counted, true) {
         out.record(kind::COUNTERS, &[], 0, |out| {
             put_number(out, shard.revision.0);
             put_number(out, shard.changes.compacted().0);

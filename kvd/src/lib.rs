@@ -39,6 +39,7 @@ pub mod view;
 
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod answer;
+mod brakes;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod capture;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
@@ -47,11 +48,13 @@ mod changes;
 mod check;
 mod claims;
 mod cli;
+mod desk;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod digest;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod encoding;
 mod expiry;
+mod giver;
 mod keep_alive;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod kept;
@@ -61,9 +64,12 @@ mod lease;
 mod lock;
 mod locks;
 mod look;
+mod merged;
+mod mover;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod pairs;
 mod pipeline;
+mod pull;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod rebuild;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
@@ -73,6 +79,8 @@ mod reply;
 mod requests;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod restore;
+mod route;
+mod routing;
 mod run;
 mod service;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]

@@ -10,20 +10,24 @@ use proto::{
         forward_server::{Forward, ForwardServer},
         lock_server::{Lock, LockServer},
     },
+    metadata::is_direct,
     raft::Reason,
 };
 use raftd::{
     edge::{self, Measure, never},
-    forward::{HOPS_MAX, passed_on},
+    forward::passed_on,
 };
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
-use crate::requests::Requests;
+use crate::{
+    desk::Desk,
+    requests::{Requests, Wanted},
+};
 
 /// The service for the client port. `deadline` is for requests that say none.
-pub(crate) fn lock(requests: Requests, deadline: Duration) -> LockServer<impl Lock> {
-    LockServer::new(ClientPort { requests, deadline, measures: Measures::new() })
+pub(crate) fn lock(desk: Desk, deadline: Duration) -> LockServer<impl Lock> {
+    LockServer::new(ClientPort { desk, deadline, measures: Measures::new() })
 }
 
 /// The service for the peer port.
@@ -32,7 +36,7 @@ pub(crate) fn forward(requests: Requests) -> ForwardServer<impl Forward> {
 }
 
 struct ClientPort {
-    requests: Requests,
+    desk: Desk,
     deadline: Duration,
     measures: Measures,
 }
@@ -66,7 +70,8 @@ impl ClientPort {
         pick: impl FnOnce(forward_reply::Kind) -> Option<R>,
     ) -> Result<Response<R>, Status> {
         let deadline = edge::deadline(metadata, self.deadline);
-        edge::respond(measure, self.requests.answer_lock(kind, deadline, HOPS_MAX), pick).await
+        let wanted = Wanted { kind, deadline, direct: is_direct(metadata) };
+        edge::respond(measure, self.desk.serve_lock(wanted), pick).await
     }
 }
 
@@ -86,7 +91,8 @@ impl Lock for ClientPort {
             message.wait_ms = message.wait_ms.min(u64::try_from(left).unwrap_or(u64::MAX));
         }
         let kind = forward_request::Kind::Acquire(message);
-        let answer = self.requests.answer_lock(kind, deadline, HOPS_MAX);
+        let wanted = Wanted { kind, deadline, direct: is_direct(&metadata) };
+        let answer = self.desk.serve_lock(wanted);
         edge::respond(&self.measures.acquire, answer, |kind| match kind {
             forward_reply::Kind::Acquire(reply) => Some(reply),
             _ => None,
@@ -147,7 +153,7 @@ impl Forward for PeerPort {
         let ForwardRequest { kind, deadline_ms, hops_left } = request.into_inner();
         let (deadline, hops_left) = passed_on(deadline_ms, hops_left);
         let replied = match kind {
-            Some(kind) => self.requests.answer_lock(kind, deadline, hops_left).await,
+            Some(kind) => self.requests.answer_lock(&kind, deadline, hops_left).await,
             None => Err(never(Reason::Invalid, "a forwarded request of no known kind")),
         };
         let kind = replied.map_or_else(forward_reply::Kind::Refusal, |replied| replied.reply);

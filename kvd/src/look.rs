@@ -62,7 +62,7 @@ fn take(view: &View, look: Look) -> Result<forward_reply::Kind, Refusal> {
             let at = view.headers().next().map(header);
             Ok(forward_reply::Kind::Get(GetReply { header: at, pair: found.map(pair) }))
         }
-        Look::Scan { range, page, count_only, with_revisions } => {
+        Look::Scan { range, page, count_only, with_revisions, with_shards } => {
             let mut reply = if count_only {
                 let count = view.count(&range, page.revision);
                 let count = count.map_err(|refusal| wire::refused(&refusal))?;
@@ -73,6 +73,9 @@ fn take(view: &View, look: Look) -> Result<forward_reply::Kind, Refusal> {
             reply.header = Some(header_of(view, &range));
             if with_revisions {
                 reply.revisions = revisions(view);
+            }
+            if with_shards {
+                reply.shards = view.headers().map(|header| header.shard).collect();
             }
             Ok(forward_reply::Kind::Scan(reply))
         }

@@ -26,6 +26,8 @@ use raftd::edge::{DEADLINE_MAX, Replied, never};
 use tokio::time::Instant;
 use tonic::Status;
 
+use crate::requests::Wanted;
+
 /// How much of one stream may be in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PipelineLimits {
@@ -50,12 +52,12 @@ pub(crate) fn replies<I, A, F>(
 ) -> impl Stream<Item = Result<PipelineReply, Status>> + Send + use<I, A, F>
 where
     I: Stream<Item = Result<PipelineRequest, Status>> + Unpin + Send,
-    A: Fn(request::Kind, Instant) -> F + Unpin + Send,
+    A: Fn(Wanted<request::Kind>) -> F + Unpin + Send,
     F: Future<Output = Answer> + Send,
 {
     let finish = move |request: InFlight| {
-        let InFlight { number, bytes, kind, deadline } = request;
-        let answered = answer(kind, deadline);
+        let InFlight { number, bytes, wanted } = request;
+        let answered = answer(wanted);
         async move { Finished { bytes, reply: reply(number, answered.await) } }
     };
     Pipeline {
@@ -90,8 +92,7 @@ struct Pipeline<I, A, F, W> {
 struct InFlight {
     number: u64,
     bytes: usize,
-    kind: request::Kind,
-    deadline: Instant,
+    wanted: Wanted<request::Kind>,
 }
 
 /// A request that was answered.
@@ -170,7 +171,7 @@ where
         };
         let message = message?;
         let bytes = message.encoded_len();
-        let PipelineRequest { number, request, timeout_ms } = message;
+        let PipelineRequest { number, request, timeout_ms, direct } = message;
         let refused = |refusal| Poll::Ready(Ok(Read::Refused(reply(number, Err(refusal)))));
         if self.is_stopping {
             return refused(never(Reason::Shutdown, "the member is stopping"));
@@ -184,7 +185,8 @@ where
         };
         let deadline = Instant::now() + limit.min(DEADLINE_MAX);
         self.in_flight_bytes += bytes;
-        self.in_flight.push((self.finish)(InFlight { number, bytes, kind, deadline }));
+        let wanted = Wanted { kind, deadline, direct };
+        self.in_flight.push((self.finish)(InFlight { number, bytes, wanted }));
         Poll::Ready(Ok(Read::Begun))
     }
 }

@@ -30,7 +30,7 @@ struct Line {
 fn line() -> Line {
     let (requests, incoming) = mpsc::unbounded();
     let (asked_in, asked) = std::sync::mpsc::channel();
-    let answer = move |kind, deadline| {
+    let answer = move |Wanted { kind, deadline, .. }| {
         let (answer, answered) = oneshot::channel();
         asked_in.send((key(&kind), deadline, answer)).unwrap();
         async move { answered.await.unwrap() }
@@ -51,14 +51,14 @@ fn key(kind: &request::Kind) -> Vec<u8> {
 fn get(number: u64) -> PipelineRequest {
     let get = GetRequest { key: number.to_string().into(), ..GetRequest::default() };
     let request = Some(Request { kind: Some(request::Kind::Get(get)) });
-    PipelineRequest { number, request, timeout_ms: 0 }
+    PipelineRequest { number, request, ..PipelineRequest::default() }
 }
 
 fn put(number: u64, value_bytes: usize) -> PipelineRequest {
     let (key, value) = (number.to_string().into(), vec![0; value_bytes].into());
     let put = PutRequest { key, value, ..PutRequest::default() };
     let request = Some(Request { kind: Some(request::Kind::Put(put)) });
-    PipelineRequest { number, request, timeout_ms: 0 }
+    PipelineRequest { number, request, ..PipelineRequest::default() }
 }
 
 fn found() -> Answer {
@@ -156,7 +156,8 @@ async fn beyond_the_limits_nothing_is_read() {
 async fn a_refusal_is_a_reply_and_harms_no_other() {
     let mut line = line();
     line.send(get(1));
-    line.send(PipelineRequest { number: 2, request: Some(Request { kind: None }), timeout_ms: 0 });
+    let request = Some(Request { kind: None });
+    line.send(PipelineRequest { number: 2, request, ..PipelineRequest::default() });
     let refusal = line.refusal();
     assert_eq!((refusal.reason(), refusal.executed()), (Reason::Invalid, Executed::Never));
     line.waits();

@@ -11,7 +11,7 @@ use crate::{
     command::{LeaseId, Token},
     custody::Custody,
     handoff::Contents,
-    outcome::{Header, Key, Pair, Refusal, Response, ShardTime},
+    outcome::{Header, Key, Pair, Refusal, Response, Revision, ShardTime},
     view::View,
 };
 
@@ -39,6 +39,8 @@ pub enum Query {
     Lock(Bytes),
     /// How does each shard stand here?
     Custody,
+    /// How does each shard stand here, and how much is in it?
+    Standings,
     /// What is in a shard, served or not? Answers with a frozen state that shares memory.
     Contents(u32),
     /// How does a lease stand with a lock?
@@ -64,6 +66,8 @@ pub enum Scope {
     All,
     /// This one, if there is such a shard. It must be served here.
     Shard(u32),
+    /// Those of these that are served here.
+    Served(Vec<u32>),
     /// Those in which keys of these ranges may be. All of them must be served here.
     Ranges(Vec<crate::range::Range>),
 }
@@ -91,10 +95,27 @@ pub enum Answer {
     DueLeases(DueLeases),
     /// To [`Query::Custody`]: by shard; empty before the first command.
     Custody(Vec<Custody>),
+    /// To [`Query::Standings`]: by shard; empty before the first command.
+    Standings(Vec<Standing>),
     /// To [`Query::Contents`], if there is such a shard.
     Contents(Option<Box<Contents>>),
     /// To a question about a shard that is not served here.
     Refused(Refusal),
+}
+
+/// How a shard stands in a group, and how much of it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// How it stands.
+    pub custody: Custody,
+    /// How many keys it has here.
+    pub keys: u64,
+    /// What it stores here: keys, values and all else that counts against the quota.
+    pub bytes: u64,
+    /// Its revision.
+    pub revision: Revision,
+    /// While it leaves: how many bytes its log of changes has, and how many it may have.
+    pub held: Option<(u64, u64)>,
 }
 
 /// How a lease stands.

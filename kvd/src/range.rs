@@ -5,7 +5,7 @@
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
 
 use bytes::Bytes;
-use proto::shard_of;
+use proto::{shard_of, shard_of_prefix};
 
 /// Some keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +43,8 @@ impl Range {
     pub fn shard(&self, shards: u32) -> Option<u32> {
         match self {
             Self::Key(key) => Some(shard_of(key, shards)),
-            Self::Prefix(prefix) if has_tag(prefix) => Some(shard_of(prefix, shards)),
-            Self::Prefix(_) | Self::Interval { .. } => (shards == 1).then_some(0),
+            Self::Prefix(prefix) => shard_of_prefix(prefix, shards),
+            Self::Interval { .. } => (shards == 1).then_some(0),
         }
     }
 
@@ -66,14 +66,6 @@ impl Range {
         };
         Some(bounds)
     }
-}
-
-/// Whether every key with this prefix has the same tag: what stands between the first `{` and the
-/// first `}` behind it, if that is not empty (see `proto::shard_of`).
-fn has_tag(prefix: &[u8]) -> bool {
-    let Some(open) = prefix.iter().position(|&byte| byte == b'{') else { return false };
-    let inside = prefix.iter().skip(open + 1).position(|&byte| byte == b'}');
-    inside.is_some_and(|length| length > 0)
 }
 
 /// The first key behind all that begin with the prefix, if there is one.

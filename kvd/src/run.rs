@@ -2,18 +2,23 @@
 
 use std::{sync::OnceLock, time::Duration};
 
+use client::{Options, ShardClient};
 use daemon::{Failure, Shutdown};
 use raftd::{Handle, Refused, Served, cli::Configuration};
 use tonic::service::Routes;
 
 use crate::{
     KvMachine,
+    brakes::Brakes,
     config::{Config, NAME},
-    expiry, locks,
+    desk::Desk,
+    expiry, giver, locks,
+    mover::{self, Grouped},
     outcome::{Answer, Query},
-    requests::Requests,
+    requests::{Gate, Requests},
+    routing::Routing,
     service,
-    watch::Watches,
+    watch::Places,
 };
 
 /// The services that the health service speaks for.
@@ -24,6 +29,9 @@ const SERVICES: &[&str] = &[
     "flotilla.admin.v1.Admin",
 ];
 
+/// How long the shard controller has to answer.
+const CONTROLLER_DEADLINE: Duration = Duration::from_secs(3);
+
 /// Runs a member until shutdown, as [`Served::run`].
 ///
 /// # Errors
@@ -33,9 +41,17 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
     let addresses = &config.addresses()?;
     let (shards, terms) = (config.shards, config.terms());
     let deadline = Duration::from_millis(config.deadline_ms);
+    let grouped = grouped(config)?;
+    let gate = Gate::new(grouped.is_none());
+    let brakes = grouped.as_ref().map_or_else(Brakes::default, |it| it.brakes.clone());
+    let routing = grouped.as_ref().map(|it| Routing::new(it.group, it.map.clone()));
     let shared = OnceLock::new();
     let requests = |handle: &Handle<KvMachine>| {
-        shared.get_or_init(|| Requests::new(handle.clone(), terms)).clone()
+        let requests = || {
+            let (gate, brakes) = (gate.clone(), brakes.clone());
+            Requests::new(handle.clone(), terms, gate, brakes, routing.clone())
+        };
+        shared.get_or_init(requests).clone()
     };
     let peers = |handle: &Handle<KvMachine>, routes: Routes| {
         let requests = requests(handle);
@@ -44,17 +60,30 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
     let (pipeline, stopping) = (config.pipeline_limits(), shutdown.clone());
     let clients = |handle: &Handle<KvMachine>, routes: Routes| {
         let requests = requests(handle);
-        let watches =
-            Watches::new(requests.clone(), config.watchers_max as usize, stopping.clone());
+        let places = Places::new(config.watchers_max as usize);
+        let desk = Desk::member(requests, places, stopping.clone());
+        let giver = grouped.clone().map(|grouped| giver::service(handle.clone(), grouped));
+        let routes = match giver {
+            Some(giver) => routes.add_service(giver),
+            None => routes,
+        };
         routes
-            .add_service(service::kv(requests.clone(), watches, pipeline, stopping))
-            .add_service(service::leases(requests.clone(), deadline))
-            .add_service(locks::lock(requests, deadline))
+            .add_service(service::kv(desk.clone(), pipeline, stopping))
+            .add_service(service::leases(desk.clone(), deadline))
+            .add_service(locks::lock(desk, deadline))
     };
+    let (moves, opened) = (grouped.clone(), gate.clone());
     let watch = |handle: Handle<KvMachine>| async move {
+        let moves = async {
+            match moves {
+                Some(grouped) => mover::run(handle.clone(), grouped).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            failure = check_shards(handle.clone(), shards) => failure,
-            never = expiry::run(handle, shards) => match never {},
+            failure = check_shards(handle.clone(), shards, opened) => failure,
+            never = expiry::run(handle.clone(), shards) => match never {},
+            never = moves => match never {},
         }
     };
     Served { name: NAME, services: SERVICES, addresses, group: &config.group }
@@ -62,9 +91,26 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
         .await
 }
 
-/// Ends when the cluster turns out to have been created with another number of shards than this
-/// member's setting says: it would place keys wrongly.
-async fn check_shards(handle: Handle<KvMachine>, shards: u32) -> Failure {
+/// What a member of one of many groups needs to know, as its settings say.
+fn grouped(config: &Config) -> Result<Option<Grouped>, Failure> {
+    let Some(group) = config.shard_group else { return Ok(None) };
+    let options = Options::with_deadline(CONTROLLER_DEADLINE);
+    let controller = ShardClient::connect(config.controllers.clone(), options)
+        .map_err(|error| Failure::configuration("controllers is refused").because(error))?;
+    Ok(Some(Grouped {
+        group,
+        shards: config.shards,
+        map: controller.follow(),
+        controller,
+        brakes: Brakes::default(),
+        moves_max: config.moves_max as usize,
+        bytes_per_second: config.move_bytes_per_second,
+    }))
+}
+
+/// Opens the gate once there are shards. Ends when the cluster turns out to have been created with
+/// another number of them than this member's setting says: it would place keys wrongly.
+async fn check_shards(handle: Handle<KvMachine>, shards: u32, gate: Gate) -> Failure {
     let mut status = handle.watch_status();
     loop {
         let before = status.borrow_and_update().applied;
@@ -74,7 +120,10 @@ async fn check_shards(handle: Handle<KvMachine>, shards: u32) -> Failure {
                     "shards is {shards}, but this cluster was created with {created}"
                 ));
             }
-            Ok(Answer::Created(Some(_))) => return std::future::pending().await,
+            Ok(Answer::Created(Some(_))) => {
+                gate.open();
+                return std::future::pending().await;
+            }
             Ok(_)
             | Err(
                 Refused::NotLeader { .. }

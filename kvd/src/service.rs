@@ -19,38 +19,34 @@ use proto::{
         leases_server::{Leases, LeasesServer},
         request,
     },
+    metadata::is_direct,
     raft::Reason,
 };
 use raftd::{
     edge::{self, Measure, never},
-    forward::{HOPS_MAX, passed_on},
+    forward::passed_on,
 };
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
+    desk::Desk,
     limits::REQUEST_BYTES_MAX,
     pipeline::{self, PipelineLimits},
-    requests::Requests,
-    watch::Watches,
+    requests::{Requests, Wanted},
 };
 
 /// The service for the client port. After shutdown its streams end when they are drained.
-pub(crate) fn kv(
-    requests: Requests,
-    watches: Watches,
-    pipeline: PipelineLimits,
-    shutdown: Shutdown,
-) -> KvServer<impl Kv> {
-    let calls = Arc::new(Calls::new(requests, pipeline.deadline));
-    KvServer::new(ClientPort { calls, watches, pipeline, shutdown })
+pub(crate) fn kv(desk: Desk, pipeline: PipelineLimits, shutdown: Shutdown) -> KvServer<impl Kv> {
+    let calls = Arc::new(Calls::new(desk, pipeline.deadline));
+    KvServer::new(ClientPort { calls, pipeline, shutdown })
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(2 * REQUEST_BYTES_MAX)
 }
 
 /// The leases, for the client port.
-pub(crate) fn leases(requests: Requests, deadline: Duration) -> LeasesServer<impl Leases> {
-    LeasesServer::new(LeasesPort(Calls::new(requests, deadline)))
+pub(crate) fn leases(desk: Desk, deadline: Duration) -> LeasesServer<impl Leases> {
+    LeasesServer::new(LeasesPort(Calls::new(desk, deadline)))
 }
 
 /// The service for the peer port.
@@ -62,7 +58,6 @@ pub(crate) fn forward(requests: Requests) -> ForwardServer<impl Forward> {
 
 struct ClientPort {
     calls: Arc<Calls>,
-    watches: Watches,
     pipeline: PipelineLimits,
     shutdown: Shutdown,
 }
@@ -71,7 +66,7 @@ struct LeasesPort(Calls);
 
 /// How calls are answered.
 struct Calls {
-    requests: Requests,
+    desk: Desk,
     deadline: Duration,
     measures: Measures,
 }
@@ -132,8 +127,8 @@ impl Measures {
 
 impl Calls {
     /// `deadline` is for requests that say none.
-    fn new(requests: Requests, deadline: Duration) -> Self {
-        Self { requests, deadline, measures: Measures::new() }
+    fn new(desk: Desk, deadline: Duration) -> Self {
+        Self { desk, deadline, measures: Measures::new() }
     }
 
     async fn answer<R>(
@@ -144,7 +139,8 @@ impl Calls {
         pick: impl FnOnce(forward_reply::Kind) -> Option<R>,
     ) -> Result<Response<R>, Status> {
         let deadline = edge::deadline(metadata, self.deadline);
-        edge::respond(measure, self.requests.answer(kind, deadline, HOPS_MAX), pick).await
+        let wanted = Wanted { kind, deadline, direct: is_direct(metadata) };
+        edge::respond(measure, self.desk.serve(wanted), pick).await
     }
 }
 
@@ -255,7 +251,7 @@ impl Kv for ClientPort {
     ) -> Result<Response<Self::WatchStream>, Status> {
         // A watch has no end; its deadline is for the beginning.
         let deadline = Instant::now() + self.calls.deadline;
-        let stream = self.watches.watch(request.into_inner(), deadline).await?;
+        let stream = self.calls.desk.watch(request.into_inner(), deadline).await?;
         Ok(Response::new(stream))
     }
 
@@ -266,12 +262,12 @@ impl Kv for ClientPort {
         request: Request<Streaming<PipelineRequest>>,
     ) -> Result<Response<Self::PipelineStream>, Status> {
         let calls = self.calls.clone();
-        let answer = move |kind, deadline| {
+        let answer = move |wanted: Wanted<request::Kind>| {
             let calls = calls.clone();
             // Moved about while it is in flight, so it had better be small.
             Box::pin(async move {
-                let measure = calls.measures.of(&kind);
-                edge::measured(measure, calls.requests.answer(kind, deadline, HOPS_MAX)).await
+                let measure = calls.measures.of(&wanted.kind);
+                edge::measured(measure, calls.desk.serve(wanted)).await
             })
         };
         let incoming = request.into_inner();
@@ -349,7 +345,7 @@ impl Forward for PeerPort {
         let ForwardRequest { request, deadline_ms, hops_left } = request.into_inner();
         let (deadline, hops_left) = passed_on(deadline_ms, hops_left);
         let replied = match request.and_then(|request| request.kind) {
-            Some(kind) => self.requests.answer(kind, deadline, hops_left).await,
+            Some(kind) => self.requests.answer(&kind, deadline, hops_left).await,
             None => Err(never(Reason::Invalid, "a forwarded request of no known kind")),
         };
         let kind = replied.map_or_else(forward_reply::Kind::Refusal, |replied| replied.reply);

@@ -13,7 +13,7 @@ use crate::{
     lease::Leases,
     limits::{REVISIONS_FORGOTTEN_PER_APPLY, SWEEP_ROWS_PER_APPLY},
     lock::Locks,
-    outcome::{Answered, Header, Outcome, Refusal, Response, Revision, ShardTime},
+    outcome::{Answered, Header, Outcome, Refusal, Response, Revision, ShardTime, Standing},
     pairs::Pairs,
     session::{Admission, SessionLimits, Sessions},
     tenure::Wish,
@@ -111,6 +111,18 @@ impl Shard {
         self.pairs.bytes() + self.changes.bytes() + self.leases.bytes() + self.locks.bytes()
     }
 
+    /// How many bytes its log of changes may have while it leaves.
+    fn held_bytes_max(&self) -> u64 {
+        self.pairs.bytes().max(self.limits.held_changes_bytes)
+    }
+
+    /// How it stands here, and how much of it is there.
+    pub(crate) fn standing(&self) -> Standing {
+        let (keys, bytes) = (self.pairs.map().len() as u64, self.stored_bytes());
+        let held = self.changes.held().map(|_| (self.changes.bytes(), self.held_bytes_max()));
+        Standing { custody: self.custody, keys, bytes, revision: self.revision, held }
+    }
+
     /// Its time when the group's is this.
     pub(crate) fn time(&self, group_time_ms: u64) -> ShardTime {
         ShardTime(group_time_ms.saturating_add_signed(self.time_offset_ms))
@@ -206,7 +218,7 @@ impl Shard {
             },
             None => self.execute(group, command).map(first),
         };
-        if self.changes.bytes() > self.pairs.bytes().max(self.limits.held_changes_bytes) {
+        if self.changes.bytes() > self.held_bytes_max() {
             self.changes.hold(None);
         }
         self.changes.sweep(REVISIONS_FORGOTTEN_PER_APPLY);

@@ -79,6 +79,15 @@ impl Placement {
             || number <= self.recovered_at && time(number) == time(self.recovered_at)
     }
 
+    /// Whether a group serves a shard of which the controller says that another has it, by a move that
+    /// this one knows nothing of. It keeps it: the controller may be another one than it was, the
+    /// group may have been alone, or it has lost what it did, which a person has to find out.
+    pub fn is_estranged(&self, group: GroupNumber, custody: &Custody) -> bool {
+        let settled = custody.settled;
+        let unknown = self.since > settled || settled == MoveNumber(0);
+        custody.serves() && self.owner != Some(group) && unknown
+    }
+
     /// What a group is to do next about the shard; none: nothing for now.
     pub fn act(&self, group: GroupNumber, custody: &Custody) -> Option<Act> {
         let Self { owner, since, last, moving, .. } = *self;
@@ -103,13 +112,6 @@ impl Placement {
                     let done = last <= settled;
                     let report = Act::Report(last, Ended::Cancelled);
                     return Some(if done { report } else { Act::Propose(last, Deed::Cancel) });
-                }
-                // It was given away, and a recovery of this group has lost that. What has never moved
-                // is the data of a store that was alone: nobody gave that away.
-                let given_away = settled.0 > 0 && since > settled && owner != Some(group);
-                if given_away {
-                    let deed = if held == Some(since) { Deed::Freeze } else { Deed::Hold };
-                    return Some(Act::Propose(since, deed));
                 }
                 let over = held.filter(|number| self.is_over(*number))?;
                 Some(Act::Propose(over, Deed::Cancel))
@@ -156,12 +158,27 @@ mod tests {
     }
 
     #[test]
-    fn data_of_a_store_that_was_alone_is_left_alone() {
-        let alone = Custody::serving(MoveNumber(0));
-        assert_eq!(placed(OTHER, 4, 4).act(SELF, &alone), None);
-        let given_away = Custody::serving(MoveNumber(2));
-        let hold = Act::Propose(MoveNumber(4), Deed::Hold);
-        assert_eq!(placed(OTHER, 4, 4).act(SELF, &given_away), Some(hold));
+    fn what_a_group_did_not_give_away_it_keeps() {
+        // It was alone; or the controller is another one, and has given the shard to others since.
+        for settled in [0, 2] {
+            let serving = Custody::serving(MoveNumber(settled));
+            let placed_elsewhere = placed(OTHER, 4, 4);
+            assert_eq!(placed_elsewhere.act(SELF, &serving), None);
+            assert!(placed_elsewhere.is_estranged(SELF, &serving));
+            let leaving =
+                Custody { phase: Phase::Serving { leaving: Some(MoveNumber(4)) }, ..serving };
+            let cancel = Act::Propose(MoveNumber(4), Deed::Cancel);
+            assert_eq!(placed_elsewhere.act(SELF, &leaving), Some(cancel));
+        }
+        let serving = Custody::serving(MoveNumber(2));
+        assert!(!placed(SELF, 2, 2).is_estranged(SELF, &serving));
+        assert!(!placed(OTHER, 2, 2).is_estranged(SELF, &serving), "an old map");
+        assert!(!placed(OTHER, 4, 4).is_estranged(SELF, &frozen(4)));
+        // It is to be made here, where there is data already; or was just made.
+        let (owner, last) = (None, MoveNumber(1));
+        let making = Placement { owner, last, ..Placement::default() };
+        assert!(making.is_estranged(SELF, &Custody::serving(MoveNumber(0))));
+        assert!(!making.is_estranged(SELF, &Custody::serving(last)));
     }
 
     #[test]

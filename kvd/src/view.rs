@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use imbl::OrdMap;
-use proto::shard_of;
+use proto::{PAGE_TOKEN_VERSION, page_token, shard_of};
 
 use crate::{
     changes::ChangeLog,
@@ -88,9 +88,6 @@ pub struct ChangesPage {
     pub more: bool,
 }
 
-/// The version of a page token, its first byte.
-const TOKEN_VERSION: u8 = 1;
-
 /// Pairs in order, with what they are called.
 type Pairs<'a> = Box<dyn Iterator<Item = (&'a Key, &'a Arc<Pair>)> + 'a>;
 
@@ -160,7 +157,7 @@ impl View {
             bytes += key.len() + if request.keys_only { 0 } else { pair.value.len() };
             let full = page.pairs.len() == limit || bytes > bytes_max;
             if let Some((last, _)) = page.pairs.last().filter(|_| full) {
-                page.next = Some(Bytes::from([&[TOKEN_VERSION], &last[..]].concat()));
+                page.next = Some(page_token(last).into());
                 return Ok(page);
             }
             let mut pair = Pair::clone(pair);
@@ -350,7 +347,7 @@ fn page_bounds(range: &Range, request: &PageRequest) -> Result<Option<Bounds>, R
     let Some((start, end)) = range.bounds() else { return Ok(None) };
     let Some(token) = &request.token else { return Ok(Some((start, end))) };
     let last = match token.split_first() {
-        Some((&TOKEN_VERSION, last)) if (1..=KEY_BYTES_MAX).contains(&last.len()) => last,
+        Some((&PAGE_TOKEN_VERSION, last)) if (1..=KEY_BYTES_MAX).contains(&last.len()) => last,
         Some(_) | None => return Err(Refusal::BadPageToken),
     };
     if !range.contains(last) {

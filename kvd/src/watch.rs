@@ -62,44 +62,65 @@ const PROGRESS_DEFAULT: Duration = Duration::from_secs(10);
 /// The most often that it is told.
 const PROGRESS_MIN: Duration = Duration::from_millis(100);
 
-/// Serves watchers. Clones share the limit.
+/// Serves watchers. Clones share everything.
 #[derive(Clone)]
 pub(crate) struct Watches {
     requests: Requests,
     states: States,
-    limit: usize,
-    places: Arc<Semaphore>,
     shutdown: Shutdown,
+}
+
+/// The places of watchers. Clones share the limit.
+#[derive(Clone)]
+pub(crate) struct Places {
+    limit: usize,
+    free: Arc<Semaphore>,
+}
+
+impl Places {
+    pub(crate) fn new(limit: usize) -> Self {
+        metrics::describe_gauge!("flotilla_kv_watchers", "streams to watchers");
+        Self { limit, free: Arc::new(Semaphore::new(limit)) }
+    }
+
+    /// Takes one, while there is one.
+    pub(crate) fn take(&self) -> Result<Place, Status> {
+        let permit = self.free.clone().try_acquire_owned().map_err(|_| {
+            let limit = self.limit;
+            let message = format!("this member serves watchers_max watchers, which is {limit}");
+            edge::status(never(Reason::Limit, message))
+        });
+        permit.map(Place::new)
+    }
 }
 
 impl Watches {
     /// Must be called on a runtime.
-    pub(crate) fn new(requests: Requests, limit: usize, shutdown: Shutdown) -> Self {
-        metrics::describe_gauge!("flotilla_kv_watchers", "streams to watchers");
+    pub(crate) fn new(requests: Requests, shutdown: Shutdown) -> Self {
         let states = States::new(requests.handle().clone());
-        Self { requests, states, limit, places: Arc::new(Semaphore::new(limit)), shutdown }
+        Self { requests, states, shutdown }
     }
 
-    /// Begins a stream. It knows by `deadline` where.
+    /// Begins a stream, which takes up a place. It knows by `deadline` where.
     pub(crate) async fn watch(
         &self,
         request: WatchRequest,
         deadline: Instant,
+        place: Place,
     ) -> Result<BoxStream<'static, Result<WatchReply, Status>>, Status> {
-        let permit = self.places.clone().try_acquire_owned();
-        let place = Place::new(permit.map_err(|_| {
-            let limit = self.limit;
-            let message = format!("this member serves watchers_max watchers, which is {limit}");
-            edge::status(never(Reason::Limit, message))
-        })?);
         let ranges = wire::request::watched(&request.ranges, self.requests.terms());
         let ranges = ranges.map_err(edge::status)?;
-        let scope = Scope::Ranges(ranges.clone());
+        let scope = match request.shards.is_empty() {
+            true => Scope::Ranges(ranges.clone()),
+            false => Scope::Served(request.shards.clone()),
+        };
         let view = self.requests.view(scope, false, deadline).await.map_err(edge::status)?;
         let cursors = begin(&view, &request.after)?;
         let told = cursors.iter().filter(|(_, at)| at.0 > 0);
         let after = told.map(|(&shard, at)| ShardRevision { shard, revision: at.0 }).collect();
-        let begun = Kind::Begun(WatchBegun { after, shards: view.shards() });
+        let is_part = !request.shards.is_empty();
+        let served = if is_part { cursors.keys().copied().collect() } else { Vec::new() };
+        let begun = Kind::Begun(WatchBegun { after, shards: view.shards(), served });
         // Told by this view: a state that watchers are shown may be older.
         let gone = cursors.iter().find_map(|(&shard, &at)| match view.check(shard, at) {
             Err(Refusal::Compacted { compacted, .. }) => Some((shard, compacted)),
@@ -116,6 +137,7 @@ impl Watches {
             told: cursors.clone(),
             cursors,
             ranges: ranges.into(),
+            is_part,
             previous: request.previous,
             every,
             due: Instant::now() + every,
@@ -171,6 +193,8 @@ struct Watcher {
     /// What the watcher knows of that.
     told: BTreeMap<u32, Revision>,
     ranges: Arc<[Range]>,
+    /// Its watcher knows that shards may go, and come back.
+    is_part: bool,
     previous: bool,
     every: Duration,
     /// When the watcher is told that nothing is missing.
@@ -206,7 +230,7 @@ impl Watcher {
             // Noted before it is read, so that nothing applied meanwhile is missed.
             let state = self.states.borrow_and_update().clone();
             if let Some(state) = state {
-                if let Some(shard) = missing(&state, &self.cursors) {
+                if let Some(shard) = missing(&state, &self.cursors).filter(|_| !self.is_part) {
                     return Err(edge::status(wire::refused(&Refusal::NotServed { shard })));
                 }
                 if self.read(state).await? {
@@ -372,7 +396,7 @@ impl States {
 }
 
 /// A watcher's place among the limited ones, counted while it is taken.
-struct Place(
+pub(crate) struct Place(
     #[expect(dead_code, reason = "is given back when it is dropped")] OwnedSemaphorePermit,
 );
 

@@ -4,12 +4,12 @@
 mod common;
 
 use bytes::Bytes;
-use common::{Driven, chunks};
+use common::{Driven, chunks, put};
 use kvd::{
     KvMachine, MachineLimits,
     command::{Action, ClientId, Command, Condition, LeaseId, Operation, RequestId, Tenure, Txn},
     custody::{MoveNumber, Phase},
-    handoff::Piece,
+    handoff::{Part, Piece},
     outcome::{Answer, Outcome, Query, Refusal, Revision, Scope, ShardTime},
     range::Range,
     step::{Deed, Frozen, Stepped},
@@ -105,6 +105,68 @@ fn a_shard_comes_as_it_was_sent() {
         assert_eq!(driven.machine.digest(), driven.machine.recomputed_digest());
     }
     assert_eq!(source.machine.stored_bytes(), destination.machine.stored_bytes());
+}
+
+/// Also of a shard in which nothing is but its counters.
+#[test]
+fn who_has_all_of_a_shard_is_told_nothing_more() {
+    let mut empty = Driven::new(1);
+    assert_eq!(empty.outcome(Operation::Delete { key: b"key" }), Outcome::Absent);
+    assert!(matches!(empty.step(0, MOVE, Deed::Hold), Ok(Stepped::Held(_))));
+    assert!(matches!(empty.step(0, MOVE, Deed::Freeze), Ok(Stepped::Frozen(_))));
+    for mut source in [source().0, empty] {
+        let mut destination = destination(&mut source);
+        for Piece { at, records } in pieces(&source, &destination) {
+            let deed = Deed::Import { at, records: &records };
+            assert!(matches!(destination.step(0, MOVE, deed), Ok(Stepped::Position(_))));
+        }
+        assert_eq!(pieces(&source, &destination), []);
+    }
+}
+
+/// A member of the source that does not know yet that the shard is frozen has other rows.
+#[test]
+fn what_is_told_last_is_not_told_by_a_member_that_is_behind() {
+    let mut ahead = Driven::new(1);
+    ahead.outcome(put(b"key", b"value"));
+    assert!(matches!(ahead.step(0, MOVE, Deed::Hold), Ok(Stepped::Held(_))));
+    let mut destination = destination(&mut ahead);
+    let behind = ahead.contents(0);
+    let id = ahead.id(1, 1, 0);
+    ahead.run(Some(id), put(b"key", b"other"));
+    assert!(matches!(ahead.step(0, MOVE, Deed::Freeze), Ok(Stepped::Frozen(_))));
+    for Piece { at, records } in pieces(&ahead, &destination) {
+        let deed = Deed::Import { at, records: &records };
+        assert!(matches!(destination.step(0, MOVE, deed), Ok(Stepped::Position(_))));
+    }
+    let wanted = destination.contents(0).wanted().expect("it is coming");
+    assert_eq!(wanted.position.part, Part::Rows);
+    let told = behind.handoff(wanted, 40).map(drop);
+    assert!(matches!(told, Err(Refusal::NoSuchStep { .. })), "{told:?}");
+}
+
+/// What is no longer held can't be frozen, also where nothing of it was forgotten yet: the copy begins
+/// anew.
+#[test]
+fn a_copy_of_what_is_no_longer_held_begins_anew() {
+    let limits = MachineLimits { held_changes_bytes: 100, ..MachineLimits::default() };
+    let mut source = Driven::around(KvMachine::with_limits(1, limits), 1);
+    source.outcome(put(b"key", &[0; 2_000]));
+    let mut destination = destination(&mut source);
+    source.outcome(put(b"key", b"short"));
+    let refused = source.step(0, MOVE, Deed::Freeze);
+    assert!(matches!(refused, Err(Refusal::NoSuchStep { .. })), "{refused:?}");
+    let wanted = destination.contents(0).wanted().expect("it is coming");
+    let told = source.contents(0).handoff(wanted, 60).map(drop);
+    assert!(matches!(told, Err(Refusal::Compacted { .. })), "{told:?}");
+    assert_eq!(destination.step(0, MOVE, Deed::Restart), Ok(Stepped::Left(false)));
+    let Ok(Stepped::Held(base)) = source.step(0, MOVE, Deed::Hold) else { panic!("not held") };
+    assert!(destination.step(0, MOVE, Deed::Begin { base }).is_ok());
+    let Ok(Stepped::Frozen(frozen)) = source.step(0, MOVE, Deed::Freeze) else {
+        panic!("not frozen")
+    };
+    let pieces = pieces(&source, &destination);
+    assert_eq!(take_in(&mut destination, &pieces, frozen), Ok(Stepped::Done));
 }
 
 #[test]

@@ -5,9 +5,11 @@
 
 pub mod metadata;
 
+mod page_token;
 mod shard_of;
 
-pub use shard_of::{SHARDS_DEFAULT, shard_of};
+pub use page_token::{PAGE_TOKEN_VERSION, page_token};
+pub use shard_of::{LEASE_SHARD_BITS, SHARDS_DEFAULT, shard_of, shard_of_lease, shard_of_prefix};
 
 /// The version of the peer protocol; a member refuses a peer that speaks a newer one.
 pub const PEER_PROTOCOL_VERSION: u32 = 2;
@@ -21,6 +23,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("flotilla/raft/v1/forward.proto", include_str!("../flotilla/raft/v1/forward.proto")),
     ("flotilla/log/v1/log.proto", include_str!("../flotilla/log/v1/log.proto")),
     ("flotilla/kv/v1/kv.proto", include_str!("../flotilla/kv/v1/kv.proto")),
+    ("flotilla/kv/v1/handoff.proto", include_str!("../flotilla/kv/v1/handoff.proto")),
     ("flotilla/lock/v1/lock.proto", include_str!("../flotilla/lock/v1/lock.proto")),
     ("flotilla/shard/v1/shards.proto", include_str!("../flotilla/shard/v1/shards.proto")),
     ("flotilla/admin/v1/admin.proto", include_str!("../flotilla/admin/v1/admin.proto")),

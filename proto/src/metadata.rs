@@ -17,6 +17,16 @@ pub const EXECUTED: &str = "flotilla-executed";
 /// another member than the leader passed on.
 pub const LEADER: &str = "flotilla-leader";
 
+/// Why a request was refused, beside a status: the name of a [`Reason`].
+pub const REASON: &str = "flotilla-reason";
+
+/// The number of the group that has the shard, beside a status whose reason is
+/// [`Reason::WrongGroup`].
+pub const GROUP: &str = "flotilla-group";
+
+/// Beside a request: its caller knows the groups, and wants to be told if another one has the shard.
+pub const DIRECT: &str = "flotilla-direct";
+
 /// The first index that a log keeps, beside an `OUT_OF_RANGE`.
 pub const FIRST_INDEX: &str = "flotilla-first-index";
 
@@ -56,15 +66,51 @@ pub fn status(refusal: Refusal) -> Status {
         Executed::Never => NEVER,
         Executed::Maybe | Executed::Unspecified => MAYBE,
     };
+    let (reason, group) = (refusal.reason().as_str_name(), refusal.group);
     let leader = refusal.leader.parse::<AsciiMetadataValue>();
     let mut status = Status::new(code, refusal.message);
-    status.metadata_mut().insert(EXECUTED, AsciiMetadataValue::from_static(executed));
+    let metadata = status.metadata_mut();
+    metadata.insert(EXECUTED, AsciiMetadataValue::from_static(executed));
+    metadata.insert(REASON, AsciiMetadataValue::from_static(reason));
+    if group > 0 {
+        metadata.insert(GROUP, group.into());
+    }
     if let Ok(leader) = leader
         && !leader.is_empty()
     {
-        status.metadata_mut().insert(LEADER, leader);
+        metadata.insert(LEADER, leader);
     }
     status
+}
+
+/// The refusal that a status was made of; of one that came from the way, what is nearest to it.
+pub fn refusal(status: &Status) -> Refusal {
+    let told = |name| status.metadata().get(name).and_then(|text| text.to_str().ok());
+    let reason = told(REASON).and_then(Reason::from_str_name).unwrap_or(match status.code() {
+        Code::DeadlineExceeded => Reason::Deadline,
+        Code::InvalidArgument | Code::Unimplemented => Reason::Invalid,
+        Code::ResourceExhausted => Reason::Limit,
+        _ => Reason::NotLeader,
+    });
+    let never = was_never_executed(status);
+    let executed = if never { Executed::Never } else { Executed::Maybe };
+    Refusal {
+        reason: reason.into(),
+        executed: executed.into(),
+        message: status.message().to_owned(),
+        leader: leader(status.metadata()).unwrap_or_default().to_owned(),
+        group: number(status.metadata(), GROUP).and_then(|it| it.try_into().ok()).unwrap_or(0),
+    }
+}
+
+/// Whether a status says that another group has the shard.
+pub fn is_wrong_group(status: &Status) -> bool {
+    status.metadata().get(REASON).is_some_and(|it| it == Reason::WrongGroup.as_str_name())
+}
+
+/// Whether a request asks for a direct answer.
+pub fn is_direct(metadata: &MetadataMap) -> bool {
+    metadata.get(DIRECT).is_some_and(|direct| direct == "true")
 }
 
 /// The leader that is named, if one is.
@@ -86,4 +132,32 @@ fn never_sent(status: &Status) -> bool {
         cause = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_survives_being_a_status() {
+        for (reason, executed, group) in [
+            (Reason::WrongGroup, Executed::Never, 7),
+            (Reason::WrongGroup, Executed::Maybe, 0),
+            (Reason::Quota, Executed::Never, 0),
+            (Reason::Expired, Executed::Maybe, 0),
+        ] {
+            let told = Refusal {
+                reason: reason.into(),
+                executed: executed.into(),
+                message: "so it is".to_owned(),
+                leader: "127.0.0.1:7310".to_owned(),
+                group,
+            };
+            let status = status(told.clone());
+            assert_eq!(is_wrong_group(&status), reason == Reason::WrongGroup);
+            assert_eq!(refusal(&status), told);
+        }
+        let broken = refusal(&Status::unknown("transport error"));
+        assert_eq!((broken.reason(), broken.executed()), (Reason::NotLeader, Executed::Maybe));
+    }
 }

@@ -15,6 +15,24 @@ pub fn shard_of(key: &[u8], shards: u32) -> u32 {
     u32::try_from(shard).expect("a remainder is below its 32-bit divisor")
 }
 
+/// The shard of all keys with this prefix, if they must be in one: if it holds a whole tag.
+pub fn shard_of_prefix(prefix: &[u8], shards: u32) -> Option<u32> {
+    if shards == 1 {
+        return Some(0);
+    }
+    let open = prefix.iter().position(|&byte| byte == b'{')?;
+    let inside = prefix.iter().skip(open + 1).position(|&byte| byte == b'}');
+    inside.filter(|length| *length > 0).map(|_| shard_of(prefix, shards))
+}
+
+/// The shard of a lease, which its id contains: its lowest [`LEASE_SHARD_BITS`].
+pub fn shard_of_lease(lease_id: u64) -> u32 {
+    u32::try_from(lease_id & ((1 << LEASE_SHARD_BITS) - 1)).expect("the bits fit")
+}
+
+/// How many bits of a lease's id are its shard.
+pub const LEASE_SHARD_BITS: u32 = 14;
+
 fn tag(key: &[u8]) -> &[u8] {
     let Some(open) = key.iter().position(|&byte| byte == b'{') else { return key };
     let inside = &key[open + 1..];

@@ -151,7 +151,8 @@ pub fn maybe(reason: Reason, message: impl Into<String>) -> Refusal {
 }
 
 fn refusal(reason: Reason, executed: Executed, message: String) -> Refusal {
-    Refusal { reason: reason.into(), executed: executed.into(), message, leader: String::new() }
+    let (reason, executed) = (reason.into(), executed.into());
+    Refusal { reason, executed, message, leader: String::new(), group: 0 }
 }
 
 /// Why the host did not do it: it never will.

@@ -88,6 +88,24 @@ failpoints! {
     ExpireProposeBefore = "expire.propose.before",
     /// The ends of leases that a leader has proposed are applied, or their fate is not known.
     ExpireProposeAfter = "expire.propose.after",
+    /// A shard that leaves is held: its source has told the destination nothing yet.
+    MoveHoldAfter = "move.hold.after",
+    /// The destination has begun to take a shard in.
+    MoveBeginAfter = "move.begin.after",
+    /// Some of it is there.
+    MoveImportAfter = "move.import.after",
+    /// A shard is frozen: its source has told the destination nothing yet.
+    MoveFreezeAfter = "move.freeze.after",
+    /// All of a shard is there, and the destination is to install it.
+    MoveInstallBefore = "move.install.before",
+    /// The destination serves a shard: it has told nobody yet.
+    MoveInstallAfter = "move.install.after",
+    /// The shard controller was told of what became of moves.
+    MoveReportAfter = "move.report.after",
+    /// The source knows that the destination serves a shard, and is to delete its own.
+    MoveDeleteBefore = "move.delete.before",
+    /// The source has deleted some of a shard that has gone.
+    MoveDeleteAfter = "move.delete.after",
     /// `flotilla members recover` has looked at the directory, and is to change it.
     RecoverIdentityBefore = "recover.identity.before",
     /// The group has its new identity; the log has the old members.

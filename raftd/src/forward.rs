@@ -71,6 +71,11 @@ pub fn passed_on(deadline_ms: u64, hops_left: u32) -> (Instant, u32) {
     (Instant::now() + limit, hops_left.min(HOPS_MAX))
 }
 
+/// By when an answer has to be there so that it reaches its caller by `deadline`.
+pub fn with_margin(deadline: Instant) -> Instant {
+    deadline - ANSWER_MARGIN.min(deadline.duration_since(Instant::now()) / 10)
+}
+
 /// Answers a request by `deadline`, passing it on at most `hops_left` times.
 ///
 /// # Errors
@@ -81,7 +86,7 @@ pub async fn answer<S: StateMachine, A: Ask>(
     deadline: Instant,
     mut hops_left: u32,
 ) -> Result<Replied<A::Reply>, Refusal> {
-    let deadline = deadline - ANSWER_MARGIN.min(deadline.duration_since(Instant::now()) / 10);
+    let deadline = with_margin(deadline);
     let mut never_executed = true;
     loop {
         let attempt = if handle.leads() {

@@ -32,6 +32,8 @@ pub mod snapshot;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 pub mod target;
 
+pub mod picture;
+
 mod cli;
 mod desk;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
@@ -42,7 +44,7 @@ mod service;
 mod watch;
 mod wire;
 
-pub use cli::{main, malformed, refused};
+pub use cli::{main, main_beside, malformed, refused};
 pub use config::Config;
 pub use machine::ShardMachine;
 pub use run::run;

@@ -74,7 +74,7 @@ impl Watches {
             let message = format!("this member serves watchers_max watchers, which is {limit}");
             edge::status(never(Reason::Limit, message))
         })?);
-        let first: State = self.desk.state(deadline).await.map_err(edge::status)?.into();
+        let first = self.first(deadline).await.map_err(edge::status)?;
         let every = match request.progress_ms {
             0 => PROGRESS_DEFAULT,
             ms => Duration::from_millis(ms.into()).max(PROGRESS_MIN),
@@ -93,6 +93,18 @@ impl Watches {
         let stream =
             try_unfold(watcher, |mut watcher| async { Ok(Some((watcher.next().await?, watcher))) });
         Ok(stream.boxed())
+    }
+}
+
+impl Watches {
+    /// What a stream begins with: all that was acknowledged; while nobody leads, what this member has,
+    /// since whoever begins anew needs a map, and an old one serves.
+    async fn first(&self, deadline: Instant) -> Result<State, Refusal> {
+        let handle = &self.desk.handle;
+        if handle.leader().is_some() || !handle.serves() {
+            return Ok(self.desk.state(deadline).await?.into());
+        }
+        Ok(handle.query_stale(()).await.map_err(|refusal| refused(&refusal))?.into())
     }
 }
 

@@ -3,7 +3,9 @@
 
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+pub mod controller;
 pub mod line;
+mod many;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flotilla_client::metadata::{EXECUTED, LEADER, MAYBE, NEVER};
+use flotilla_client::metadata::{self, DIRECT, EXECUTED, LEADER, MAYBE, NEVER};
 use proto::{
     kv::{
         AppendReply, AppendRequest, Appended, CompactReply, CompactRequest, DeleteReply,
@@ -35,6 +37,7 @@ use tokio::{
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{
     Code, Request, Response, Status, Streaming,
+    metadata::MetadataMap,
     transport::{Server, server::TcpIncoming},
 };
 
@@ -68,6 +71,15 @@ pub struct State {
     pub leader_on_success: Option<String>,
     pub open: u32,
     pub open_max: u32,
+    /// Which group has each shard, if there are many.
+    pub owners: Option<Vec<u32>>,
+    /// How often a server passed a request on to another group, and refused to.
+    pub passed_on: u32,
+    pub wrong_groups: u32,
+    /// What was written: the shard, its revision, the key and its value.
+    pub changes: Vec<(u32, u64, Bytes, Bytes)>,
+    /// Groups tell changes of shards, too, that they have no more.
+    pub tells_late: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -77,6 +89,8 @@ pub struct Fake {
     /// No request is answered before so many were open at once.
     pub together: u32,
     pub opened: Arc<Notify>,
+    /// Of which group it is a member.
+    pub group: u32,
 }
 
 pub const SHARDS: u32 = 8;
@@ -88,6 +102,35 @@ impl Fake {
 
     pub fn plan(&self, acts: impl IntoIterator<Item = Act>) {
         self.state().acts.extend(acts);
+    }
+
+    /// A server of another group; what both know is one state.
+    pub fn of_group(&self, group: u32) -> Self {
+        Self { group, ..self.sibling() }
+    }
+
+    /// Whether this group has the shard of a key, or may pass the request on.
+    fn check_shard(&self, key: &[u8], metadata: &MetadataMap) -> Result<(), Status> {
+        let mut state = self.state();
+        let shard = proto::shard_of(key, SHARDS);
+        let Some(owner) = state.owners.as_ref().map(|owners| owners[shard as usize]) else {
+            return Ok(());
+        };
+        if owner == self.group {
+            return Ok(());
+        }
+        if !metadata::is_direct(metadata) {
+            state.passed_on += 1;
+            return Ok(());
+        }
+        state.wrong_groups += 1;
+        Err(metadata::status(Refusal {
+            reason: Reason::WrongGroup.into(),
+            executed: Executed::Never.into(),
+            message: format!("shard {shard} is elsewhere"),
+            leader: "127.0.0.1:1".to_owned(),
+            group: owner,
+        }))
     }
 
     /// Another server with the same state.
@@ -138,9 +181,11 @@ impl Fake {
     async fn mutate(
         &self,
         key: &Bytes,
+        metadata: &MetadataMap,
         id: Option<RequestId>,
         change: impl Fn(&mut State) -> Written,
     ) -> Result<(Written, bool), Status> {
+        self.check_shard(key, metadata)?;
         let id = id.expect("the client names every mutation");
         let shard = proto::shard_of(key, SHARDS);
         let name = (id.client.clone(), shard, id.sequence);
@@ -210,6 +255,8 @@ fn refusal(code: Code, executed: &str, leader: Option<String>) -> Status {
 fn write(state: &mut State, key: &Bytes, value: Bytes) -> Written {
     state.revision += 1;
     let mod_revision = state.revision;
+    let shard = proto::shard_of(key, SHARDS);
+    state.changes.push((shard, mod_revision, key.clone(), value.clone()));
     let entry = state.values.entry(key.clone()).or_default();
     *entry = (value, entry.1 + 1);
     Written { version: entry.1, mod_revision }
@@ -218,7 +265,8 @@ fn write(state: &mut State, key: &Bytes, value: Bytes) -> Written {
 #[tonic::async_trait]
 impl Kv for Fake {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
-        let key = request.into_inner().key;
+        let (metadata, _, GetRequest { key, .. }) = request.into_parts();
+        self.check_shard(&key, &metadata)?;
         let act = self.state().acts.pop_front();
         match act {
             Some(Act::Refuse(code, leader)) => return Err(refusal(code, NEVER, leader)),
@@ -236,9 +284,9 @@ impl Kv for Fake {
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutReply>, Status> {
         assert!(request.metadata().get("grpc-timeout").is_some());
-        let PutRequest { key, value, id, .. } = request.into_inner();
+        let (metadata, _, PutRequest { key, value, id, .. }) = request.into_parts();
         let change = |state: &mut State| write(state, &key, value.clone());
-        let (written, duplicate) = self.mutate(&key, id, change).await?;
+        let (written, duplicate) = self.mutate(&key, &metadata, id, change).await?;
         let header = Some(ReplyHeader { duplicate, ..self.header(&key) });
         Ok(self.respond(PutReply { header, outcome: Some(put_reply::Outcome::Written(written)) }))
     }
@@ -247,12 +295,12 @@ impl Kv for Fake {
         &self,
         request: Request<AppendRequest>,
     ) -> Result<Response<AppendReply>, Status> {
-        let AppendRequest { key, value, id, .. } = request.into_inner();
+        let (metadata, _, AppendRequest { key, value, id, .. }) = request.into_parts();
         let change = |state: &mut State| {
             let old = state.values.get(&key).map(|(value, _)| value.clone()).unwrap_or_default();
             write(state, &key, [&old[..], &value[..]].concat().into())
         };
-        let (written, duplicate) = self.mutate(&key, id, change).await?;
+        let (written, duplicate) = self.mutate(&key, &metadata, id, change).await?;
         let header = Some(ReplyHeader { duplicate, ..self.header(&key) });
         let appended = Appended { written: Some(written), old_value: Bytes::new() };
         let outcome = Some(append_reply::Outcome::Appended(appended));
@@ -263,13 +311,13 @@ impl Kv for Fake {
         &self,
         request: Request<DeleteRequest>,
     ) -> Result<Response<DeleteReply>, Status> {
-        let DeleteRequest { key, id, .. } = request.into_inner();
+        let (metadata, _, DeleteRequest { key, id, .. }) = request.into_parts();
         let change = |state: &mut State| {
             state.revision += 1;
             state.values.remove(&key);
             Written { version: 0, mod_revision: state.revision }
         };
-        let (written, _) = self.mutate(&key, id, change).await?;
+        let (written, _) = self.mutate(&key, &metadata, id, change).await?;
         let header = Some(self.header(&key));
         let removed = Some(Pair::default());
         let written = Some(written);
@@ -277,6 +325,7 @@ impl Kv for Fake {
     }
 
     async fn time(&self, request: Request<TimeRequest>) -> Result<Response<TimeReply>, Status> {
+        self.check_shard(&request.get_ref().key, request.metadata())?;
         self.state().times_asked += 1;
         Ok(Response::new(TimeReply { header: Some(self.header(&request.into_inner().key)) }))
     }
@@ -299,8 +348,8 @@ impl Kv for Fake {
         Ok(Response::new(Box::pin(ReceiverStream::new(out))))
     }
 
-    async fn scan(&self, _: Request<ScanRequest>) -> Result<Response<ScanReply>, Status> {
-        Err(Status::unimplemented("scans"))
+    async fn scan(&self, request: Request<ScanRequest>) -> Result<Response<ScanReply>, Status> {
+        Ok(Response::new(self.page(&request.into_inner())))
     }
 
     async fn txn(&self, _: Request<TxnRequest>) -> Result<Response<TxnReply>, Status> {
@@ -309,8 +358,11 @@ impl Kv for Fake {
 
     type WatchStream = Replies<WatchReply>;
 
-    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("watches"))
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        Ok(Response::new(self.changes(&request.into_inner())))
     }
 
     async fn compact(&self, _: Request<CompactRequest>) -> Result<Response<CompactReply>, Status> {
@@ -323,9 +375,10 @@ pub type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Fake {
     /// A reply as a pipeline has it. What is not said by a server itself breaks the stream.
     async fn answer(&self, request: PipelineRequest) -> Result<PipelineReply, Status> {
-        let PipelineRequest { number, request, timeout_ms } = request;
+        let PipelineRequest { number, request, timeout_ms, direct } = request;
         assert!(timeout_ms > 0);
-        let (kind, leader) = match self.dispatch(request.unwrap().kind.unwrap(), timeout_ms).await {
+        let kind = request.unwrap().kind.unwrap();
+        let (kind, leader) = match self.dispatch(kind, timeout_ms, direct).await {
             Ok(reply) => {
                 let leader = reply.metadata().get(LEADER).map(|it| it.to_str().unwrap().to_owned());
                 (reply.into_inner(), leader.unwrap_or_default())
@@ -342,29 +395,34 @@ impl Fake {
         &self,
         kind: request::Kind,
         timeout_ms: u32,
+        direct: bool,
     ) -> Result<Response<forward_reply::Kind>, Status> {
-        fn with<T>(message: T, timeout_ms: u32) -> Request<T> {
+        fn with<T>(message: T, (timeout_ms, direct): (u32, bool)) -> Request<T> {
             let mut request = Request::new(message);
             request.set_timeout(Duration::from_millis(timeout_ms.into()));
+            if direct {
+                request.metadata_mut().insert(DIRECT, "true".parse().unwrap());
+            }
             request
         }
+        let how = (timeout_ms, direct);
         use forward_reply::Kind as Reply;
         Ok(match kind {
-            request::Kind::Get(it) => self.get(with(it, timeout_ms)).await?.map(Reply::Get),
-            request::Kind::Put(it) => self.put(with(it, timeout_ms)).await?.map(Reply::Put),
-            request::Kind::Append(it) => {
-                self.append(with(it, timeout_ms)).await?.map(Reply::Append)
-            }
-            request::Kind::Delete(it) => {
-                self.delete(with(it, timeout_ms)).await?.map(Reply::Delete)
-            }
-            request::Kind::Time(it) => self.time(with(it, timeout_ms)).await?.map(Reply::Time),
+            request::Kind::Get(it) => self.get(with(it, how)).await?.map(Reply::Get),
+            request::Kind::Put(it) => self.put(with(it, how)).await?.map(Reply::Put),
+            request::Kind::Append(it) => self.append(with(it, how)).await?.map(Reply::Append),
+            request::Kind::Delete(it) => self.delete(with(it, how)).await?.map(Reply::Delete),
+            request::Kind::Time(it) => self.time(with(it, how)).await?.map(Reply::Time),
+            request::Kind::Scan(it) => self.scan(with(it, how)).await?.map(Reply::Scan),
             other => panic!("{other:?} is not asked here"),
         })
     }
 }
 
 fn as_data(status: &Status) -> Refusal {
+    if metadata::is_wrong_group(status) {
+        return metadata::refusal(status);
+    }
     let reason = match status.code() {
         Code::Unavailable => Reason::NotLeader,
         Code::ResourceExhausted => Reason::Limit,
@@ -382,5 +440,6 @@ fn as_data(status: &Status) -> Refusal {
         executed: executed.into(),
         message: status.message().to_owned(),
         leader: text(LEADER).unwrap_or_default(),
+        group: 0,
     }
 }

@@ -2,20 +2,17 @@
 //!
 //! The only place beside the services that knows both vocabularies.
 
+pub(crate) mod handoff;
 pub(crate) mod reply;
 pub(crate) mod request;
 
 use bytes::Bytes;
-use proto::{
-    kv::request::Kind,
-    lock,
-    raft::{Reason, Refusal as Refused},
-};
+use proto::raft::{Reason, Refusal as Refused};
 use raftd::edge::{maybe, never};
 
 use crate::{
     command::LeaseId,
-    limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX},
+    limits::{KEY_BYTES_MAX, PAGE_BYTES_MAX, PAGE_PAIRS_MAX, VALUE_BYTES_MAX},
     outcome::{Query, Refusal, Revision, Scope},
     range::Range,
     view::PageRequest,
@@ -23,6 +20,8 @@ use crate::{
 
 const _: () = assert!(client::KEY_BYTES_MAX == KEY_BYTES_MAX);
 const _: () = assert!(client::VALUE_BYTES_MAX == VALUE_BYTES_MAX);
+const _: () = assert!(client::PAGE_PAIRS_MAX == PAGE_PAIRS_MAX);
+const _: () = assert!(client::PAGE_BYTES_MAX == PAGE_BYTES_MAX);
 
 /// What a request asks of the group.
 #[derive(Debug)]
@@ -54,7 +53,14 @@ pub(crate) enum Look {
     /// A key, at a revision.
     GetAt { key: Bytes, revision: Revision },
     /// A page of pairs, or how many there are.
-    Scan { range: Range, page: PageRequest, count_only: bool, with_revisions: bool },
+    Scan {
+        range: Range,
+        page: PageRequest,
+        count_only: bool,
+        with_revisions: bool,
+        /// Tell which shards it is of.
+        with_shards: bool,
+    },
 }
 
 /// The kinds of commands.
@@ -93,38 +99,6 @@ impl Verb {
             Self::Put | Self::Append | Self::Txn | Self::Grant | Self::Acquire => true,
             Self::Delete | Self::Compact | Self::Revoke | Self::Release => false,
         }
-    }
-}
-
-/// Whether losing the answer to this request loses what its outcome was: it changes something, not
-/// always the same, and has no name under which to ask again.
-pub(crate) fn is_anonymous_mutation(kind: &Kind) -> bool {
-    match kind {
-        Kind::Put(put) => put.id.is_none(),
-        Kind::Append(append) => append.id.is_none(),
-        Kind::Delete(delete) => delete.id.is_none(),
-        Kind::Txn(txn) => txn.id.is_none(),
-        Kind::Grant(grant) => grant.id.is_none(),
-        Kind::Get(_)
-        | Kind::Scan(_)
-        | Kind::Time(_)
-        | Kind::Compact(_)
-        | Kind::KeepAlive(_)
-        | Kind::Revoke(_)
-        | Kind::TimeToLive(_) => false,
-    }
-}
-
-/// The same of a request about a lock.
-pub(crate) fn is_anonymous_acquire(kind: &lock::forward_request::Kind) -> bool {
-    use lock::forward_request::Kind;
-    match kind {
-        // Under a lease that lives already it is the same lock, however often it is asked for.
-        Kind::Acquire(acquire) => {
-            let own = matches!(acquire.lease, Some(lock::acquire_request::Lease::TtlMs(_)));
-            own && acquire.id.is_none()
-        }
-        Kind::KeepAlive(_) | Kind::Release(_) | Kind::Inspect(_) => false,
     }
 }
 

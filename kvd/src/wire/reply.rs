@@ -42,6 +42,7 @@ pub(crate) fn answer(
         Answer::Created(_)
         | Answer::View(_)
         | Answer::Custody(_)
+        | Answer::Standings(_)
         | Answer::Contents(_)
         | Answer::Lock(..)
         | Answer::Claim(..)

@@ -14,7 +14,7 @@ use crate::{
         Action, Bounds, ClientId, Command, Compare, Condition, Guard, LeaseId, Operand, Operation,
         Relation, RequestId, Tenure, Token, Txn,
     },
-    limits::{PairLimits, WATCH_RANGES_MAX},
+    limits::{PAGE_BYTES_MAX, PairLimits, WATCH_RANGES_MAX},
     outcome::{Query, Revision, Scope, ShardTime, Version},
     range::Range,
     view::PageRequest,
@@ -162,16 +162,27 @@ fn ask_scan(scan: &pb::ScanRequest, terms: &Terms) -> Result<Ask, Refused> {
     let range = range(scan.range.as_ref(), terms)?;
     let page = PageRequest {
         limit: scan.limit as usize,
-        bytes_max: 0,
+        bytes_max: share_of_page(scan.shards.len(), terms.shards),
         reverse: scan.reverse,
         keys_only: scan.keys_only,
         token: Some(scan.page_token.clone()).filter(|token| !token.is_empty()),
         revision: Some(Revision(scan.revision)).filter(|revision| revision.0 > 0),
     };
-    let scope = Scope::Ranges(vec![range.clone()]);
+    let with_shards = !scan.shards.is_empty();
+    let scope = match with_shards {
+        true => Scope::Served(scan.shards.clone()),
+        false => Scope::Ranges(vec![range.clone()]),
+    };
     let (count_only, with_revisions) = (scan.count_only, scan.with_revisions);
-    let look = Look::Scan { range, page, count_only, with_revisions };
+    let look = Look::Scan { range, page, count_only, with_revisions, with_shards };
     Ok(Ask::View { scope, look, stale: scan.stale })
+}
+
+/// How many bytes a page may have that is of so many shards, to be put together with those of the
+/// others: somewhat more than its share, since shards are not equally full. 0: there are no others.
+fn share_of_page(named: usize, shards: u32) -> usize {
+    let share = 2 * PAGE_BYTES_MAX * named / shards as usize;
+    if named == 0 { 0 } else { share.clamp(PAGE_BYTES_MAX / 16, PAGE_BYTES_MAX) }
 }
 
 fn range(range: Option<&pb::KeyRange>, terms: &Terms) -> Result<Range, Refused> {

@@ -29,6 +29,9 @@ pub(super) enum Change {
         /// How much each shall have beside others [default: 1]
         #[arg(long)]
         weight: Option<u32>,
+        /// Change nothing if there ever was a change; for scripts that set a cluster up
+        #[arg(long)]
+        once: bool,
         #[command(flatten)]
         first: First,
     },
@@ -99,6 +102,13 @@ fn joining(text: &str) -> Result<Joining, String> {
 impl Change {
     /// Asks for it.
     pub(super) async fn run(self, client: &ShardClient, output: Output) -> Result<(), Failure> {
+        if let Self::Join { once: true, .. } = self {
+            let number = client.query(None, false).await.map_err(refused)?.latest;
+            if number > 0 {
+                let text = format!("configuration {number}: groups took part before");
+                return output.result(&text, &value(&Changed { number, ..Changed::default() }));
+            }
+        }
         let (change, shards) = self.asked();
         let changed = client.change(&change, shards).await.map_err(refused)?;
         tell(&changed, "configuration", output)
@@ -114,7 +124,7 @@ impl Change {
     /// What the client library calls it, and of how many shards.
     fn asked(self) -> (shards::Change, Option<u32>) {
         match self {
-            Self::Join { mut groups, weight, first } => {
+            Self::Join { mut groups, weight, once: _, first } => {
                 groups.iter_mut().for_each(|joining| joining.weight = weight);
                 (shards::Change::Join(groups), first.shards)
             }

@@ -28,7 +28,8 @@ Examples:
   shardctl move 17 1                            shard 17 goes to group 1, and stays there
   shardctl unpin 17                             it need not stay
   shardctl leave 1                              group 1 gives up what it has
-  shardctl status                               where everything is
+  shardctl status                               where everything is, and how much of it
+  shardctl status --watch                       the same again and again, with changes per second
   shardctl history --last 5
 
 A change is a wish, published at once as the next configuration; groups then move shards one by one,
@@ -46,7 +47,8 @@ struct Cli {
     /// Print results, and failures, as JSON
     #[arg(long, global = true)]
     json: bool,
-    /// Where members of the controller are, some or all [default: 127.0.0.1:7200]
+    /// Where members of the controller are, some or all [default: of `flotilla shardctl` the running
+    /// `flotilla up`, else 127.0.0.1:7200]
     #[arg(
         long,
         env = "FLOTILLA_SHARD_ENDPOINTS",
@@ -74,7 +76,7 @@ enum Command {
     Query(show::Query),
     /// List the configurations that are kept, the newest first
     History(show::History),
-    /// Show where each shard is, and who the groups are
+    /// Show where each shard is, how the groups are, and how much they have
     Status(status::Arguments),
     /// Wait until every shard is where the latest configuration wants it
     Wait(wait::Arguments),
@@ -84,6 +86,15 @@ enum Command {
 
 /// The whole program.
 pub fn main(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Code {
+    main_beside(arguments, || Ok(Vec::new()))
+}
+
+/// The whole program, beside a cluster that `find` finds if nobody says where the controller is:
+/// the addresses of its controller's members, or none.
+pub fn main_beside(
+    arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    find: impl FnOnce() -> Result<Vec<String>, Failure>,
+) -> Code {
     let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
     // A daemon has other flags and other exit codes.
     if arguments.get(1).is_some_and(|first| first == "serve") {
@@ -98,7 +109,7 @@ pub fn main(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) ->
         }
     };
     let output = Output::new(NAME, cli.json);
-    match run(cli, output) {
+    match run(cli, find, output) {
         Ok(()) => Code::Done,
         Err(failure) => {
             output.failure(&failure);
@@ -108,16 +119,23 @@ pub fn main(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) ->
 }
 
 /// Commands wait more than they compute, so one thread does.
-fn run(cli: Cli, output: Output) -> Result<(), Failure> {
+fn run(
+    cli: Cli,
+    find: impl FnOnce() -> Result<Vec<String>, Failure>,
+    output: Output,
+) -> Result<(), Failure> {
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Code::Failed, "the runtime cannot start").because(error))?;
     let limit = cli.timeout.map(Duration::from_millis);
-    let endpoints = match cli.endpoints.is_empty() {
-        true => vec![format!("127.0.0.1:{}", ports::SHARDCTL)],
-        false => cli.endpoints.iter().map(|text| text.trim().to_owned()).collect(),
-    };
+    let mut endpoints: Vec<_> = cli.endpoints.iter().map(|text| text.trim().to_owned()).collect();
+    if endpoints.is_empty() {
+        endpoints = find()?;
+    }
+    if endpoints.is_empty() {
+        endpoints = vec![format!("127.0.0.1:{}", ports::SHARDCTL)];
+    }
     let options = match (&cli.command, limit) {
         // It asks again for as long as it waits.
         (Command::Wait(_), _) | (_, None) => Options::default(),
@@ -195,9 +213,23 @@ mod tests {
             "shardctl wait --timeout soon",
             "shardctl --json serve",
             "shardctl status --endpoints nowhere",
+            "shardctl status --interval soon",
+            "shardctl leave 1 --once",
         ] {
             assert_eq!(code(call), Code::WrongCall, "{call}");
         }
+    }
+
+    #[test]
+    fn a_cluster_is_looked_for_only_if_nobody_says_where_it_is() {
+        let code = |call: &str| {
+            main_beside(call.split(' ').map(OsString::from), || {
+                Err(Failure::new(Code::Configuration, "looked for"))
+            })
+        };
+        assert_eq!(code("shardctl query"), Code::Configuration);
+        assert_eq!(code("shardctl query --endpoints nowhere"), Code::WrongCall);
+        assert_eq!(code("shardctl --help"), Code::Done);
     }
 
     #[test]

@@ -1,0 +1,500 @@
+//! Carries out what a group has to do about its shards, for as long as this member leads it.
+//!
+//! Decides when to look and what is done at a time; what a shard needs is decided in `steward.rs`, and
+//! in which order steps follow each other by the log. So a member that only believes that it leads, or
+//! that looks at an old map, does no harm. Nothing here is kept: the next leader goes on with what is
+//! in the log.
+
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+
+use client::{
+    ShardClient,
+    shards::{self, ReportRequest, ShardMap, StepKind},
+};
+use futures::stream::{StreamExt, iter};
+use raftd::{
+    Handle, Outcome, Role,
+    failpoint::{self, Failpoint},
+};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    KvMachine,
+    brakes::Brakes,
+    custody::{Custody, MoveNumber, Phase},
+    outcome::{Answer, Query},
+    pull::{Puller, Stopped},
+    step::{Deed, Step},
+    steward::{Act, Ended, GroupNumber, Move, Placement},
+};
+
+/// How long nothing is looked at when nothing happens.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often it is looked at how much is kept for shards that leave.
+const BRAKES_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long to wait after something was done whose effect may not show yet.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// How long the controller has to show what it was told, before it is told again.
+const REPORT_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long until a controller that knows another group by this number is told again of this one.
+const DISOWNED_AGAIN: Duration = Duration::from_secs(60);
+
+/// How often in a row shards must have been given to others before a person is told.
+const ESTRANGED_LOOKS: u32 = 3;
+
+/// How long a shard is left alone whose copy has stopped, at first and at most.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// How many steps are proposed at a time.
+const PROPOSALS_MAX: usize = 16;
+
+/// How many steps one report tells.
+const REPORTED_MAX: usize = 1_024;
+
+/// How often what came may be wrong before a person is told.
+const DAMAGED_MAX: u32 = 3;
+
+/// How long a step may take.
+pub(crate) const STEP_LIMIT: Duration = Duration::from_secs(5);
+
+/// The map as the shard controller told it last.
+pub(crate) type Map = watch::Receiver<Option<Arc<ShardMap>>>;
+
+/// What a member of one of many groups knows.
+#[derive(Clone, Debug)]
+pub(crate) struct Grouped {
+    /// Its group.
+    pub(crate) group: GroupNumber,
+    /// How many shards there are.
+    pub(crate) shards: u32,
+    pub(crate) controller: ShardClient,
+    pub(crate) map: Map,
+    /// Slows writes to shards that leave.
+    pub(crate) brakes: Brakes,
+    /// How many shards it takes in from each of the other groups at a time.
+    pub(crate) moves_max: usize,
+    /// How many bytes of them it takes in each second; 0: as many as come.
+    pub(crate) bytes_per_second: u64,
+}
+
+/// What the controller says of a shard.
+pub(crate) fn placement(told: &shards::Placement) -> Placement {
+    let shards::Placement { owner, since, last, recovered_at, r#move, .. } = *told;
+    Placement {
+        owner: (owner != 0).then_some(owner),
+        since: MoveNumber(since),
+        last: MoveNumber(last),
+        recovered_at: MoveNumber(recovered_at),
+        moving: r#move.map(|moving| Move { to: moving.to, cancelling: moving.cancelling }),
+    }
+}
+
+/// Carries it out for as long as the member runs.
+pub(crate) async fn run(handle: Handle<KvMachine>, grouped: Grouped) -> Infallible {
+    let mut status = handle.watch_status();
+    loop {
+        let led = status.wait_for(|status| status.role == Role::Leader).await.is_ok();
+        if !led {
+            // The host has ended, which is told elsewhere.
+            return std::future::pending().await;
+        }
+        Leading::new(handle.clone(), grouped.clone()).run().await;
+    }
+}
+
+/// What is under way on a leader.
+struct Leading {
+    handle: Handle<KvMachine>,
+    grouped: Grouped,
+    puller: Arc<Puller>,
+    tasks: JoinSet<Ending>,
+    /// The shards that are being taken in.
+    pulls: BTreeMap<u32, Pulling>,
+    /// When a shard may be taken in again whose copy has stopped.
+    stopped: BTreeMap<u32, Stop>,
+    /// What the controller was told, and when.
+    told: BTreeMap<(u32, MoveNumber), Instant>,
+    told_members: Option<(ReportRequest, Instant)>,
+    reporting: bool,
+    /// It was said that the numbers of shards differ.
+    warned: bool,
+    /// It was said that the controller knows another group by this number.
+    disowned: bool,
+    /// How often in a row there were shards here that the controller has given to others.
+    estranged: u32,
+}
+
+struct Pulling {
+    number: MoveNumber,
+    from: GroupNumber,
+    task: tokio::task::AbortHandle,
+}
+
+/// A shard that is to be taken in.
+struct Coming {
+    /// Some of it may be here, and it may be frozen.
+    begun: bool,
+    shard: u32,
+    number: MoveNumber,
+    from: GroupNumber,
+}
+
+/// A copy that has stopped.
+struct Stop {
+    number: MoveNumber,
+    until: Instant,
+    backoff: Duration,
+    /// How often what came was wrong.
+    damaged: u32,
+}
+
+/// What a task has come to.
+enum Ending {
+    Pulled { shard: u32, number: MoveNumber, result: Result<(), Stopped> },
+    Reported(Result<(), client::Error>),
+}
+
+/// What is to be done now, shard by shard.
+#[derive(Default)]
+struct Acts {
+    proposals: Vec<(u32, MoveNumber, Deed<'static>)>,
+    pulls: Vec<Coming>,
+    reports: Vec<(u32, MoveNumber, Ended)>,
+}
+
+impl Leading {
+    fn new(handle: Handle<KvMachine>, grouped: Grouped) -> Self {
+        let puller = Arc::new(Puller::new(handle.clone(), grouped.clone()));
+        Self {
+            handle,
+            grouped,
+            puller,
+            tasks: JoinSet::new(),
+            pulls: BTreeMap::new(),
+            stopped: BTreeMap::new(),
+            told: BTreeMap::new(),
+            told_members: None,
+            reporting: false,
+            warned: false,
+            disowned: false,
+            estranged: 0,
+        }
+    }
+
+    /// Looks and acts until the member leads no more.
+    async fn run(mut self) {
+        let mut status = self.handle.watch_status();
+        while self.handle.leads() {
+            let map = self.grouped.map.borrow_and_update().clone();
+            let next = match map {
+                Some(map) => self.look(&map).await,
+                None => Instant::now() + LOOK_INTERVAL,
+            };
+            let rested = self.stopped.values().map(|stop| stop.until);
+            let next = rested.filter(|until| *until > Instant::now()).fold(next, Instant::min);
+            tokio::select! {
+                biased;
+                _ = status.wait_for(|status| status.role != Role::Leader) => {}
+                Some(ended) = self.tasks.join_next() => self.note(ended),
+                Ok(()) = self.grouped.map.changed() => {}
+                () = sleep_until(next) => {}
+            }
+        }
+    }
+
+    /// Does what is to be done now; when to look again if nothing happens.
+    async fn look(&mut self, map: &ShardMap) -> Instant {
+        let now = Instant::now();
+        let group = self.grouped.group;
+        self.stopped.retain(|shard, stop| stop.until > now || is_coming(map, *shard, group));
+        let Ok(Answer::Custody(custodies)) = self.handle.query_stale(Query::Custody).await else {
+            // A member that has too much to do looks again.
+            return now + PAUSE;
+        };
+        if !self.agrees(map) || !self.is_known_as_itself(map) {
+            self.report(map, custodies.len(), &[]);
+            return now + LOOK_INTERVAL;
+        }
+        self.look_for_estranged(map, &custodies);
+        let acts = self.acts(map, &custodies);
+        self.pull(acts.pulls);
+        self.report(map, custodies.len(), &acts.reports);
+        let leaves =
+            |custody: &Custody| matches!(custody.phase, Phase::Serving { leaving: Some(_) });
+        let leaving = custodies.iter().any(leaves);
+        if leaving || self.grouped.brakes.are_pressed() {
+            self.brake().await;
+        }
+        if acts.proposals.is_empty() {
+            return now + if leaving { BRAKES_INTERVAL } else { LOOK_INTERVAL };
+        }
+        self.propose(acts.proposals).await;
+        Instant::now() + PAUSE
+    }
+
+    /// Slows writes to shards for which much is kept, and no others.
+    async fn brake(&self) {
+        if let Ok(Answer::Standings(standings)) = self.handle.query_stale(Query::Standings).await {
+            self.grouped.brakes.set(&standings);
+        }
+    }
+
+    /// Whether the controller has as many shards as this group.
+    fn agrees(&mut self, map: &ShardMap) -> bool {
+        let (controller, own) = (map.placements.len(), self.grouped.shards);
+        let agrees = controller == 0 || controller == own as usize;
+        if !agrees && !self.warned {
+            tracing::error!(
+                controller,
+                own,
+                "the shard controller has another number of shards than this group, which takes \
+                 part in nothing: start a group without data with --shards as the controller has"
+            );
+        }
+        self.warned = !agrees;
+        agrees
+    }
+
+    /// Whether the controller means this Raft group by its number, as far as it can be known: it acts on
+    /// nothing before it has told who it is, and never on what is another's.
+    fn is_known_as_itself(&mut self, map: &ShardMap) -> bool {
+        let known = map.groups.get(&self.grouped.group).and_then(|group| group.reported.as_ref());
+        let (Some(known), Some(own)) = (known, self.handle.status().group) else { return false };
+        let itself = known.identity[..] == own[..];
+        if !itself && !self.disowned {
+            tracing::error!(
+                group = self.grouped.group,
+                "the shard controller knows another Raft group by this number: this one takes part \
+                 in nothing. Was it made anew, or recovered from the loss of its majority, or is \
+                 the number given twice?"
+            );
+        }
+        self.disowned = !itself;
+        itself
+    }
+
+    /// Tells a person of shards here that the controller has given to others, of which this group knows
+    /// nothing.
+    fn look_for_estranged(&mut self, map: &ShardMap, custodies: &[Custody]) {
+        let group = self.grouped.group;
+        let mut placed = map.placements.iter().zip(custodies);
+        let first = placed.find(|(told, custody)| placement(told).is_estranged(group, custody));
+        let Some((told, _)) = first else {
+            self.estranged = 0;
+            return;
+        };
+        self.estranged = self.estranged.saturating_add(1);
+        // Who has just begun to lead may not have applied all that there is.
+        if self.estranged == ESTRANGED_LOOKS {
+            tracing::error!(
+                shard = told.shard,
+                owner = told.owner,
+                "the shard controller has given a shard to another group that this one has, and did \
+                 not give away: it keeps it, and takes no part in its moves. Is it the controller \
+                 that the group always had? Did the group stand alone, and joined instead of being \
+                 adopted?"
+            );
+        }
+    }
+
+    fn acts(&self, map: &ShardMap, custodies: &[Custody]) -> Acts {
+        let mut acts = Acts::default();
+        for (shard, told) in (0..).zip(&map.placements) {
+            // Without a first step there is nothing here.
+            let custody = custodies.get(shard as usize).copied().unwrap_or(Custody::absent());
+            match placement(told).act(self.grouped.group, &custody) {
+                None => {}
+                Some(Act::Propose(number, deed)) => acts.proposals.push((shard, number, deed)),
+                Some(Act::Pull { number, from }) => {
+                    let begun = matches!(custody.phase, Phase::Incoming { .. });
+                    acts.pulls.push(Coming { begun, shard, number, from });
+                }
+                Some(Act::Report(number, ended)) => acts.reports.push((shard, number, ended)),
+            }
+        }
+        acts
+    }
+
+    /// Proposes steps, and waits for what becomes of them. Those that came to nothing are due again.
+    async fn propose(&self, proposals: Vec<(u32, MoveNumber, Deed<'static>)>) {
+        let shards = self.grouped.shards;
+        let proposed = proposals.into_iter().map(|(shard, number, deed)| async move {
+            if matches!(deed, Deed::Delete) {
+                failpoint::reach(Failpoint::MoveDeleteBefore);
+            }
+            let step = Step { shards, shard, number, deed };
+            let deadline = Instant::now() + STEP_LIMIT;
+            match self.handle.propose(step.encode(), deadline).await {
+                Outcome::Done(response) => {
+                    tracing::debug!(shard, number = number.0, ?deed, result = ?response.result);
+                    if matches!(deed, Deed::Delete | Deed::Discard) {
+                        failpoint::reach(Failpoint::MoveDeleteAfter);
+                    }
+                }
+                Outcome::Rejected(_) | Outcome::Unknown => {
+                    tracing::debug!(shard, number = number.0, ?deed, "a step was not confirmed");
+                }
+            }
+        });
+        iter(proposed).for_each_concurrent(PROPOSALS_MAX, |proposed| proposed).await;
+    }
+
+    /// Takes in so many of these shards at a time, what has begun before what has not, and ends what
+    /// is not wanted any more.
+    fn pull(&mut self, mut wanted: Vec<Coming>) {
+        self.pulls.retain(|shard, pulling| {
+            let wanted = wanted.iter().any(|it| (&it.shard, it.number) == (shard, pulling.number));
+            if !wanted {
+                pulling.task.abort();
+            }
+            wanted
+        });
+        wanted.sort_by_key(|it| (!it.begun, it.shard));
+        let now = Instant::now();
+        for Coming { begun, shard, number, from } in wanted {
+            let stopped = self.stopped.get(&shard).filter(|stop| stop.number == number);
+            let rests = stopped.is_some_and(|stop| stop.until > now);
+            let busy = self.pulls.values().filter(|pulling| pulling.from == from).count();
+            // What has begun may be frozen, and waits for nothing else.
+            let waits = !begun && stopped.is_none() && busy >= self.grouped.moves_max;
+            if rests || waits || self.pulls.contains_key(&shard) {
+                continue;
+            }
+            let puller = self.puller.clone();
+            let task = self.tasks.spawn(async move {
+                let result = puller.pull(shard, number, from).await;
+                Ending::Pulled { shard, number, result }
+            });
+            self.pulls.insert(shard, Pulling { number, from, task });
+        }
+    }
+
+    /// Tells the controller what has become of moves, and who the group's members are, unless it was
+    /// told lately.
+    fn report(&mut self, map: &ShardMap, created: usize, ended: &[(u32, MoveNumber, Ended)]) {
+        let now = Instant::now();
+        let again = if self.disowned { DISOWNED_AGAIN } else { REPORT_AGAIN };
+        let lately = |at: &Instant| now.duration_since(*at) < again;
+        self.told.retain(|_, at| lately(at));
+        let mut steps = Vec::new();
+        for (shard, number, ended) in ended {
+            if steps.len() < REPORTED_MAX && !self.told.contains_key(&(*shard, *number)) {
+                steps.push(step(*shard, *number, *ended));
+            }
+        }
+        let Some(members) = self.members(created) else { return };
+        let known =
+            map.groups.get(&self.grouped.group).is_some_and(|group| is_known(group, &members));
+        let just_told = self.told_members.as_ref().is_some_and(|(told, at)| {
+            lately(at) && (&told.members, told.shards) == (&members.members, members.shards)
+        });
+        if self.reporting || steps.is_empty() && (known || just_told) {
+            return;
+        }
+        self.told.extend(steps.iter().map(|it| ((it.shard, MoveNumber(it.number)), now)));
+        self.told_members = Some((members.clone(), now));
+        self.reporting = true;
+        let report = ReportRequest { steps, ..members };
+        let controller = self.grouped.controller.clone();
+        self.tasks.spawn(async move {
+            let reported = controller.report(&report).await;
+            failpoint::reach(Failpoint::MoveReportAfter);
+            Ending::Reported(reported.map(|reply| check(&reply)))
+        });
+    }
+
+    /// Who the members are, if the group is born.
+    fn members(&self, created: usize) -> Option<ReportRequest> {
+        let status = self.handle.status();
+        let members = status.members.into_iter().map(|member| member.member.client_address);
+        Some(ReportRequest {
+            group: self.grouped.group,
+            identity: status.group?.to_vec().into(),
+            index: status.applied.0,
+            shards: u32::try_from(created).unwrap_or(u32::MAX),
+            members: members.collect(),
+            steps: Vec::new(),
+        })
+    }
+
+    /// Takes note of what a task has come to.
+    fn note(&mut self, ended: Result<Ending, tokio::task::JoinError>) {
+        match ended {
+            Ok(Ending::Reported(reported)) => {
+                self.reporting = false;
+                if let Err(error) = reported {
+                    self.told.clear();
+                    tracing::warn!(%error, "the shard controller was told nothing");
+                }
+            }
+            Ok(Ending::Pulled { shard, number, result }) => {
+                let current = self.pulls.get(&shard).is_some_and(|it| it.number == number);
+                if current {
+                    self.pulls.remove(&shard);
+                }
+                match result {
+                    Ok(()) => drop(self.stopped.remove(&shard)),
+                    Err(stopped) => self.back_off(shard, number, &stopped),
+                }
+            }
+            // It was not wanted any more.
+            Err(_) => {}
+        }
+    }
+
+    fn back_off(&mut self, shard: u32, number: MoveNumber, stopped: &Stopped) {
+        let before = self.stopped.get(&shard).filter(|stop| stop.number == number);
+        let backoff = before.map_or(BACKOFF_MIN, |stop| (2 * stop.backoff).min(BACKOFF_MAX));
+        let damaged = before.map_or(0, |stop| stop.damaged)
+            + u32::from(matches!(stopped, Stopped::Damaged(_)));
+        let until = Instant::now() + backoff;
+        self.stopped.insert(shard, Stop { number, until, backoff, damaged });
+        let number = number.0;
+        if damaged >= DAMAGED_MAX && matches!(stopped, Stopped::Damaged(_)) {
+            tracing::error!(shard, number, damaged, reason = %stopped, "a shard does not arrive whole");
+        } else {
+            tracing::debug!(shard, number, reason = %stopped, "a copy has stopped");
+        }
+    }
+}
+
+/// Whether the shard is on its way to a group.
+fn is_coming(map: &ShardMap, shard: u32, group: GroupNumber) -> bool {
+    let told = map.placements.get(shard as usize);
+    told.and_then(|told| told.r#move).is_some_and(|moving| moving.to == group)
+}
+
+/// Whether the controller knows these members.
+fn is_known(group: &shards::Group, members: &ReportRequest) -> bool {
+    group.members == members.members
+        && group.reported.as_ref().is_some_and(|reported| {
+            reported.identity == members.identity
+                && (members.shards == 0 || reported.shards == members.shards)
+        })
+}
+
+fn step(shard: u32, number: MoveNumber, ended: Ended) -> shards::Step {
+    let kind = match ended {
+        Ended::Settled => StepKind::Settled,
+        Ended::Cancelled => StepKind::Cancelled,
+        Ended::Aborted => StepKind::Aborted,
+    };
+    shards::Step { shard, number: number.0, kind: kind.into() }
+}
+
+/// Says what the controller has refused. What is stale was told before.
+fn check(reply: &shards::ReportReply) {
+    let refused = reply.group.iter().chain(&reply.steps).filter_map(|told| told.refused.as_ref());
+    for refused in refused.filter(|it| it.code() != shards::RefusedCode::Stale) {
+        tracing::error!(reason = refused.message, "the shard controller refuses what it was told");
+    }
+}
