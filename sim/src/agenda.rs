@@ -13,6 +13,7 @@ use crate::{
     disk::Stored,
     fault::{Fault, Rate},
     group::{GroupId, MemberId},
+    steward::Talk,
 };
 
 /// One life of a member, from its start to its crash: what was meant for an earlier one is void.
@@ -41,6 +42,10 @@ pub(crate) enum Happening {
     Restored(Life, raft::SnapshotRoot, Vec<Bytes>),
     /// Entries of its log have been read.
     Read(Life, Fetch),
+    /// A member looks what is to be done about shards.
+    Tend(Life),
+    /// What a member says to one of another group arrives.
+    Talk { from: MemberId, to: MemberId, talk: Talk },
     /// A client asks its next question.
     Think { group: GroupId, client: u64 },
     /// A clerk asks once more for what it wants.
@@ -59,6 +64,33 @@ pub(crate) enum Happening {
     Depose(Life),
     /// What it did comes to an end.
     Mend(Mend),
+}
+
+impl Happening {
+    /// The life of a member that it belongs to, if it is void without that.
+    pub(crate) fn life(&self) -> Option<Life> {
+        match self {
+            Self::Tick(life)
+            | Self::Run(life)
+            | Self::Synced(life)
+            | Self::Captured(life, _)
+            | Self::Fetched(life, _)
+            | Self::Restored(life, ..)
+            | Self::Read(life, _)
+            | Self::Tend(life)
+            | Self::Depose(life) => Some(*life),
+            Self::Deliver { .. }
+            | Self::Talk { .. }
+            | Self::Think { .. }
+            | Self::Attempt { .. }
+            | Self::LoseHope { .. }
+            | Self::Ask { .. }
+            | Self::Answer { .. }
+            | Self::Found { .. }
+            | Self::Strike(_)
+            | Self::Mend(_) => None,
+        }
+    }
 }
 
 /// The end of a fault.

@@ -26,11 +26,17 @@ pub struct KvSettings {
     pub shards: u32,
     /// How much its exactly-once tables hold.
     pub limits: SessionLimits,
+    /// How many bytes of changes are kept of a shard that is copied.
+    pub held_changes_bytes: u64,
+    /// How much of a shard that has gone is removed by one entry.
+    pub discarded_per_step: usize,
 }
 
 impl Default for KvSettings {
     fn default() -> Self {
-        Self { shards: 4, limits: SessionLimits::default() }
+        let limits = SessionLimits::default();
+        let MachineLimits { held_changes_bytes, discarded_per_step, .. } = limits.into();
+        Self { shards: 4, limits, held_changes_bytes, discarded_per_step }
     }
 }
 
@@ -80,11 +86,17 @@ impl Application {
         match service {
             Service::Registers => Self::default(),
             Service::Shards { .. } => Self::Shards(Box::default()),
-            Service::Kv(KvSettings { shards, limits: sessions }) => {
-                // Of the past as little as there can be, as the labs' bounds on snapshots want it.
-                let (changes_bytes, changes_bytes_per_shard_min) = (0, 0);
-                let limits =
-                    MachineLimits { changes_bytes, changes_bytes_per_shard_min, ..sessions.into() };
+            Service::Kv(settings) => {
+                let KvSettings { shards, limits, held_changes_bytes, discarded_per_step } =
+                    settings;
+                let limits = MachineLimits {
+                    sessions: limits,
+                    // Of the past as little as there can be, as the labs' bounds on snapshots want it.
+                    changes_bytes: 0,
+                    changes_bytes_per_shard_min: 0,
+                    held_changes_bytes,
+                    discarded_per_step,
+                };
                 Self::Kv(KvMachine::with_limits(shards, limits))
             }
         }

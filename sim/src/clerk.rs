@@ -34,6 +34,9 @@ use session::Session;
 /// How long a clerk pauses at most before it asks again after a refusal.
 const PAUSE_US_MAX: u64 = 20_000;
 
+/// Where shards move, one of so many requests goes to any group.
+const ASTRAY_ONE_IN: u32 = 50;
+
 /// What a clerk saw of a key last.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Known {
@@ -47,7 +50,14 @@ pub(crate) struct Known {
 pub(crate) struct Clerk {
     client: u64,
     id: ClientId,
-    target: NodeId,
+    /// Whom it asks in each group.
+    targets: BTreeMap<GroupId, NodeId>,
+    /// Who has each shard, as it saw that last; empty where all have the group that is its home.
+    owners: Vec<Option<GroupId>>,
+    /// Somebody did not have what it should have, or nobody answers: the map may be old.
+    is_lost: bool,
+    /// Who has everything, as it believes whatever it is told.
+    misled: Option<GroupId>,
     /// The members that it knows of; all, if there are none here.
     members: Vec<NodeId>,
     /// It does what a script tells it, and nothing by itself.
@@ -67,6 +77,8 @@ pub(crate) struct Clerk {
 struct Open {
     operation: Operation,
     deadline_us: u64,
+    /// The group that was asked last.
+    group: GroupId,
     /// Its identity and the shard to which that belongs, once it has one.
     identity: Option<(u32, RequestId)>,
     /// The last attempt, while its answer may come.
@@ -80,6 +92,7 @@ enum Next {
     /// Asking again: at once, or after a pause.
     Again,
     Pause,
+    Elsewhere,
     Over(Verdict),
 }
 
@@ -91,7 +104,10 @@ impl Clerk {
         Self {
             client,
             id: ClientId(id),
-            target: NodeId(1),
+            targets: BTreeMap::new(),
+            owners: Vec::new(),
+            is_lost: true,
+            misled: None,
             members: Vec::new(),
             scripted: false,
             attempts: 0,
@@ -112,7 +128,18 @@ impl Clerk {
     /// From now on it knows of these members only.
     pub(crate) fn confine(&mut self, members: &[NodeId]) {
         self.members = members.to_vec();
-        self.target = members.first().copied().unwrap_or(self.target);
+        self.targets.clear();
+    }
+
+    /// From now on it takes a group for the owner of everything.
+    pub(crate) fn mislead(&mut self, group: GroupId) {
+        self.misled = Some(group);
+    }
+
+    /// Whom it asks in a group.
+    fn target(&self, group: GroupId) -> NodeId {
+        let first = self.members.first().copied().unwrap_or(NodeId(1));
+        self.targets.get(&group).copied().unwrap_or(first)
     }
 
     /// Whether it waits for nothing.
@@ -171,7 +198,7 @@ impl Clerk {
                 let known =
                     |leader: &NodeId| self.members.is_empty() || self.members.contains(leader);
                 if let Some(leader) = leader.filter(known) {
-                    self.target = leader;
+                    self.targets.insert(open.group, leader);
                 }
                 Next::Pause
             }
@@ -193,6 +220,8 @@ impl Clerk {
                 Next::Again
             }
             Reply::Applied(_, response) => self.conclude(number, response, now_us),
+            // Nothing was executed.
+            Reply::Found(_, Answer::Refused(Refusal::NotServed { .. })) => Next::Elsewhere,
             // That is not what it asked for.
             Reply::Found(..)
             | Reply::Done(_)
@@ -209,6 +238,8 @@ impl Clerk {
                 self.learn(response.header, now_us);
                 Next::Over(Verdict::Done(Done::Executed(response.header, answered)))
             }
+            // Nor was this, now or later, and it is not remembered.
+            Err(Refusal::NotServed { .. }) => Next::Elsewhere,
             // There may be room later.
             Err(Refusal::Limit { .. }) => Next::Pause,
             // It may have been executed before.
@@ -323,7 +354,8 @@ impl World {
         self.trace.line(now_us, format_args!("{name} wants {operation:?}"));
         kv_history.begin(now_us, name, operation.clone());
         clerk.operations += 1;
-        let open = Open { operation, deadline_us, identity: None, attempt: None, never: true };
+        let (identity, attempt, never) = (None, None, true);
+        let open = Open { operation, deadline_us, group, identity, attempt, never };
         clerk.open.insert(name.number, open);
         let at_once = Happening::Attempt { group, client, operation: name.number };
         self.agenda.after(0, at_once);
@@ -346,7 +378,13 @@ impl World {
             let verdict = if open.never { Verdict::Never } else { Verdict::Unknown };
             return self.end_operation(group, client, number, verdict);
         }
-        let to = group.member(clerk.target);
+        let Some(asked) = self.route(group, client, number) else {
+            let pause_us = self.rng.random_range(1..=PAUSE_US_MAX);
+            self.agenda.after(pause_us, Happening::Attempt { group, client, operation: number });
+            return Ok(());
+        };
+        let Some(clerk) = self.groups.get_mut(group).clerks.get_mut(&client) else { return Ok(()) };
+        let to = asked.member(clerk.target(asked));
         let Some((attempt, request)) = clerk.next_request(number, now_us, &mix) else {
             return Ok(());
         };
@@ -354,7 +392,7 @@ impl World {
             .line(now_us, format_args!("c{client}/{number} asks {to} as c{client}.{attempt}"));
         let hope_us = mix.attempt_us.min(left_us);
         self.agenda.after(hope_us, Happening::LoseHope { group, client, number: attempt });
-        if let Some(time_us) = self.client_arrival((address(group, client), to), Parcels::Request) {
+        if let Some(time_us) = self.client_arrival((address(asked, client), to), Parcels::Request) {
             self.agenda.at(time_us, Happening::Ask { to, client, number: attempt, request });
         }
         Ok(())
@@ -374,11 +412,16 @@ impl World {
         let Some(number) = clerk.asked_as(attempt) else { return Ok(()) };
         let next = clerk.take(number, reply, now_us);
         if lost {
-            self.turn_elsewhere(group, client);
+            self.turn_elsewhere(group, client, number);
         }
         let pause_us = match next {
             Next::Over(verdict) => return self.end_operation(group, client, number, verdict),
             Next::Again => 0,
+            Next::Elsewhere => {
+                self.tally.misrouted += 1;
+                self.lose_way(group, client);
+                self.rng.random_range(1..=PAUSE_US_MAX)
+            }
             Next::Pause => self.rng.random_range(1..=PAUSE_US_MAX),
         };
         self.agenda.after(pause_us, Happening::Attempt { group, client, operation: number });
@@ -401,15 +444,54 @@ impl World {
                 || (open.operation.takes_id() && open.identity.is_none());
             open.never &= harmless;
         }
-        self.turn_elsewhere(group, client);
+        self.turn_elsewhere(group, client, number);
+        self.lose_way(group, client);
         self.attempt(group, client, number)
     }
 
-    /// A clerk asks somebody else from now on.
-    fn turn_elsewhere(&mut self, group: GroupId, client: u64) {
-        let any = self.draw_member(group).node;
+    /// A clerk asks another member from now on for what it wants.
+    fn turn_elsewhere(&mut self, group: GroupId, client: u64, number: u64) {
+        let clerk = self.groups.get(group).clerks.get(&client);
+        let Some(open) = clerk.and_then(|clerk| clerk.open.get(&number)) else { return };
+        let asked = open.group;
+        let any = self.draw_member(asked).node;
         let Some(clerk) = self.groups.get_mut(group).clerks.get_mut(&client) else { return };
-        clerk.target = clerk.members.choose(&mut self.rng).copied().unwrap_or(any);
+        let target = clerk.members.choose(&mut self.rng).copied().unwrap_or(any);
+        clerk.targets.insert(asked, target);
+    }
+
+    /// A clerk's map may be old.
+    fn lose_way(&mut self, group: GroupId, client: u64) {
+        if let Some(clerk) = self.groups.get_mut(group).clerks.get_mut(&client) {
+            clerk.is_lost = true;
+        }
+    }
+
+    /// Which group a clerk asks for something: where shards move, the one that has the shard by its
+    /// map, and now and then any other; none: nobody has it.
+    fn route(&mut self, home: GroupId, client: u64, number: u64) -> Option<GroupId> {
+        if !self.mix.is_sharded() {
+            return Some(home);
+        }
+        let is_lost = self.groups.get(home).clerks.get(&client)?.is_lost;
+        let owners = if is_lost { self.look_at_owners() } else { None };
+        let astray = self.rng.random_range(0..ASTRAY_ONE_IN) == 0;
+        let any = self.draw_store();
+        let shards = self.mix.kv_or_calm().settings.shards;
+        let clerk = self.groups.get_mut(home).clerks.get_mut(&client)?;
+        if let Some(owners) = owners {
+            (clerk.owners, clerk.is_lost) = (owners, false);
+        }
+        let open = clerk.open.get_mut(&number)?;
+        let shard = usize::try_from(open.operation.shard(shards)).ok()?;
+        let owner = clerk.owners.get(shard).copied().flatten();
+        clerk.is_lost |= owner.is_none();
+        open.group = match clerk.misled {
+            Some(group) => group,
+            None if astray => any,
+            None => owner?,
+        };
+        Some(open.group)
     }
 
     fn end_operation(
@@ -421,7 +503,7 @@ impl World {
     ) -> Result<(), Violation> {
         let now_us = self.agenda.now_us();
         let name = OperationName { client, number };
-        let Group { clerks, kv_history, invariants, verdicts, .. } = self.groups.get_mut(group);
+        let Group { clerks, kv_history, verdicts, .. } = self.groups.get_mut(group);
         let Some(clerk) = clerks.get_mut(&client) else { return Ok(()) };
         let Some((_, id, shard)) = clerk.close(number, &verdict) else { return Ok(()) };
         self.trace.line(now_us, format_args!("{name} is over: {verdict:?}"));
@@ -437,7 +519,9 @@ impl World {
         }
         let scripted = clerk.scripted;
         if let Some(id) = id {
-            invariants.concluded(name, shard, &id, &verdict)?;
+            let ledger = self.ledgers.get_mut(&group).expect("every home has one");
+            let found = ledger.concluded(name, shard, &id, &verdict);
+            found.map_err(|violation| violation.of(group))?;
         }
         kv_history.end(now_us, name, verdict.clone());
         if scripted {

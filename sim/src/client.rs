@@ -117,7 +117,7 @@ impl World {
         number: u64,
         request: Request,
     ) -> Result<(), Violation> {
-        if !self.refuses(to) {
+        if !self.refuses(to) && self.is_made(to) {
             self.put_request(to, client, number, request);
             return Ok(());
         }
@@ -129,6 +129,9 @@ impl World {
     }
 
     pub(crate) fn think(&mut self, group: GroupId, id: u64) {
+        if self.mix.is_sharded() && group == GroupId::FIRST {
+            return self.think_of_keys(group, id, &self.mix.kv_or_calm());
+        }
         match (self.groups.get(group).service, self.mix.kv) {
             (Service::Kv(_), Some(mix)) => return self.think_of_keys(group, id, &mix),
             (Service::Kv(_) | Service::Registers, _) => {}
@@ -224,8 +227,9 @@ impl World {
         number: u64,
         reply: Reply,
     ) -> Result<(), Violation> {
-        if self.groups.get(group).service.kv().is_some() {
-            return self.hear_of_keys(group, id, number, reply);
+        let home = self.home(group);
+        if self.has_clerks(home) {
+            return self.hear_of_keys(home, id, number, reply);
         }
         let other = self.draw_member(group).node;
         let name = CommandId { client: id, number };
@@ -250,7 +254,7 @@ impl World {
         id: u64,
         number: u64,
     ) -> Result<(), Violation> {
-        if self.groups.get(group).service.kv().is_some() {
+        if self.has_clerks(group) {
             return self.lose_hope_of_keys(group, id, number);
         }
         let other = self.draw_member(group).node;

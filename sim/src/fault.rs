@@ -161,8 +161,13 @@ pub struct Mix {
     pub majority_lost: bool,
     /// The key/value store that groups replicate instead of registers, and what its clerks do.
     pub kv: Option<KvMix>,
-    /// The first group is the controller of so many shards.
+    /// The first group is the controller of so many shards, which all others have between them if
+    /// they replicate a key/value store.
     pub controller: Option<NonZeroU32>,
+    /// How long a member that has shards waits at most before it looks again what is to be done.
+    pub tend_us_max: u64,
+    /// How old the map of shards may be to which it keeps, if the controller can be asked.
+    pub map_us_max: u64,
 }
 
 /// Those that any run may have.
@@ -255,7 +260,14 @@ impl Mix {
             majority_lost: false,
             kv: None,
             controller: None,
+            tend_us_max: 20_000,
+            map_us_max: 100_000,
         }
+    }
+
+    /// Whether shards move between the groups.
+    pub(crate) fn is_sharded(&self) -> bool {
+        self.controller.is_some() && self.kv.is_some()
     }
 
     /// A network as the labs' unreliable one: delayed by up to 26 ms, one message in ten is lost.

@@ -120,6 +120,7 @@ impl World {
 
     /// Something has come to an end that a host proposed.
     pub(crate) fn hear_as_host(&mut self, id: MemberId, number: u64, reply: &Reply) {
+        self.hear_as_steward(id, number, reply);
         let now_us = self.agenda.now_us();
         let member = self.groups.member_mut(id);
         member.chores.lookout.open.remove(&number);

@@ -30,6 +30,8 @@ pub enum Wish {
     Get,
     /// To write it.
     Put,
+    /// To write it, with so many bytes more.
+    PutPadded(usize),
     /// To write it if something holds.
     PutIf(Condition),
     /// To append to it.
@@ -43,15 +45,21 @@ impl World {
     /// what became of it. Its number is above those of the clerks that the mix has.
     pub fn wish(&mut self, client: u64, key: &str, wish: Wish) -> OperationName {
         assert!(client > self.mix.clients, "clerk {client} has things of its own to do");
-        self.wish_in(self.spoken_of, client, Bytes::copy_from_slice(key.as_bytes()), wish)
+        self.wish_in(
+            self.home(self.spoken_of),
+            client,
+            Bytes::copy_from_slice(key.as_bytes()),
+            wish,
+        )
     }
 
     fn wish_in(&mut self, group: GroupId, client: u64, key: Bytes, wish: Wish) -> OperationName {
         let clerk = self.clerk(group, client);
-        let value = clerk.next_name().token(0);
+        let padding_bytes = if let Wish::PutPadded(bytes) = wish { bytes } else { 0 };
+        let value = clerk.next_name().token(padding_bytes);
         let kind = match wish {
             Wish::Get => Kind::Get,
-            Wish::Put => Kind::Put { value, condition: Condition::Always },
+            Wish::Put | Wish::PutPadded(_) => Kind::Put { value, condition: Condition::Always },
             Wish::PutIf(condition) => Kind::Put { value, condition },
             Wish::Append => Kind::Append { value, value_bytes_max: 1 << 20 },
             Wish::Delete => Kind::Delete,
@@ -66,7 +74,7 @@ impl World {
 
     /// What became of what a script's clerk wanted; none while that is open.
     pub fn verdict(&self, name: OperationName) -> Option<&Verdict> {
-        self.groups.get(self.spoken_of).verdicts.get(&name)
+        self.groups.get(self.home(self.spoken_of)).verdicts.get(&name)
     }
 
     /// Has a clerk want something and waits until it knows what became of it.
@@ -89,7 +97,12 @@ impl World {
 
     /// From now on a clerk knows of these members only.
     pub fn confine(&mut self, client: u64, members: &[NodeId]) {
-        self.clerk(self.spoken_of, client).confine(members);
+        self.clerk(self.home(self.spoken_of), client).confine(members);
+    }
+
+    /// From now on a clerk takes a group for the owner of all shards, whatever it is told.
+    pub fn mislead(&mut self, client: u64, group: GroupId) {
+        self.clerk(self.home(self.spoken_of), client).mislead(group);
     }
 
     /// The clerks do nothing more by themselves.
@@ -99,14 +112,14 @@ impl World {
 
     /// Whether no clerk waits for anything.
     pub fn clerks_are_idle(&self) -> bool {
-        self.groups.get(self.spoken_of).clerks.values().all(Clerk::is_idle)
+        self.groups.get(self.home(self.spoken_of)).clerks.values().all(Clerk::is_idle)
     }
 
     /// The clerks go on.
     pub fn wake_clerks(&mut self) {
         self.clients_rest = false;
         for client in 1..=self.mix.clients {
-            self.plan_thought(self.spoken_of, client);
+            self.plan_thought(self.home(self.spoken_of), client);
         }
     }
 
@@ -148,7 +161,7 @@ impl World {
 
     /// Looks at every key that a clerk ever used.
     pub(crate) fn audit(&mut self, group: GroupId) -> Result<(), Violation> {
-        if self.groups.get(group).service.kv().is_none() {
+        if self.home(group) != group || !self.has_clerks(group) {
             return Ok(());
         }
         let keys = self.groups.get(group).kv_history.keys();

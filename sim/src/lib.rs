@@ -54,7 +54,8 @@
 //!
 //! Damage of snapshots' chunks, and the services around the machines. Groups replicate registers or
 //! the machine of kvd or of the shard controller, the very code of the daemons; clerks use the store
-//! as its client library does.
+//! as its client library does. Of what kvd's hosts do about shards that move, the decisions are
+//! kvd's, and what carries them out is played (`steward.rs`).
 //! docs/testing.md says what of the labs' requirements is there.
 
 mod admin;
@@ -84,6 +85,7 @@ mod reshape;
 mod script;
 mod settle;
 mod step;
+mod steward;
 mod tally;
 mod tenant;
 pub mod trace;

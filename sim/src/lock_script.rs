@@ -98,7 +98,7 @@ impl World {
     /// became of it.
     pub fn want(&mut self, client: u64, operation: Operation) -> OperationName {
         assert!(client > self.mix.clients, "clerk {client} has things of its own to do");
-        self.begin_operation(self.spoken_of, client, operation)
+        self.begin_operation(self.home(self.spoken_of), client, operation)
     }
 
     /// Has a clerk want something and waits until it knows what became of it.

@@ -19,6 +19,7 @@ use crate::{
     group::{GroupId, MemberId},
     host::Chores,
     machine::{CommandId, Machine, manifest},
+    steward::Steward,
 };
 
 /// How many inputs wait for a member that is paused; what comes on top is lost, as it is when a
@@ -53,6 +54,7 @@ pub struct Member {
     /// No snapshot was stored since one could not be.
     pub(crate) snapshot_failed: bool,
     pub(crate) chores: Chores,
+    pub(crate) steward: Steward,
 }
 
 /// How the clock of a member goes: so many times faster than it should, or slower.
@@ -127,6 +129,7 @@ impl Member {
             blank,
             snapshot_failed: false,
             chores: Chores::default(),
+            steward: Steward::default(),
         }
     }
 
@@ -240,6 +243,7 @@ impl Member {
         self.tickets.clear();
         self.reads.clear();
         self.chores = Chores::default();
+        self.steward = Steward::default();
         let survival = self.disk.crash(rng, mix, damage)?;
         if self.plant == Plant::LoseVote {
             self.disk.lose_vote();

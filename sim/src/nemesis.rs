@@ -224,6 +224,7 @@ impl World {
         invariants.started(member)?;
         let life = member.life();
         self.plan_tick(life);
+        self.plan_tending(life);
         Ok(())
     }
 

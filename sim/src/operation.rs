@@ -147,6 +147,12 @@ impl Operation {
         Some(name.name(&command.encode()))
     }
 
+    /// The shard that it is about.
+    pub(crate) fn shard(&self, shards: u32) -> u32 {
+        let named = Command::new(shards, Mutation::Delete { key: &self.key });
+        named.shard().expect("a key has a shard")
+    }
+
     /// What is asked for it, if it changes nothing.
     pub(crate) fn query(&self) -> Option<Query> {
         match &self.kind {

@@ -6,12 +6,14 @@ use std::num::NonZeroU32;
 use bytes::Bytes;
 use kvd::{
     command::{Command, Condition, Operation as Mutation},
+    custody::MoveNumber,
     outcome::Query,
+    step::Deed,
 };
 use raft::{Change, Index, NodeId};
 use shardctl::{
     command::Step,
-    ids::{MoveNumber, ShardId},
+    ids::{self, ShardId},
 };
 
 use crate::{
@@ -43,7 +45,7 @@ const OPERATORS_REPORT: shardctl::command::Command = shardctl::command::Command:
     group: shardctl::ids::GroupId(NonZeroU32::MIN),
     identity: [0; 32],
     shard: ShardId(0),
-    number: MoveNumber(0),
+    number: ids::MoveNumber(0),
 });
 
 /// Whether a disk has room.
@@ -216,6 +218,11 @@ impl World {
         let number = self.groups.get_mut(to.group).next_operation();
         let id = CommandId { client: OPERATOR, number };
         let command = match self.groups.get(to.group).service {
+            // Only steps make shards where they move.
+            Service::Kv(settings) if self.mix.is_sharded() => {
+                let (shards, number, deed) = (settings.shards, MoveNumber(0), Deed::Discard);
+                id.name(&kvd::step::Step { shards, shard: 0, number, deed }.encode())
+            }
             Service::Kv(settings) => operators_write(id, settings.shards, padding_bytes),
             Service::Shards { .. } => id.name(&OPERATORS_REPORT.encode()),
             Service::Registers => {

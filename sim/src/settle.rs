@@ -33,6 +33,11 @@ const EQUAL_WITHIN_US: u64 = 5_000_000;
 /// of its own, of 10 ms at most, and a sync, of 2 ms at most.
 const ENTRY_WITHIN_US: u64 = 12_000;
 
+/// Until all moves are over of shards that have a few records each.
+const MOVES_WITHIN_US: u64 = 20_000_000;
+/// Until everybody has seen that.
+const MAPS_WITHIN_US: u64 = 2_000_000;
+
 /// Until the last snapshot that was due when all came to rest is stored.
 const COMPACT_WITHIN_US: u64 = 1_000_000;
 
@@ -69,6 +74,7 @@ impl World {
         self.all_must(LEADER_WITHIN_US, "no leader whom all follow", &mut led)?;
         let replaced = |world: &Self, group| led(world, group) && !world.is_bereft(group);
         self.all_must(REPLACED_WITHIN_US, "who is lost is not replaced", replaced)?;
+        self.end_moves()?;
         for &group in &groups {
             let backlog_us = ENTRY_WITHIN_US * self.backlog(group);
             if !self.commit_within(group, COMMIT_WITHIN_US + backlog_us)? {
@@ -130,6 +136,29 @@ impl World {
             Some(group) => Err(self.restless(group, what)),
             None => Ok(()),
         }
+    }
+
+    /// Waits until every shard is where it shall be, and nowhere else, and all know that.
+    fn end_moves(&mut self) -> Result<(), Violation> {
+        if !self.mix.is_sharded() {
+            return Ok(());
+        }
+        self.run_until(MOVES_WITHIN_US, |world| world.moves_are_over().is_ok())?;
+        invariants::wanted(self.only, self.moves_are_over())?;
+        self.run_for(MAPS_WITHIN_US)
+    }
+
+    /// Whether every shard is where it shall be, by what is committed, and nowhere else.
+    ///
+    /// # Errors
+    /// `H9` or `H10`, and what is not over yet.
+    pub fn moves_are_over(&self) -> Result<(), Violation> {
+        let Some(controller) = self.groups.get(GroupId::FIRST).ghost().controller() else {
+            return Ok(());
+        };
+        let stores = self.groups.iter();
+        let stores = stores.filter_map(|(id, group)| Some((id, group.ghost().store()?)));
+        invariants::progress::check(controller, &stores.collect::<Vec<_>>())
     }
 
     fn end_faults(&mut self) -> Result<(), Violation> {

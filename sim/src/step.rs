@@ -90,9 +90,11 @@ impl World {
             invariants.answered_at_once(id.node, client, number, &reply, floor)?;
             self.reply(id, client, number, reply);
         }
+        let home = self.home(id.group);
+        let ledger = self.ledgers.get_mut(&home).expect("every group has one");
         let Group { members, invariants, .. } = self.groups.get_mut(id.group);
         let step = Step { node: id.node, heard: &heard, before: &before, output: &output, members };
-        invariants.step(step)?;
+        invariants.step(step, ledger)?;
         self.perform(id, output)
     }
 

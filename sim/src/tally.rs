@@ -89,6 +89,14 @@ pub struct Tally {
     pub refused: u64,
     /// Answers that got lost on their way to a client.
     pub answers_lost: u64,
+    /// Moves of shards that were installed, and shards that were made.
+    pub moves: u64,
+    /// Copies of shards that were begun anew, since the source had not kept what they needed.
+    pub copies_anew: u64,
+    /// Steps of moves that came once more, much later.
+    pub late_steps: u64,
+    /// Requests of clerks to groups that do not have the shard.
+    pub misrouted: u64,
     /// Times that a leader told the time, and nothing else.
     pub ticks: u64,
     /// Times that a leader proposed the end of a lease.
@@ -154,6 +162,10 @@ impl Tally {
             refused: self.refused + other.refused,
             answers_lost: self.answers_lost + other.answers_lost,
             operations: self.operations + other.operations,
+            moves: self.moves + other.moves,
+            copies_anew: self.copies_anew + other.copies_anew,
+            late_steps: self.late_steps + other.late_steps,
+            misrouted: self.misrouted + other.misrouted,
             ticks: self.ticks + other.ticks,
             expires: self.expires + other.expires,
             operations_never: self.operations_never + other.operations_never,

@@ -121,7 +121,7 @@ impl KvMix {
         };
         let shards = u32::try_from(pick(&[1, 2, 4, 16])).unwrap_or(1);
         Self {
-            settings: KvSettings { shards, limits },
+            settings: KvSettings { shards, limits, ..KvSettings::default() },
             workload: Workload::mixed(pick(&[1, 3, 8])).with_joint(seed),
             in_flight_max: several(pick(&[1, 1, 4, 8]), 1),
             deadline_us: pick(&[500_000, 3_000_000, 10_000_000]),

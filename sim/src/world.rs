@@ -1,5 +1,7 @@
 //! The world: members, clients and network, moved from event to event.
 
+use std::collections::BTreeMap;
+
 use raft::{Message, NodeId};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -10,7 +12,7 @@ use crate::{
     client::address,
     fault::Mix,
     group::{Group, GroupId, Groups, MemberId},
-    invariants::{Ghost, Violation, wanted},
+    invariants::{Ghost, Ledger, Violation, wanted},
     member::{ClockRate, Member},
     network::{Network, Quality},
     step::broken_disk,
@@ -28,6 +30,8 @@ pub struct World {
     pub(crate) agenda: Agenda,
     pub(crate) network: Network,
     pub(crate) groups: Groups,
+    /// What was executed in each store, under the group that clerks count as its home.
+    pub(crate) ledgers: BTreeMap<GroupId, Ledger>,
     /// The group that scripts speak of.
     pub(crate) spoken_of: GroupId,
     pub(crate) clients_rest: bool,
@@ -46,6 +50,7 @@ impl World {
             agenda: Agenda::default(),
             network: Network::default(),
             groups: Groups::default(),
+            ledgers: BTreeMap::new(),
             spoken_of: GroupId::FIRST,
             clients_rest: false,
             trace: Trace::new(listener),
@@ -86,11 +91,15 @@ impl World {
         }
         let service = match (self.mix.controller, self.mix.kv) {
             (Some(shards), _) if id == GroupId::FIRST => Service::Shards { shards },
+            (Some(_), Some(kv)) => Service::Kv(kv.settings),
             // Of several groups those that were founded second and fourth have registers.
             (_, Some(kv)) if id.0 % 2 == 1 => Service::Kv(kv.settings),
             _ => Service::Registers,
         };
         self.groups.insert(id, Group::new(id, members, &self.mix, self.plant, self.only, service));
+        let only = self.only;
+        let ledger = if self.mix.is_sharded() { Ledger::shared } else { Ledger::alone };
+        self.ledgers.entry(self.home(id)).or_insert_with(|| ledger(only));
         for member in self.groups.members_of(id) {
             let clock_rate = self.draw_clock_rate();
             self.groups.member_mut(member).clock_rate = clock_rate;
@@ -98,11 +107,23 @@ impl World {
             self.start(member)?;
         }
         self.draw_links(id);
-        for client in 1..=self.mix.clients {
+        let at_home = if self.home(id) == id { self.mix.clients } else { 0 };
+        for client in 1..=at_home {
             let delay_us = self.rng.random_range(0..=self.mix.think_us_max);
             self.agenda.after(delay_us, Happening::Think { group: id, client });
         }
         Ok(id)
+    }
+
+    /// Where the clerks of a group are at home: with the first, if shards move between the others.
+    pub(crate) fn home(&self, group: GroupId) -> GroupId {
+        if self.mix.is_sharded() { GroupId::FIRST } else { group }
+    }
+
+    /// Whether clerks are at home there.
+    pub(crate) fn has_clerks(&self, group: GroupId) -> bool {
+        let sharded = self.mix.is_sharded();
+        self.groups.get(group).service.kv().is_some() || sharded && group == GroupId::FIRST
     }
 
     pub(crate) fn draw_clock_rate(&mut self) -> ClockRate {
@@ -189,6 +210,7 @@ impl World {
             commits: groups().map(|group| group.ghost().committed().0).sum(),
             judged: groups().map(|group| group.history.judged + group.kv_history.judged).sum(),
             groups: groups().count() as u64,
+            moves: self.ledgers.values().map(Ledger::moves).sum(),
             ..self.tally
         }
     }
@@ -229,43 +251,23 @@ impl World {
     }
 
     fn happen(&mut self, happening: Happening) -> Result<(), Violation> {
+        // What was meant for an earlier life of a member is void.
+        if happening.life().is_some_and(|life| !self.is_alive(life)) {
+            return Ok(());
+        }
         match happening {
             Happening::Deliver { from, to, message } => self.deliver(from, to, message),
-            Happening::Tick(life) => {
-                if self.is_alive(life) {
-                    self.tick(life);
-                }
-            }
-            Happening::Run(life) => {
-                if self.is_alive(life) {
-                    self.run_member(life.id)?;
-                }
-            }
-            Happening::Synced(life) => {
-                if self.is_alive(life) {
-                    self.synced(life.id)?;
-                }
-            }
-            Happening::Captured(life, stored) => {
-                if self.is_alive(life) {
-                    self.captured(life.id, stored)?;
-                }
-            }
-            Happening::Fetched(life, install) => {
-                if self.is_alive(life) {
-                    self.fetched(life.id, install)?;
-                }
-            }
+            Happening::Tick(life) => self.tick(life),
+            Happening::Run(life) => self.run_member(life.id)?,
+            Happening::Synced(life) => self.synced(life.id)?,
+            Happening::Captured(life, stored) => self.captured(life.id, stored)?,
+            Happening::Fetched(life, install) => self.fetched(life.id, install)?,
             Happening::Restored(life, root, chunks) => {
-                if self.is_alive(life) {
-                    self.give(life.id, Input::Fetched(root, Some(chunks)));
-                }
+                self.give(life.id, Input::Fetched(root, Some(chunks)));
             }
-            Happening::Read(life, fetch) => {
-                if self.is_alive(life) {
-                    self.read(life.id, fetch)?;
-                }
-            }
+            Happening::Read(life, fetch) => self.read(life.id, fetch)?,
+            Happening::Tend(life) => self.tend(life),
+            Happening::Talk { from, to, talk } => self.hear_talk(from, to, talk),
             Happening::Think { group, client } => {
                 self.judge(group)?;
                 self.think(group, client);
@@ -290,11 +292,7 @@ impl World {
             }
             Happening::Found { members } => drop(self.found(members)?),
             Happening::Strike(rate) => self.strike(rate)?,
-            Happening::Depose(life) => {
-                if self.is_alive(life) {
-                    self.depose(life.id)?;
-                }
-            }
+            Happening::Depose(life) => self.depose(life.id)?,
             Happening::Mend(mend) => self.mend(mend)?,
         }
         Ok(())

@@ -1,13 +1,20 @@
 //! The shard controller as the labs test it, replicated by three members; H6 and H7 are looked at
 //! with every command, and administrators may repeat what they ask for. What one configuration makes
 //! of another is tested without a group in `shardctl/tests`.
+//!
+//! In the second half groups act on it: they are down when they are to join or leave, controllers are
+//! cut off in the middle of a change and come back, administrators want different things at the same
+//! time. The labs' controller is a client of a store of configurations, and its successor has to find
+//! out what it left undone; here it is the leader of a group whose log says that.
 
 mod depth;
+mod fleet;
 
 use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
 
 use depth::{expect, scenario};
-use flotilla_sim::{Mix, Violation, World};
+use fleet::{Fleet, Held, ONE, SECOND_US, THREE, TWO};
+use flotilla_sim::{Keys, Mix, Violation, Workload, World};
 use raft::{Config, NodeId};
 use shardctl::{
     command::{Joining, Request},
@@ -20,6 +27,8 @@ const SHARDS: u32 = 10;
 const MEMBERS: u64 = 3;
 /// How many administrators there are where there are many.
 const ADMINS: u32 = 10;
+/// How often a controller is cut off.
+const RECOVERIES: u32 = 3;
 
 fn controller(mix: Mix) -> Mix {
     Mix { clients: 0, controller: NonZeroU32::new(SHARDS), ..mix }
@@ -288,5 +297,187 @@ fn retried_requests_make_one_configuration_each() {
             }
         }
         Ok(())
+    });
+}
+
+/// Reads, appends and writes of keys that all clerks use.
+fn everything() -> Workload {
+    Workload { keys: Keys::Shared(10), gets: 45, appends: 50, puts: 5, ..Workload::labs() }
+}
+
+/// The controller's leader is taken off the network, and another one leads in the end.
+fn cut_off_leader(world: &mut World) -> Result<NodeId, Violation> {
+    let leader = world.expect_leader()?;
+    world.disconnect(leader);
+    let succeeded = |world: &World| world.leader().is_some_and(|other| other != leader);
+    let succeeded = world.run_until(5 * SECOND_US, succeeded)?;
+    expect(succeeded, "nobody succeeds the controller's leader")?;
+    Ok(leader)
+}
+
+/// What shall be is not, for 2 s; and within 5 s of a group's return it is.
+fn waits_for(world: &mut World, group: u32) -> Result<(), Violation> {
+    let over = world.run_until(2 * SECOND_US, |world| world.moves_are_over().is_ok())?;
+    expect(!over, format!("all is over while group {group} is down"))?;
+    fleet::start(world, group)?;
+    let over = world.run_until(5 * SECOND_US, |world| world.moves_are_over().is_ok())?;
+    expect(over, format!("it is not over: {:?}", world.moves_are_over()))
+}
+
+/// Who joins or leaves while it is down has done so when it is back.
+#[test]
+fn join_leave_group_down() {
+    Fleet::of(2).run("join_leave_group_down", |world, held| {
+        let keys = fleet::keys(1);
+        held.put(world, &keys)?;
+        fleet::stop(world, TWO)?;
+        fleet::join(world, &[TWO])?;
+        held.check(world)?;
+        waits_for(world, TWO)?;
+        held.append(world, &keys)?;
+        fleet::stop(world, ONE)?;
+        fleet::leave(world, &[ONE])?;
+        waits_for(world, ONE)?;
+        let (mine, _) = fleet::placed_at(world, TWO, &keys);
+        expect(mine == keys, format!("group {TWO} has {mine:?}"))?;
+        held.check(world)
+    });
+}
+
+/// A controller is cut off in the middle of a change that can't go on, and its successor ends it.
+fn recover(
+    world: &mut World,
+    held: &mut Held,
+    recoveries: u32,
+    returns: bool,
+) -> Result<(), Violation> {
+    let keys = fleet::keys(1);
+    held.put(world, &keys)?;
+    for turn in 0..recoveries {
+        let is_join = turn % 2 == 0;
+        let before = world.configuration(None)?.map_or(0, |target| target.number.0);
+        fleet::stop(world, TWO)?;
+        let number = fleet::change(world, TWO, is_join)?;
+        expect(number == before + 1, format!("configuration {number} behind {before}"))?;
+        world.run_for(SECOND_US / 2)?;
+        let old = cut_off_leader(world)?;
+        fleet::start(world, TWO)?;
+        if returns {
+            world.run_for(SECOND_US / 5)?;
+            world.connect(old);
+        }
+        fleet::arrived(world)?;
+        let (mine, _) = fleet::placed_at(world, TWO, &keys);
+        let due = if is_join { 5 } else { 0 };
+        expect(mine.len() == due, format!("group {TWO} has {mine:?}, and {due} are due"))?;
+        world.connect(old);
+        held.append(world, &keys)?;
+    }
+    held.check(world)
+}
+
+#[test]
+fn recover_controller() {
+    Fleet::of(2).run("recover_controller", |world, held| recover(world, held, 5, false));
+}
+
+/// Four administrators want different things, again and again.
+fn concurrent_controllers(world: &mut World, held: &mut Held) -> Result<(), Violation> {
+    let keys = fleet::keys(1);
+    held.put(world, &keys)?;
+    let until_us = world.now_us() + 2 * SECOND_US;
+    while world.now_us() < until_us {
+        let wishes = [join(&[TWO]), join(&[THREE]), leave(&[TWO]), leave(&[THREE])];
+        for answer in world.configure_all(wishes)? {
+            let fine =
+                matches!(answer, Ok(_) | Err(Refusal::NotJoined(_) | Refusal::RefusedBefore));
+            expect(fine, format!("{answer:?}"))?;
+        }
+        held.append(world, &keys[..2])?;
+    }
+    fleet::arrived(world)?;
+    held.check(world)
+}
+
+#[test]
+fn concurrent_controllers_reliable() {
+    Fleet::of(3).run("concurrent_controllers_reliable", concurrent_controllers);
+}
+
+#[test]
+fn concurrent_controllers_unreliable() {
+    Fleet::of(3).unreliable().run("concurrent_controllers_unreliable", concurrent_controllers);
+}
+
+/// A controller is cut off when it has just been asked for a change; who succeeds it makes that, and
+/// what the old one believes has no effect when it is back.
+#[test]
+fn partition_controller_join() {
+    Fleet::of(3).run("partition_controller_join", |world, held| {
+        let keys = fleet::keys(1);
+        held.put(world, &keys)?;
+        let old = world.expect_leader()?;
+        world.disconnect(old);
+        // Where it is asked it takes the request on, and can't do anything about it.
+        let asked = fleet::join(world, &[TWO])?;
+        let number = fleet::join(world, &[THREE])?;
+        expect(number == asked + 1, format!("configuration {number} behind {asked}"))?;
+        world.connect(old);
+        fleet::arrived(world)?;
+        let after = world.configuration(None)?.map_or(0, |target| target.number.0);
+        expect(after == number, format!("configuration {after} behind {number}"))?;
+        for group in [ONE, TWO, THREE] {
+            let (mine, _) = fleet::placed_at(world, group, &keys);
+            expect((3..=4).contains(&mine.len()), format!("group {group} has {mine:?}"))?;
+        }
+        held.check(world)
+    });
+}
+
+#[test]
+fn partition_recovery_reliable_no_clerk() {
+    Fleet::of(2).run("partition_recovery_reliable_no_clerk", |world, held| {
+        recover(world, held, RECOVERIES, true)
+    });
+}
+
+#[test]
+fn partition_recovery_unreliable_no_clerk() {
+    Fleet::of(2).unreliable().run("partition_recovery_unreliable_no_clerk", |world, held| {
+        recover(world, held, RECOVERIES, true)
+    });
+}
+
+#[test]
+fn partition_recovery_reliable_clerks() {
+    let fleet = Fleet::of(2).with_clerks(5, everything());
+    fleet.run("partition_recovery_reliable_clerks", |world, held| {
+        recover(world, held, RECOVERIES, true)
+    });
+}
+
+#[test]
+fn partition_recovery_unreliable_clerks() {
+    let fleet = Fleet::of(2).with_clerks(5, everything()).unreliable();
+    fleet.run("partition_recovery_unreliable_clerks", |world, held| {
+        recover(world, held, RECOVERIES, true)
+    });
+}
+
+/// Clerks' own keys are there once and in order, whatever the controller's members do.
+#[test]
+fn moves_go_on_while_controllers_crash() {
+    let appends = Workload { gets: 0, ..Workload::labs() };
+    let fleet = Fleet::of(3).with_clerks(4, appends).with_snapshots(500);
+    fleet.run("moves_go_on_while_controllers_crash", |world, _| {
+        for turn in 0..6_u64 {
+            let (group, down) = ([TWO, THREE][turn as usize % 2], NodeId(turn % 3 + 1));
+            fleet::change(world, group, !(2..=3).contains(&turn))?;
+            world.kill(down)?;
+            world.run_for(SECOND_US / 2)?;
+            world.restart(down)?;
+        }
+        fleet::arrived(world)?;
+        fleet::check_own(world, 4)
     });
 }

@@ -33,8 +33,8 @@ impl Expiry {
         let refused_as_expired = refused(|it| matches!(it, Refusal::Expired { .. }));
         let refused_as_too_far = refused(|it| matches!(it, Refusal::TooFarAhead { .. }));
         let executed_before = executions.of(seen.name());
-        let executed_before =
-            executed_before.is_some_and(|execution| execution.index < seen.executed.index);
+        let executed_before = executed_before
+            .is_some_and(|it| (it.group, it.index) != (seen.group, seen.executed.index));
         let must_be_known = executed_before && now <= expires && !numbers.cover(seen);
         let is_known = response.result.as_ref().is_ok_and(|answered| answered.duplicate);
         let checks = [

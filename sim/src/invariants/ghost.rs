@@ -7,7 +7,10 @@ use bytes::Bytes;
 use kvd::{
     KvMachine,
     command::{Command, LeaseId},
+    custody::Phase,
+    handoff::Contents,
     outcome::{Answer, LeaseState, LockState, Pair, Query, Response},
+    step::Step,
 };
 use raft::{Entry, Index, Membership, NodeId, Payload, Position, StateMachine, Term};
 use shardctl::ShardMachine;
@@ -98,9 +101,39 @@ impl Executed {
         }
     }
 
-    /// How many pairs, leases and locks there are.
-    pub(super) fn counts(&self) -> [u64; 3] {
-        [self.after.pairs(), self.after.leases(), self.after.locks()]
+    /// The step of a move; none if it is none.
+    pub(super) fn step(&self) -> Option<Step<'_>> {
+        Step::decode(&self.command).ok()
+    }
+
+    /// What is in a shard now.
+    pub(super) fn contents(&self, shard: u32) -> Option<Box<Contents>> {
+        match self.after.query(Query::Contents(shard)) {
+            Answer::Contents(contents) => contents,
+            _ => None,
+        }
+    }
+
+    /// The shards that are not served here; none, where all are.
+    pub(super) fn unserved(&self) -> Vec<u32> {
+        let Answer::Custody(all) = self.after.query(Query::Custody) else { return Vec::new() };
+        let all = (0..).zip(all).filter(|(_, it)| !matches!(it.phase, Phase::Serving { .. }));
+        all.map(|(shard, _)| shard).collect()
+    }
+
+    /// How many pairs, leases and locks are in a shard.
+    pub(super) fn counts_of(&self, shard: u32) -> [u64; 3] {
+        self.contents(shard).map_or([0; 3], |contents| contents.counts())
+    }
+
+    /// How many pairs, leases and locks there are in all shards but these.
+    pub(super) fn counts_without(&self, unserved: &[u32]) -> [u64; 3] {
+        let mut counts = [self.after.pairs(), self.after.leases(), self.after.locks()];
+        for shard in unserved {
+            let of = self.counts_of(*shard);
+            counts.iter_mut().zip(of).for_each(|(all, of)| *all -= of);
+        }
+        counts
     }
 }
 
@@ -157,8 +190,13 @@ impl Ghost {
     }
 
     /// The shard controller, as it is by what was committed, if the group is one.
-    pub(super) fn controller(&self) -> Option<&ShardMachine> {
+    pub(crate) fn controller(&self) -> Option<&ShardMachine> {
         self.machine.application().shards()
+    }
+
+    /// The key/value store, as it is by what was committed, if the group has one.
+    pub(crate) fn store(&self) -> Option<&KvMachine> {
+        self.machine.application().kv()
     }
 
     /// All that was executed since this was asked last.

@@ -24,7 +24,7 @@ pub(super) fn check(turn: &Turn<'_>) -> Result<(), Violation> {
     if revision != turn.executed.response.header.revision {
         return turn.broken("K1", &format!("the shard has come to {revision:?}"));
     }
-    let found = turn.executed.counts();
+    let found = turn.counted;
     if found != turn.counts {
         let what = format!("{found:?} pairs, leases and locks, expected {:?}", turn.counts);
         return turn.broken("K1", &what);

@@ -12,17 +12,24 @@ mod bounded;
 mod commit_rule;
 mod committed_never_lost;
 mod config_safety;
+mod conservation;
+mod controller_fencing;
+mod custodians;
 mod durable_before_ack;
 mod durable_before_use;
 mod election_safety;
 mod equal_states;
+mod exclusive_ownership;
 mod expiry;
+mod fencing;
 mod fresh_reads;
 mod ghost;
 mod guards;
+mod handoff_equality;
 mod key_value;
 mod leader_completeness;
 mod lease_life;
+mod ledger;
 mod lock_exclusion;
 mod lock_handover;
 mod lock_independence;
@@ -31,7 +38,9 @@ mod log_matching;
 mod model;
 mod monotonic;
 mod non_disruption;
+pub(crate) mod progress;
 mod promises;
+mod rejection;
 mod restart_equivalence;
 mod same_reply;
 mod snapshot_equivalence;
@@ -49,7 +58,7 @@ mod vote_once;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use kvd::command::{ClientId, Command, RequestId};
+use kvd::command::{ClientId, RequestId};
 use raft::{Entry, Index, Membership, MessageKind, NodeId, Output, StateMachine, Term};
 
 use crate::{
@@ -59,11 +68,10 @@ use crate::{
     group::GroupId,
     machine::Machine,
     member::{Asked, Member, Standing},
-    operation::{OperationName, Verdict},
 };
 
-use ghost::Executed;
 pub use ghost::Ghost;
+pub(crate) use ledger::Ledger;
 
 /// Something that must never happen has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,6 +173,7 @@ impl<'a> Step<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Seen<'a> {
     id: &'a RequestId,
+    group: GroupId,
     executed: &'a ghost::Executed,
 }
 
@@ -226,12 +235,6 @@ pub struct Invariants {
     stale_leader: stale_leader::StaleLeader,
     non_disruption: non_disruption::NonDisruption,
     config_safety: config_safety::ConfigSafety,
-    executions: at_most_once::Executions,
-    promises: promises::Promises,
-    numbers: acknowledged_numbers::Numbers,
-    expiry: expiry::Expiry,
-    model: turn::Model,
-    tokens: lock_exclusion::Tokens,
     targets: target_history::TargetHistory,
 }
 
@@ -254,12 +257,6 @@ impl Invariants {
             stale_leader: stale_leader::StaleLeader::default(),
             non_disruption: non_disruption::NonDisruption::default(),
             config_safety: config_safety::ConfigSafety::default(),
-            executions: at_most_once::Executions::default(),
-            promises: promises::Promises::default(),
-            numbers: acknowledged_numbers::Numbers::default(),
-            expiry: expiry::Expiry::default(),
-            model: turn::Model::default(),
-            tokens: lock_exclusion::Tokens::default(),
             targets: target_history::TargetHistory::default(),
         }
     }
@@ -314,7 +311,7 @@ impl Invariants {
     }
 
     /// A member has taken in its inputs.
-    pub(crate) fn step(&mut self, step: Step<'_>) -> Result<(), Violation> {
+    pub(crate) fn step(&mut self, step: Step<'_>, ledger: &mut Ledger) -> Result<(), Violation> {
         let found = self.stale_leader.check(step);
         self.keep(found)?;
         let found = self.non_disruption.check(step);
@@ -338,7 +335,7 @@ impl Invariants {
         self.keep(found)?;
         let found = state_machine_safety::check(&mut self.ghost, step);
         self.keep(found)?;
-        self.executed()?;
+        self.executed(ledger)?;
         self.keep(equal_states::check(&self.ghost, step))?;
         let found = self.monotonic.check(step);
         self.keep(found)?;
@@ -364,58 +361,17 @@ impl Invariants {
     }
 
     /// Commands for a daemon's machine were committed.
-    fn executed(&mut self) -> Result<(), Violation> {
+    fn executed(&mut self, ledger: &mut Ledger) -> Result<(), Violation> {
         if let Some(controller) = self.ghost.controller() {
+            ledger.decided(controller);
             let found = self.targets.check(controller);
             self.keep(found)?;
         }
         for executed in self.ghost.take_executed() {
-            let Some(command) = executed.command() else { continue };
-            self.compared(&executed, &command)?;
-            let Some(id) = &command.id else { continue };
-            let seen = Seen { id, executed: &executed };
-            // What is executed although it was acknowledged may be executed twice as well: the cause
-            // is told before the effect.
-            let found = self.numbers.check(seen);
-            self.keep(found)?;
-            let found = self.executions.check(seen);
-            self.keep(found)?;
-            self.keep(same_reply::check(&self.executions, seen))?;
-            self.keep(self.promises.check(seen))?;
-            let found = self.expiry.check(&self.executions, &self.numbers, seen);
-            self.keep(found)?;
+            let found = ledger.take(self.group, &executed);
+            found.map_err(|violation| violation.of(self.group))?;
         }
         Ok(())
-    }
-
-    /// A command is compared with what it must come to. What it is about is told before that it
-    /// differs at all.
-    fn compared(&mut self, executed: &Executed, command: &Command<'_>) -> Result<(), Violation> {
-        let turn = self.model.take(executed, command);
-        let found = [
-            guards::check(&turn),
-            lock_release::check(&turn),
-            self.tokens.check(&turn),
-            lock_independence::check(&turn),
-            lease_life::check(&turn),
-            lock_handover::check(&turn),
-            transactions::check(&turn),
-            key_value::check(&turn),
-        ];
-        found.into_iter().try_for_each(|found| self.keep(found))
-    }
-
-    /// A clerk has come to know what became of a request.
-    pub(crate) fn concluded(
-        &mut self,
-        name: OperationName,
-        shard: u32,
-        id: &RequestId,
-        verdict: &Verdict,
-    ) -> Result<(), Violation> {
-        let request = RequestName::of(shard, id);
-        let found = self.promises.conclude(&self.executions, name, request, verdict);
-        self.keep(found)
     }
 
     /// The disk of `node` has changed: it synced, or a crash has taken something away.

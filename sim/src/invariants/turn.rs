@@ -31,8 +31,10 @@ pub(super) struct Turn<'a> {
     pub(super) expected: Option<Outcome>,
     /// The keys that it may have changed.
     pub(super) keys: BTreeSet<Bytes>,
-    /// How many pairs, leases and locks there should be in all shards.
+    /// How many pairs, leases and locks there should be in all shards that the group serves.
     pub(super) counts: [u64; 3],
+    /// How many there are.
+    pub(super) counted: [u64; 3],
 }
 
 impl Model {
@@ -48,18 +50,24 @@ impl Model {
         let before = moves_tenancy(&command.operation).then(|| shard.tenancy.clone());
         let first = executed.response.result.as_ref().is_ok_and(|answered| !answered.duplicate);
         let expected = first.then(|| shard.execute(command, header.time));
-        let (counts, after) = (self.counts(), &self.0[&header.shard]);
-        Turn { executed, command, now: header.time, before, after, expected, keys, counts }
+        let unserved = executed.unserved();
+        let (counts, counted) = (self.counts(&unserved), executed.counts_without(&unserved));
+        let (now, after) = (header.time, &self.0[&header.shard]);
+        Turn { executed, command, now, before, after, expected, keys, counts, counted }
     }
 
-    /// How many pairs, leases and locks there are.
-    fn counts(&self) -> [u64; 3] {
-        let sum = |of: fn(&Shard) -> usize| self.0.values().map(|shard| of(shard) as u64).sum();
-        [
-            sum(|shard| shard.pairs.len()),
-            sum(|shard| shard.tenancy.leases.len()),
-            sum(|shard| shard.tenancy.locks.len()),
-        ]
+    /// A shard; none: nothing was ever asked of it.
+    pub(super) fn shard(&self, number: u32) -> Option<&Shard> {
+        self.0.get(&number)
+    }
+
+    /// How many pairs, leases and locks there are in all shards but these.
+    fn counts(&self, unserved: &[u32]) -> [u64; 3] {
+        let served = self.0.iter().filter(|(number, _)| !unserved.contains(number));
+        served.fold([0; 3], |mut sum, (_, shard)| {
+            sum.iter_mut().zip(shard.counts()).for_each(|(sum, of)| *sum += of);
+            sum
+        })
     }
 }
 

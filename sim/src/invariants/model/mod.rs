@@ -33,6 +33,12 @@ impl Shard {
         Self { number, ..Self::default() }
     }
 
+    /// How many pairs, leases and locks there are.
+    pub(super) fn counts(&self) -> [u64; 3] {
+        let Tenancy { leases, locks } = &self.tenancy;
+        [self.pairs.len() as u64, leases.len() as u64, locks.len() as u64]
+    }
+
     /// The keys that go with a lease.
     pub(super) fn keys_of(&self, lease: LeaseId) -> impl Iterator<Item = &Bytes> {
         let attached = self.pairs.iter().filter(move |(_, pair)| pair.lease == Some(lease));
