@@ -15,6 +15,7 @@ const EXAMPLES: &str = "\
 Try it:
   flotilla demo                                 see it survive its own failures, in a minute
   flotilla up                                   a cluster on this machine, until Ctrl-C
+  flotilla up --groups 2                        one whose keys are shared by two groups
   flotilla kv put greeting hello                then, in another terminal
   flotilla kv get greeting
   flotilla status
@@ -22,6 +23,7 @@ Try it:
 
 Daemons (each has its own --help, and is also what a link of its name to this binary is):
   flotilla kvd               a member of the key/value store
+  flotilla kvd route         serves the stores of many groups as one
   flotilla raftd             a member of a replicated log
   flotilla mr-coordinator    schedules MapReduce jobs
   flotilla mr-worker         runs their tasks

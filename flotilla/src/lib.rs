@@ -86,7 +86,7 @@ impl Daemon {
             Self::Kvd => kvd::main(arguments),
             Self::Raftd => raftd::log::main(arguments),
             Self::MrCoordinator => mr_coordinator::main(arguments),
-            Self::Shardctl => shardctl::main(arguments),
+            Self::Shardctl => shardctl::main_beside(arguments, whereabouts::controllers),
             // Slots are this very binary again, which has to be told what it is.
             Self::MrWorker => {
                 mr_worker::cli::main(arguments, &["mr-worker"], mr_worker::apps::BUILT_IN)

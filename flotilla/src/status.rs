@@ -15,8 +15,8 @@ use crate::output::{Output, Table, refused};
 use crate::units;
 use crate::whereabouts::{self, Endpoints};
 
-/// The most members that are asked: two groups of the largest size, and strays.
-const MEMBERS_MAX: usize = 32;
+/// The most members that are asked: all that `flotilla up` can start, and strays.
+const MEMBERS_MAX: usize = 128;
 
 /// How many digits of a digest are shown to people, who compare them.
 const DIGEST_DIGITS: usize = 8;

@@ -101,6 +101,11 @@ impl Coordinator {
     }
 }
 
+/// Where the shard controller of the running `flotilla up` is, if there is one.
+pub(crate) fn controllers() -> Result<Vec<String>, Failure> {
+    Ok(running()?.map_or_else(Vec::new, |description| description.controller_endpoints()))
+}
+
 /// The cluster of the `flotilla up` that runs in the usual directory.
 pub(crate) fn running() -> Result<Option<Description>, Failure> {
     Description::of_running(Path::new(DIR_DEFAULT))

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use flotilla::local::Place;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use support::{FLOTILLA, READY_TIMEOUT, Watchdog, flotilla_in, well};
+use support::{FLOTILLA, READY_TIMEOUT, Watchdog, complained, flotilla_in, well};
 
 /// Starts it in a directory, and waits until it says that the cluster is up; what it said.
 fn up(dir: &Path, arguments: &[&str]) -> (Child, String) {
@@ -85,4 +85,52 @@ fn a_cluster_comes_up_stops_whole_and_goes_on_with_the_same_data() {
     child.kill().unwrap();
     child.wait().unwrap();
     all_end(&started);
+}
+
+#[test]
+fn groups_take_part_by_themselves_once_and_what_an_operator_changes_stays() {
+    let _watchdog = Watchdog::new(4 * READY_TIMEOUT);
+    let dir = tempfile::tempdir().unwrap();
+    let (place, _claim) = Place::draw().unwrap();
+    let ip = place.ip.to_string();
+    let arguments = ["--groups", "2", "--kv", "1", "--workers", "0", "--listen-ip", &ip];
+    let (mut child, said) = up(dir.path(), &arguments);
+    let parts = "2 groups of 1 key/value member, 1 shard controller member.";
+    assert!(said.contains(parts) && said.contains("group 2"), "{said}");
+    let run = |arguments: &[&str]| well(&flotilla_in(dir.path(), arguments));
+    let status = || -> serde_json::Value {
+        serde_json::from_str(&run(&["shardctl", "status", "--json"])).unwrap()
+    };
+    // What it says can be typed as it is.
+    for (line, words) in [
+        ("kv put greeting hello", vec!["kv", "put", "greeting", "hello"]),
+        ("kv get greeting", vec!["kv", "get", "greeting"]),
+        ("shardctl status", vec!["shardctl", "status"]),
+        ("shardctl plan leave 2", vec!["shardctl", "plan", "leave", "2"]),
+    ] {
+        assert!(said.contains(line), "{line} is not in {said}");
+        run(&words);
+    }
+    let first = status();
+    assert_eq!((&first["number"], &first["totals"]["shards"]), (&1.into(), &256.into()));
+    assert_eq!((&first["complete"], &first["totals"]["keys"]), (&true.into(), &1.into()));
+    assert_eq!([0, 1].map(|at| first["groups"][at]["has"].as_u64().unwrap()), [128, 128]);
+    run(&["shardctl", "leave", "2"]);
+    run(&["shardctl", "wait", "--timeout", "60s"]);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+
+    let refused = flotilla_in(dir.path(), &["up", "--groups", "3"]);
+    assert_eq!(refused.status.code(), Some(2));
+    let complaint = complained(&refused);
+    assert!(complaint.contains("--groups 2, which cannot become 3"), "{complaint}");
+
+    // Nothing has to be said again, and nobody joins again.
+    let (mut child, said) = up(dir.path(), &["--workers", "0"]);
+    assert!(said.contains(parts), "{said}");
+    let second = status();
+    assert_eq!((&second["number"], &second["groups"][1]["has"]), (&2.into(), &0.into()));
+    assert_eq!(run(&["kv", "get", "greeting"]), "hello");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }

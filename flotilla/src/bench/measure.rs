@@ -70,10 +70,7 @@ pub(super) async fn measure<L: Load>(
         })?;
         failures += failed_here;
     }
-    let members = before.zip(after).map(|(before, after)| Spent {
-        syncs: after.syncs.zip(before.syncs).map(|(after, before)| after - before),
-        cpu_seconds: after.cpu_seconds - before.cpu_seconds,
-    });
+    let members = before.zip(after).map(|(before, after)| after.since(&before));
     Ok(Step {
         operation,
         clients,
@@ -116,7 +113,7 @@ async fn client_loop(
 }
 
 /// From a microsecond to a minute.
-fn histogram() -> Result<Histogram<u64>, Failure> {
+pub(super) fn histogram() -> Result<Histogram<u64>, Failure> {
     Histogram::new_with_bounds(1, 60_000_000, DIGITS)
         .map_err(|error| Failure::new(Code::Failed, "latencies cannot be kept").because(error))
 }
@@ -130,11 +127,11 @@ fn own_cpu_seconds() -> f64 {
 
 impl Step {
     #[expect(clippy::cast_precision_loss, reason = "counts of requests")]
-    fn requests(&self) -> f64 {
+    pub(super) fn requests(&self) -> f64 {
         self.latencies.len().max(1) as f64
     }
 
-    fn per_second(&self) -> f64 {
+    pub(super) fn per_second(&self) -> f64 {
         if self.latencies.is_empty() { 0.0 } else { self.requests() / self.seconds }
     }
 
@@ -145,16 +142,21 @@ impl Step {
     }
 
     /// Processor time of all members, in microseconds for each request.
-    fn member_cpu_micros(&self) -> Option<f64> {
-        Some(self.members?.cpu_seconds * 1e6 / self.requests())
+    pub(super) fn member_cpu_micros(&self) -> Option<f64> {
+        Some(self.members.as_ref()?.cpu_seconds() * 1e6 / self.requests())
     }
 
     fn client_cpu_micros(&self) -> f64 {
         self.client_cpu_seconds * 1e6 / self.requests()
     }
 
+    /// What the members have spent, where that is told.
+    pub(super) fn members(&self) -> Option<&Spent> {
+        self.members.as_ref()
+    }
+
     fn syncs(&self) -> Option<f64> {
-        Some(self.members?.syncs? / self.requests())
+        Some(self.members.as_ref()?.syncs? / self.requests())
     }
 
     pub(super) fn value(&self) -> Value {
@@ -215,7 +217,7 @@ mod tests {
         for micros in [1_000; 99].into_iter().chain([9_000]) {
             latencies.record(micros).unwrap();
         }
-        let members = Some(Spent { syncs: Some(300.0), cpu_seconds: 0.01 });
+        let members = Some(Spent { syncs: Some(300.0), cpu_seconds_each: vec![0.002, 0.008] });
         let step = Step {
             operation: "put",
             clients: 1,

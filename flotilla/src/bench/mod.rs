@@ -4,10 +4,15 @@
 //! members spent: fdatasyncs and processor time. Clients and members share this machine's processors
 //! then, so the clients are kept cheap: one thread, a few connections.
 
+mod groups;
+mod join;
 mod kv;
 mod log;
 mod measure;
+mod moves;
 mod own;
+mod scale;
+mod scale_chart;
 
 use std::path::{Path, PathBuf};
 
@@ -22,6 +27,9 @@ use crate::units;
 /// The most clients of one step: each is a task with a request in flight.
 const CLIENTS_MAX: u32 = 4_096;
 
+/// The most of `scale`, which has many on purpose.
+const CLIENTS_SCALE_MAX: u32 = 100_000;
+
 /// The arguments of `flotilla bench`.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Arguments {
@@ -33,6 +41,12 @@ pub(crate) struct Arguments {
 enum Command {
     /// Measure the key/value store: puts, then linearizable gets
     Kv(kv::Arguments),
+    /// Measure how long it takes a group to join, and what is served meanwhile
+    Join(join::Arguments),
+    /// Measure what clients notice of shards that move
+    Moves(moves::Arguments),
+    /// Measure one store of more and more members and groups, and draw it
+    Scale(scale::Arguments),
     /// Measure the log: appends of one entry each
     Log(log::Arguments),
 }
@@ -75,8 +89,22 @@ struct Report {
 
 impl Report {
     fn begin(&self, operation: &str, clients: u32) {
+        self.note(&format!("measuring {operation} with {clients} clients"));
+    }
+
+    /// Tells what came of it, and fails if requests did.
+    fn end(&self, text: &str, value: &Value, failures: u64) -> Result<(), Failure> {
+        self.output.result(text, value)?;
+        match failures {
+            0 => Ok(()),
+            _ => Err(Failure::new(Code::Failed, format!("{failures} requests failed"))),
+        }
+    }
+
+    /// Says what is being done.
+    fn note(&self, doing: &str) {
         if !self.output.is_json() {
-            eprintln!("measuring {operation} with {clients} clients ...");
+            eprintln!("{doing} ...");
         }
     }
 }
@@ -87,13 +115,12 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
     let value_bytes = match &arguments.command {
         Command::Kv(arguments) => kv::run(arguments, &mut report).await?,
         Command::Log(arguments) => log::run(arguments, &mut report).await?,
+        Command::Join(arguments) => return join::run(arguments, &report).await,
+        Command::Moves(arguments) => return moves::run(arguments, &report).await,
+        Command::Scale(arguments) => return scale::run(arguments, &report).await,
     };
-    let steps = report.steps;
+    let steps = &report.steps;
     let values: Vec<Value> = steps.iter().map(Step::value).collect();
-    output.result(&table(&steps), &json!({ "value_bytes": value_bytes, "steps": values }))?;
-    let failures: u64 = steps.iter().map(|step| step.failures).sum();
-    if failures > 0 {
-        return Err(Failure::new(Code::Failed, format!("{failures} requests failed")));
-    }
-    Ok(())
+    let failures = steps.iter().map(|step| step.failures).sum();
+    report.end(&table(steps), &json!({ "value_bytes": value_bytes, "steps": values }), failures)
 }

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::local::{Cluster, Instance, Plan};
 
 /// How long the cluster may take to become ready.
-const READY_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The metrics that members are asked for.
 const SYNCS: &str = "flotilla_store_syncs_total";
@@ -21,11 +21,29 @@ pub(super) struct Own {
     _dir: Option<TempDir>,
 }
 
-/// What the members together have spent.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What the members have spent.
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Spent {
+    /// All of them together.
     pub(super) syncs: Option<f64>,
-    pub(super) cpu_seconds: f64,
+    /// Each of them, in the order of their numbers.
+    pub(super) cpu_seconds_each: Vec<f64>,
+}
+
+impl Spent {
+    /// All of them together.
+    pub(super) fn cpu_seconds(&self) -> f64 {
+        self.cpu_seconds_each.iter().sum()
+    }
+
+    /// What they have spent since then.
+    pub(super) fn since(&self, before: &Self) -> Self {
+        let each = self.cpu_seconds_each.iter().zip(&before.cpu_seconds_each);
+        Self {
+            syncs: self.syncs.zip(before.syncs).map(|(after, before)| after - before),
+            cpu_seconds_each: each.map(|(after, before)| after - before).collect(),
+        }
+    }
 }
 
 impl Own {
@@ -57,10 +75,10 @@ impl Own {
 
     /// None, when a member does not tell.
     pub(super) async fn spent(&mut self) -> Option<Spent> {
-        let mut sum = Spent { syncs: Some(0.0), cpu_seconds: 0.0 };
+        let mut sum = Spent { syncs: Some(0.0), cpu_seconds_each: Vec::new() };
         for instance in self.cluster.instances() {
             if let Instance::Kvd(_) | Instance::Raftd(_) = instance {
-                sum.cpu_seconds += self.cluster.metric(instance, CPU).await?;
+                sum.cpu_seconds_each.push(self.cluster.metric(instance, CPU).await?);
                 let syncs = self.cluster.metric(instance, SYNCS).await;
                 sum.syncs = sum.syncs.zip(syncs).map(|(sum, syncs)| sum + syncs);
             }

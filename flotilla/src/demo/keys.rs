@@ -1,6 +1,5 @@
 //! The first act: the leader of the key/value store dies while it is written to.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use client::{KvClient, Options};
@@ -12,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::load::{Acknowledged, Told, missing, write};
 use super::report::Story;
 use crate::local::cluster::LOOK_INTERVAL;
 use crate::local::{Cluster, Instance};
@@ -28,29 +28,8 @@ const WRITERS: u32 = 8;
 const WRITES_BEFORE: usize = 1_000;
 const WRITES_AFTER: usize = 1_000;
 
-/// How many requests are in flight when everything is read back.
-const READERS: usize = 32;
-
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A write that was acknowledged.
-#[derive(Debug)]
-struct Acknowledged {
-    key: String,
-    value: String,
-    asked: Instant,
-    at: Instant,
-}
-
-/// What the writers say.
-#[derive(Debug)]
-enum Told {
-    Acknowledged(Acknowledged),
-    /// Nobody knows whether it was executed, which is no promise that could be broken.
-    Unknown,
-    Failed(Failure),
-}
 
 /// Plays the act.
 pub(super) async fn act(cluster: &mut Cluster, story: &mut Story) -> Result<(), Failure> {
@@ -180,49 +159,6 @@ async fn write_over_a_kill(
     let gaps = pairs.filter(|(_, later)| killed.is_some_and(|killed| *later > killed));
     writes.gap = gaps.map(|(before, after)| after - before).max().unwrap_or_default();
     Ok(writes)
-}
-
-async fn write(client: KvClient, writer: u32, told: mpsc::Sender<Told>, stop: CancellationToken) {
-    for number in 0_u64.. {
-        if stop.is_cancelled() {
-            return;
-        }
-        let (key, value) =
-            (format!("log/{writer}/{number}"), format!("entry {number} of {writer}"));
-        let asked = Instant::now();
-        let outcome = match client.put(key.clone(), value.clone()).await {
-            Ok(_) => Told::Acknowledged(Acknowledged { key, value, asked, at: Instant::now() }),
-            Err(client::Error::Unknown(_)) => Told::Unknown,
-            Err(error @ client::Error::Rejected(_)) => Told::Failed(refused(error)),
-        };
-        if told.send(outcome).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// How many acknowledged writes cannot be read.
-async fn missing(client: &KvClient, writes: Vec<Acknowledged>) -> Result<u64, Failure> {
-    let writes = Arc::new(writes);
-    let mut readers = JoinSet::new();
-    for reader in 0..READERS {
-        let (client, writes) = (client.clone(), writes.clone());
-        readers.spawn(async move {
-            let mut missing = 0;
-            for write in writes.iter().skip(reader).step_by(READERS) {
-                let found = client.get(write.key.clone()).await?;
-                missing += u64::from(found.is_none_or(|found| found.value != write.value));
-            }
-            Ok(missing)
-        });
-    }
-    let mut missing = 0;
-    while let Some(joined) = readers.join_next().await {
-        let counted =
-            joined.map_err(|error| Failure::new(Code::Failed, "a reader failed").because(error))?;
-        missing += counted.map_err(refused)?;
-    }
-    Ok(missing)
 }
 
 /// The member that leads in a term above `term`.

@@ -1,13 +1,16 @@
 //! `flotilla demo`: what Flotilla does and survives, in under a minute, on real processes.
 //!
-//! Two acts: [`keys`] kills the leader of the key/value store while it is written to, [`words`]
-//! kills a worker while it holds a task of a word count. [`corpus`] makes the text, [`count`] checks
-//! the result, [`report`] tells the story.
+//! Three acts: [`keys`] kills the leader of the key/value store while it is written to, [`words`]
+//! kills a worker while it holds a task of a word count, [`shards`] lets a second group take over half
+//! of the keys under load. [`load`] writes, [`corpus`] makes the text, [`count`] checks the result,
+//! [`report`] tells the story.
 
 pub mod corpus;
 pub mod count;
 mod keys;
+mod load;
 mod report;
+mod shards;
 mod words;
 
 use std::path::PathBuf;
@@ -25,7 +28,9 @@ use report::Story;
 pub(crate) const HELP: &str = "\
 It starts a cluster of six processes in a temporary directory, writes and reads keys, kills the
 leader while it is written to and counts what is left, then counts the words of a text, kills a
-worker in the middle of it and compares the result with a count made without MapReduce.
+worker in the middle of it and compares the result with a count made without MapReduce. At last it
+starts two groups and a shard controller, and moves half of the keys from one group to the other
+while they are written to.
 
 Examples:
   flotilla demo
@@ -76,9 +81,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
 
 async fn play(dir: &TempDir, input: Option<words::Input>, output: Output) -> Result<(), Failure> {
     let mut story = Story::begin(output);
-    let binary = std::env::current_exe()
-        .map_err(|error| Failure::new(Code::Failed, "this binary is not found").because(error))?;
-    let mut plan = Plan::new(binary, dir.path(), KV, WORKERS);
+    let mut plan = Plan::new(binary()?, dir.path(), KV, WORKERS);
     plan.slots = Some(1);
     plan.further.coordinator = vec![format!("--lease-ms={}", words::LEASE_MS)];
 
@@ -108,5 +111,13 @@ async fn play(dir: &TempDir, input: Option<words::Input>, output: Output) -> Res
         eprintln!("{ended}");
     }
     cluster.stop().await;
+
+    shards::act(&dir.path().join("groups"), &mut story).await?;
     story.end()
+}
+
+/// What is started.
+fn binary() -> Result<PathBuf, Failure> {
+    std::env::current_exe()
+        .map_err(|error| Failure::new(Code::Failed, "this binary is not found").because(error))
 }

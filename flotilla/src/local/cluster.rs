@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,8 +45,11 @@ pub struct Description {
     format: u32,
     /// Where it listens.
     pub place: Place,
-    /// How many key/value members it has.
+    /// How many key/value members it has, or with groups how many in each.
     pub kv: u16,
+    /// How many groups of them share the shards; 0: one group that stands alone.
+    #[serde(default)]
+    pub groups: u16,
     /// How many members its log has.
     #[serde(default)]
     pub log: u16,
@@ -103,9 +107,25 @@ impl Description {
         if running { Self::read(dir) } else { Ok(None) }
     }
 
-    /// Where clients reach the key/value members.
+    /// Where clients reach the key/value members, of all groups.
     pub fn kv_endpoints(&self) -> Vec<String> {
-        (1..=self.kv).map(|number| self.place.kvd(number).to_string()).collect()
+        (1..=self.kvds()).map(|number| self.place.kvd(number).to_string()).collect()
+    }
+
+    /// Where clients reach the members of a group, counted from 1.
+    pub fn group_endpoints(&self, group: u16) -> Vec<String> {
+        self.group(group).map(|number| self.place.kvd(number).to_string()).collect()
+    }
+
+    /// The key/value members of a group, counted from 1, by the numbers of their processes.
+    pub fn group(&self, group: u16) -> RangeInclusive<u16> {
+        let before = (group - 1) * self.kv;
+        before + 1..=before + self.kv
+    }
+
+    /// How many key/value members there are in all groups.
+    fn kvds(&self) -> u16 {
+        self.kv * self.groups.max(1)
     }
 
     /// Where clients reach the members of the log.
@@ -381,7 +401,8 @@ impl Cluster {
     /// Every address that the cluster listens on.
     fn addresses(&self) -> Vec<SocketAddr> {
         let place = self.description.place;
-        let mut servers: Vec<_> = (1..=self.description.kv).map(|node| place.kvd(node)).collect();
+        let mut servers: Vec<_> =
+            (1..=self.description.kvds()).map(|node| place.kvd(node)).collect();
         servers.extend((1..=self.description.log).map(|node| place.raftd(node)));
         servers.extend((1..=self.description.controllers).map(|node| place.shardctl(node)));
         if self.description.workers > 0 {
@@ -432,10 +453,12 @@ fn describe(plan: &Plan, dir: &Path) -> Result<(Description, Option<Claim>), Fai
             return refuse("--kv", before.kv.to_string(), plan.kv.to_string());
         }
         // What was not there has no data to be lost.
-        for (what, was, wish) in
-            [("--log", before.log, plan.log), ("controllers", before.controllers, plan.controllers)]
-        {
-            if was != wish && was > 0 {
+        for (what, was, wish) in [
+            ("--groups", before.groups, plan.groups),
+            ("--log", before.log, plan.log),
+            ("--controllers", before.controllers, plan.controllers),
+        ] {
+            if was != wish && (was > 0 || what == "--groups" && before.kv > 0) {
                 return refuse(what, was.to_string(), wish.to_string());
             }
         }
@@ -456,9 +479,41 @@ fn describe(plan: &Plan, dir: &Path) -> Result<(Description, Option<Claim>), Fai
         (None, Some(before)) => before.root,
         (None, None) => dir.join("shared"),
     };
-    let Plan { kv, log, controllers, workers, .. } = *plan;
-    let description = Description { format: FORMAT, place, kv, log, controllers, workers, root };
+    let Plan { kv, groups, log, controllers, workers, .. } = *plan;
+    let description =
+        Description { format: FORMAT, place, kv, groups, log, controllers, workers, root };
     Ok((description, claim))
+}
+
+/// The members of a group, with where they listen.
+type Members = Vec<(Instance, SocketAddr)>;
+
+/// The Raft groups that there are: what each runs, with which further arguments, and its members.
+fn groups(
+    plan: &Plan,
+    description: &Description,
+) -> Vec<(&'static [&'static str], Vec<String>, Members)> {
+    let place = description.place;
+    let Further { kvd, raftd, shardctl, .. } = &plan.further;
+    let mut groups: Vec<(&[&str], _, _)> = Vec::new();
+    for group in 1..=plan.groups.max(1) {
+        let mut further = Vec::new();
+        if plan.groups > 0 {
+            let controllers = description.controller_endpoints();
+            further.push(format!("--shard-group={group}"));
+            further.extend(controllers.iter().map(|at| format!("--controller={at}")));
+        }
+        further.extend(kvd.iter().cloned());
+        let members = description.group(group);
+        let members = members.map(|number| (Instance::Kvd(number), place.kvd(number)));
+        groups.push((&["kvd"], further, members.collect()));
+    }
+    let raftds = (1..=plan.log).map(|number| (Instance::Raftd(number), place.raftd(number)));
+    groups.push((&["raftd"], raftd.clone(), raftds.collect()));
+    let shardctls = 1..=plan.controllers;
+    let shardctls = shardctls.map(|number| (Instance::Shardctl(number), place.shardctl(number)));
+    groups.push((&["shardctl", "serve"], shardctl.clone(), shardctls.collect()));
+    groups
 }
 
 fn processes(plan: &Plan, dir: &Path, description: &Description) -> BTreeMap<Instance, Process> {
@@ -474,29 +529,19 @@ fn processes(plan: &Plan, dir: &Path, description: &Description) -> BTreeMap<Ins
     let admin =
         |client: SocketAddr| SocketAddr::new(client.ip(), client.port() + ports::ADMIN_OFFSET);
     let insecure = plan.insecure.then_some("--insecure");
-    type Named = fn(u16) -> Instance;
-    let Further { kvd, raftd, shardctl, .. } = &plan.further;
-    let kvds: Vec<_> = (1..=plan.kv).map(|number| place.kvd(number)).collect();
-    let raftds: Vec<_> = (1..=plan.log).map(|number| place.raftd(number)).collect();
-    let shardctls: Vec<_> = (1..=plan.controllers).map(|number| place.shardctl(number)).collect();
-    for (name, instance, further, group) in [
-        (&["kvd"][..], Instance::Kvd as Named, kvd, kvds),
-        (&["raftd"], Instance::Raftd, raftd, raftds),
-        (&["shardctl", "serve"], Instance::Shardctl, shardctl, shardctls),
-    ] {
-        let numbered = || (1..).zip(&group);
-        for (number, listen) in numbered() {
-            let instance = instance(number);
+    for (name, further, members) in groups(plan, description) {
+        let numbered = || (1..).zip(&members);
+        for (node, (instance, listen)) in numbered() {
             let mut arguments: Vec<_> = name.iter().map(|&name| name.to_owned()).collect();
             arguments.extend([
                 format!("--listen={listen}"),
-                format!("--node={number}"),
-                format!("--data={}", data(instance)),
+                format!("--node={node}"),
+                format!("--data={}", data(*instance)),
             ]);
-            arguments.extend(numbered().map(|(node, at)| format!("--member={node}={at}")));
+            arguments.extend(numbered().map(|(node, (_, at))| format!("--member={node}={at}")));
             arguments.extend(insecure.map(str::to_owned));
             arguments.extend(further.iter().cloned());
-            add(instance, admin(*listen), arguments);
+            add(*instance, admin(*listen), arguments);
         }
     }
     if plan.workers > 0 {

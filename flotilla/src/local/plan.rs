@@ -13,8 +13,11 @@ pub struct Plan {
     pub program: PathBuf,
     /// The directory of the cluster; made if it is absent.
     pub dir: PathBuf,
-    /// How many key/value members, 0 to 7.
+    /// How many key/value members, or with groups how many of each, 0 to 7.
     pub kv: u16,
+    /// How many groups of them share the shards, 0 to 7; 0: one group that stands alone. They take
+    /// part when they join, which takes a shard controller.
+    pub groups: u16,
     /// How many members of the log, 0 to 7.
     pub log: u16,
     /// How many members of the shard controller, 0 to 7.
@@ -61,6 +64,7 @@ impl Plan {
             program: program.into(),
             dir: dir.into(),
             kv,
+            groups: 0,
             log: 0,
             controllers: 0,
             workers,
@@ -77,12 +81,19 @@ impl Plan {
         let refuse = |message: String| Err(Failure::new(Code::WrongCall, message));
         for (count, name) in [
             (self.kv, "key/value members"),
+            (self.groups, "groups"),
             (self.log, "members of the log"),
             (self.controllers, "members of the shard controller"),
         ] {
             if count > MEMBERS_MAX {
                 return refuse(format!("{count} {name}; at most {MEMBERS_MAX}"));
             }
+        }
+        if self.groups > 0 && (self.kv == 0 || self.controllers == 0) {
+            return refuse(format!(
+                "{} groups need members (--kv) and a shard controller (--controllers)",
+                self.groups
+            ));
         }
         if self.workers > WORKERS_MAX {
             return refuse(format!("{} workers; at most {WORKERS_MAX}", self.workers));

@@ -156,13 +156,6 @@ impl Crowd {
 }
 
 impl Nemesis {
-    /// All of these, in a drawn order.
-    pub(crate) fn shuffled(&mut self, faults: &[Fault]) -> Vec<Fault> {
-        let mut faults = faults.to_vec();
-        faults.shuffle(&mut self.rng);
-        faults
-    }
-
     /// Strikes once, lets the group heal, and sees that it is whole.
     pub(crate) async fn strike(&mut self, fault: Fault, group: &mut Group) {
         let all: Vec<usize> = (0..group.len()).collect();

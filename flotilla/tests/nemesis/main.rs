@@ -11,6 +11,7 @@ mod clients;
 mod controls;
 mod disk;
 mod faults;
+mod fleet;
 mod group;
 mod history;
 mod leaders;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 use client::{KvClient, Options};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use support::{Depth, Watchdog};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -33,6 +35,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use clients::{Appetite, Caller, Client};
 use controls::Wrong;
 use faults::{Crowd, Fault, Nemesis};
+use fleet::{Fleet, Upheaval};
 use group::Group;
 use history::{COLD, Generation, Generations, HOT, Record, Visit, judge};
 use report::{Gates, Report, Tally};
@@ -60,8 +63,8 @@ const CROWDS: u64 = 1_000_000;
 static MACHINE: Mutex<()> = Mutex::const_new(());
 
 /// How much is done.
-struct Plan {
-    faults: &'static [Fault],
+struct Plan<F: 'static> {
+    faults: &'static [F],
     length: Duration,
     /// It takes longer only until the gates are passed, and never longer than this.
     length_max: Duration,
@@ -70,8 +73,8 @@ struct Plan {
     gates: Gates,
 }
 
-impl Plan {
-    fn asked(faults: &'static [Fault], operations: [u64; 3], length: [u64; 3]) -> Self {
+impl<F> Plan<F> {
+    fn asked(faults: &'static [F], operations: [u64; 3], length: [u64; 3]) -> Self {
         let of = |depth: [u64; 3]| match Depth::asked() {
             Depth::Quick => depth[0],
             Depth::Ci => depth[1],
@@ -112,14 +115,14 @@ struct Judged {
 
 /// Judges one generation after the other until there is none left, or one can't be.
 async fn judge_all(
-    endpoints: Vec<String>,
+    caller: Caller,
     begin: Instant,
     seed: u64,
     tally: Arc<Tally>,
     mut retired: mpsc::UnboundedReceiver<Arc<Generation>>,
     unjudged: watch::Sender<usize>,
 ) -> Result<Judged, String> {
-    let mut reader = Client::new(Caller::library(endpoints, PATIENCE), READERS, seed, tally);
+    let mut reader = Client::new(caller, READERS, seed, tally);
     let mut judged = Judged::default();
     while let Some(generation) = retired.recv().await {
         generation.left().await;
@@ -143,63 +146,115 @@ async fn judge_all(
     Ok(judged)
 }
 
-/// Everybody who asks.
-fn spawn_clients(
-    group: &Group,
-    seed: u64,
-    tally: &Arc<Tally>,
-    [hot, cold]: [&Arc<Generations>; 2],
-    stop: &watch::Receiver<bool>,
-) -> JoinSet<()> {
-    let endpoints = group.endpoints();
-    let library = (0..LIBRARY_CLIENTS)
-        .map(|number| Caller::library(endpoints.clone(), DEADLINES[number % DEADLINES.len()]))
-        .map(|caller| (caller, Appetite::Everything));
-    let bare = CALLERS.into_iter().flat_map(|appetite| {
-        endpoints.iter().map(move |endpoint| (Caller::bare(endpoint), appetite))
-    });
-    let mut clients = JoinSet::new();
-    for (number, (caller, appetite)) in (1..).zip(library.chain(bare)) {
-        let client = Client::new(caller, number, seed, tally.clone()).with(appetite);
-        clients.spawn(client.work(hot.clone(), cold.clone(), stop.clone()));
-    }
-    clients
+/// Those who are tormented.
+trait Tormented: Sized {
+    /// How they are tormented.
+    type Fault: Copy + 'static;
+
+    /// Everybody who asks them.
+    fn callers(&self) -> Vec<(Caller, Appetite)>;
+
+    /// One who asks them patiently.
+    fn reader(&self) -> Caller;
+
+    /// The members of a Raft group whose leaders are watched.
+    fn watched(&self) -> Vec<String>;
+
+    /// Strikes until it was enough, and nobody has found anything.
+    async fn torment(
+        &mut self,
+        plan: &Plan<Self::Fault>,
+        crowd: Crowd,
+        judge: &JoinHandle<Result<Judged, String>>,
+    ) -> BTreeMap<&'static str, u64>;
+
+    /// Looks at them when all is over.
+    async fn check(&mut self);
 }
 
-/// Strikes until it was enough, and nobody has found anything.
-async fn torment(
-    group: &mut Group,
-    plan: &Plan,
-    crowd: Crowd,
-    judge: &JoinHandle<Result<Judged, String>>,
-) -> BTreeMap<&'static str, u64> {
-    let begin = Instant::now();
-    let probe = KvClient::connect(group.endpoints(), Options::with_deadline(PATIENCE)).unwrap();
-    let (rng, tally) = (StdRng::seed_from_u64(crowd.seed), crowd.tally.clone());
-    let mut nemesis = Nemesis { rng, hold_ms: plan.hold_ms.clone(), probe, crowd };
-    let mut faults: BTreeMap<_, u64> = plan.faults.iter().map(|it| (it.name(), 0)).collect();
-    let mut ahead = Vec::new();
-    loop {
-        let enough = tally.answered() >= plan.gates.operations
-            && faults.values().sum::<u64>() >= plan.gates.faults
-            && faults.values().all(|times| *times >= plan.gates.each_fault);
-        let over = begin.elapsed() >= plan.length && enough;
-        if over || begin.elapsed() >= plan.length_max || judge.is_finished() {
-            return faults;
+/// How the torment goes on.
+struct Torment<'a, F: 'static> {
+    plan: &'a Plan<F>,
+    begin: Instant,
+    faults: BTreeMap<&'static str, u64>,
+    ahead: Vec<F>,
+}
+
+impl<'a, F: Copy> Torment<'a, F> {
+    fn new(plan: &'a Plan<F>, name: fn(F) -> &'static str) -> Self {
+        let faults = plan.faults.iter().map(|it| (name(*it), 0)).collect();
+        Self { plan, begin: Instant::now(), faults, ahead: Vec::new() }
+    }
+
+    /// The next fault, which is told; none: it was enough.
+    fn next(&mut self, rng: &mut StdRng, tally: &Tally, name: fn(F) -> &'static str) -> Option<F> {
+        let gates = self.plan.gates;
+        let enough = tally.answered() >= gates.operations
+            && self.faults.values().sum::<u64>() >= gates.faults
+            && self.faults.values().all(|times| *times >= gates.each_fault);
+        let (past, plan) = (self.begin.elapsed(), self.plan);
+        if past >= plan.length && enough || past >= plan.length_max {
+            return None;
         }
-        let fault = ahead.pop().unwrap_or_else(|| {
-            ahead = nemesis.shuffled(plan.faults);
-            ahead.pop().unwrap()
+        let fault = self.ahead.pop().unwrap_or_else(|| {
+            self.ahead = plan.faults.to_vec();
+            self.ahead.shuffle(rng);
+            self.ahead.pop().unwrap()
         });
-        eprintln!("{:6.1} s: {}", begin.elapsed().as_secs_f64(), fault.name());
-        nemesis.strike(fault, group).await;
-        *faults.get_mut(fault.name()).unwrap() += 1;
-        tokio::time::sleep(plan.rest).await;
+        eprintln!("{:6.1} s: {}", past.as_secs_f64(), name(fault));
+        *self.faults.get_mut(name(fault)).unwrap() += 1;
+        Some(fault)
+    }
+}
+
+impl Tormented for Group {
+    type Fault = Fault;
+
+    fn callers(&self) -> Vec<(Caller, Appetite)> {
+        let endpoints = self.endpoints();
+        let library = (0..LIBRARY_CLIENTS)
+            .map(|number| Caller::library(endpoints.clone(), DEADLINES[number % DEADLINES.len()]))
+            .map(|caller| (caller, Appetite::Everything));
+        let bare = CALLERS.into_iter().flat_map(|appetite| {
+            endpoints.iter().map(move |endpoint| (Caller::bare(endpoint), appetite))
+        });
+        library.chain(bare).collect()
+    }
+
+    fn reader(&self) -> Caller {
+        Caller::library(self.endpoints(), PATIENCE)
+    }
+
+    fn watched(&self) -> Vec<String> {
+        self.endpoints()
+    }
+
+    async fn torment(
+        &mut self,
+        plan: &Plan<Fault>,
+        crowd: Crowd,
+        judge: &JoinHandle<Result<Judged, String>>,
+    ) -> BTreeMap<&'static str, u64> {
+        let probe = KvClient::connect(self.endpoints(), Options::with_deadline(PATIENCE)).unwrap();
+        let (rng, tally) = (StdRng::seed_from_u64(crowd.seed), crowd.tally.clone());
+        let mut nemesis = Nemesis { rng, hold_ms: plan.hold_ms.clone(), probe, crowd };
+        let mut torment = Torment::new(plan, Fault::name);
+        while !judge.is_finished()
+            && let Some(fault) = torment.next(&mut nemesis.rng, &tally, Fault::name)
+        {
+            nemesis.strike(fault, self).await;
+            tokio::time::sleep(plan.rest).await;
+        }
+        torment.faults
+    }
+
+    async fn check(&mut self) {
+        self.check_alive();
     }
 }
 
 /// A whole run.
-async fn run(mut group: Group, plan: Plan) {
+async fn run<T: Tormented>(mut group: T, plan: Plan<T::Fault>) {
     let (seed, begin) = (seed(), Instant::now());
     eprintln!("FLOTILLA_NEMESIS_SEED={seed}");
     let _watchdog = Watchdog::new(plan.length_max + Duration::from_secs(240));
@@ -208,15 +263,19 @@ async fn run(mut group: Group, plan: Plan) {
     let unjudged = watch::Sender::new(0);
     let hot = Arc::new(Generations::new(HOT, begin, retired.clone(), unjudged.clone()));
     let cold = Arc::new(Generations::new(COLD, begin, retired, unjudged.clone()));
-    let judge = judge_all(group.endpoints(), begin, seed, tally.clone(), inbox, unjudged);
+    let judge = judge_all(group.reader(), begin, seed, tally.clone(), inbox, unjudged);
     let judge = tokio::spawn(judge);
-    let leaders = leaders::Leaders::watch(group.endpoints());
+    let leaders = leaders::Leaders::watch(group.watched());
     let (stop, stopped) = watch::channel(false);
-    let mut clients = spawn_clients(&group, seed, &tally, [&hot, &cold], &stopped);
+    let mut clients = JoinSet::new();
+    for (number, (caller, appetite)) in (1..).zip(group.callers()) {
+        let client = Client::new(caller, number, seed, tally.clone()).with(appetite);
+        clients.spawn(client.work(hot.clone(), cold.clone(), stopped.clone()));
+    }
     let clients_count = clients.len() as u64;
 
     let crowd = Crowd { hot: hot.clone(), tally: tally.clone(), seed, last: CROWDS };
-    let faults = torment(&mut group, &plan, crowd, &judge).await;
+    let faults = group.torment(&plan, crowd, &judge).await;
     stop.send_replace(true);
     while let Some(client) = clients.join_next().await {
         client.unwrap();
@@ -227,7 +286,7 @@ async fn run(mut group: Group, plan: Plan) {
     drop((hot, cold));
     let judged = judge.await.unwrap();
     let length = begin.elapsed();
-    group.check_alive();
+    group.check().await;
     let leader_changes = leaders.changes();
     let records = judged.as_ref().map_or(0, |judged| judged.records);
     let report = Report {
@@ -268,4 +327,11 @@ async fn histories_are_linearizable_under_partitions_and_lost_power() {
         Some(status) => assert!(status.success(), "in namespaces of its own: {status}"),
         None => eprintln!("skipped: {NAME} needs network namespaces, nft and loop mounts"),
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn histories_are_linearizable_while_groups_come_and_go() {
+    let _alone = MACHINE.lock().await;
+    let plan = Plan::asked(&Upheaval::ALL, [1_000, 20_000, 100_000], [10, 60, 300]);
+    run(Fleet::start().await, plan).await;
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of this")]
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
+pub(crate) mod groups;
 pub(crate) mod proxy;
 
 use std::collections::BTreeMap;
@@ -80,6 +81,20 @@ impl TestCluster {
         Self { cluster, dir }
     }
 
+    /// Stops it, and starts it again with the same data and other arguments.
+    pub(crate) async fn restarted(self, change: impl FnOnce(&mut Plan)) -> Self {
+        let Self { cluster, dir } = self;
+        let before = cluster.description().clone();
+        cluster.stop().await;
+        let mut plan = Plan::new(FLOTILLA, dir.path(), before.kv, before.workers);
+        (plan.groups, plan.log) = (before.groups, before.log);
+        plan.controllers = before.controllers;
+        change(&mut plan);
+        let mut cluster = Cluster::start(&plan).unwrap_or_else(|failure| panic!("{failure}"));
+        ready(&mut cluster).await;
+        Self { cluster, dir }
+    }
+
     pub(crate) fn kv(&self, deadline: Duration) -> KvClient {
         let endpoints = self.cluster.description().kv_endpoints();
         KvClient::connect(endpoints, Options::with_deadline(deadline)).unwrap()
@@ -114,6 +129,7 @@ pub(crate) fn flotilla_in(dir: &Path, arguments: &[&str]) -> Output {
         .env_remove("FLOTILLA_ENDPOINTS")
         .env_remove("FLOTILLA_LOG_ENDPOINTS")
         .env_remove("FLOTILLA_COORDINATOR")
+        .env_remove("FLOTILLA_SHARD_ENDPOINTS")
         .env_remove("FLOTILLA_ROOT")
         .output()
         .unwrap()

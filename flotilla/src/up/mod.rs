@@ -1,21 +1,23 @@
 //! `flotilla up`: a local cluster in the foreground.
 //!
-//! It tells where everything is and what to type, and then looks after the processes: one that ends
-//! is reported and started again, unless its exit code says that this never helps or it keeps
-//! ending. Ctrl-C stops everything; the same command goes on with the same data.
+//! Groups that share the shards take part by themselves, once. It tells where everything is and what
+//! to type ([`announce`]), and then looks after the processes: one that ends is reported and started
+//! again, unless its exit code says that this never helps or it keeps ending. Ctrl-C stops
+//! everything; the same command goes on with the same data.
+
+mod announce;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use daemon::{Code, Failure, Shutdown, ports};
-use serde_json::json;
+use daemon::{Code, Failure, Shutdown};
 use tokio::time::{Instant, interval};
 
-use crate::local::place::beside;
+use self::announce::{announce, described};
 use crate::local::process::Ended;
-use crate::local::{Cluster, Description, Instance, Place, Plan};
+use crate::local::{Cluster, Description, Instance, Place, Plan, sharing};
 use crate::output::Output;
 use crate::whereabouts::DIR_DEFAULT;
 
@@ -24,8 +26,13 @@ Examples:
   flotilla up
   flotilla up --kv 1 --workers 0                a single key/value server
   flotilla up --log 3 --kv 0 --workers 0        a replicated log and nothing else
+  flotilla up --groups 2 --kv 3                 two groups of three share the keys
   flotilla up --workers 4 --root /data          jobs read and write below /data
   flotilla up --dir second --base-port 17300    another cluster beside it
+
+With --groups each group has a part of the keys, as a shard controller says. At the first start all
+groups take part; `flotilla shardctl status` shows who has what, `flotilla shardctl --help` tells how
+to change that, and what you change stays. How many groups there are is fixed for the directory.
 
 The directory keeps the data: the same command after Ctrl-C goes on with it.";
 
@@ -44,15 +51,30 @@ const RESTART_DELAY: Duration = Duration::from_millis(500);
 /// A process that ran so long is believed to be well again.
 const WELL_AFTER: Duration = Duration::from_secs(60);
 
+/// How long the shards may take until each is in a group.
+const PLACED_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How many members a new key/value store has.
 const KV_DEFAULT: u16 = 3;
+
+/// How many members a new shard controller has, if groups of so many can lose one, too.
+const CONTROLLERS_DEFAULT: u16 = 3;
 
 /// The arguments of `flotilla up`.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Arguments {
-    /// How many members the key/value store has, 0 to 7 [default: as before, or 3]
+    /// How many members the key/value store has, or with --groups each group, 0 to 7 [default: as
+    /// before, or 3]
     #[arg(long, value_name = "COUNT")]
     kv: Option<u16>,
+    /// How many groups share the keys, 0 to 7; 0: one that has them all and needs no controller
+    /// [default: as before, or 0]
+    #[arg(long, value_name = "COUNT")]
+    groups: Option<u16>,
+    /// How many members the shard controller has, 0 to 7 [default: as before, or with --groups 3,
+    /// or 1 if groups have less than 3 members]
+    #[arg(long, value_name = "COUNT")]
+    controllers: Option<u16>,
     /// How many members the replicated log has, 0 to 7 [default: as before, or 0]
     #[arg(long, value_name = "COUNT")]
     log: Option<u16>,
@@ -89,20 +111,13 @@ pub(crate) async fn run(
     let binary = std::env::current_exe()
         .map_err(|error| Failure::machine("this binary cannot be found").because(error))?;
     let before = Description::read(&arguments.dir)?;
-    let kv = arguments.kv.or(before.as_ref().map(|before| before.kv)).unwrap_or(KV_DEFAULT);
-    let mut plan = Plan::new(binary, &arguments.dir, kv, arguments.workers);
-    plan.log = arguments.log.or(before.as_ref().map(|before| before.log)).unwrap_or(0);
-    plan.controllers = before.as_ref().map_or(0, |before| before.controllers);
-    plan.place = Some(place(&arguments, before.as_ref()));
-    plan.root.clone_from(&arguments.root);
-    plan.slots = arguments.slots;
-    plan.insecure = arguments.insecure;
+    let plan = plan(&arguments, before.as_ref(), binary);
     let mut cluster = Cluster::start(&plan)?;
-    eprintln!("starting {} ...", described(&cluster));
+    eprintln!("starting {} ...", described(cluster.description()));
     let ready = tokio::select! {
         biased;
         () = shutdown.requested() => None,
-        ready = cluster.ready(READY_TIMEOUT) => Some(ready),
+        ready = make_ready(&mut cluster) => Some(ready),
     };
     let ended = match ready {
         None => Ok(()),
@@ -117,6 +132,40 @@ pub(crate) async fn run(
     ended
 }
 
+/// What the arguments mean: what they do not say is as before, else as usual.
+fn plan(arguments: &Arguments, before: Option<&Description>, program: PathBuf) -> Plan {
+    let kept = |count: fn(&Description) -> u16| before.map(count);
+    let kv = arguments.kv.or(kept(|before| before.kv)).unwrap_or(KV_DEFAULT);
+    let mut plan = Plan::new(program, &arguments.dir, kv, arguments.workers);
+    plan.groups = arguments.groups.or(kept(|before| before.groups)).unwrap_or(0);
+    plan.log = arguments.log.or(kept(|before| before.log)).unwrap_or(0);
+    let kept = kept(|before| before.controllers).filter(|count| *count > 0);
+    plan.controllers = arguments.controllers.or(kept).unwrap_or(match (plan.groups, kv) {
+        (0, _) => 0,
+        (_, CONTROLLERS_DEFAULT..) => CONTROLLERS_DEFAULT,
+        (..) => 1,
+    });
+    plan.place = Some(place(arguments, before));
+    plan.root.clone_from(&arguments.root);
+    plan.slots = arguments.slots;
+    plan.insecure = arguments.insecure;
+    plan
+}
+
+/// Waits until all processes are ready, and each shard is in a group if groups share them.
+async fn make_ready(cluster: &mut Cluster) -> Result<(), Failure> {
+    cluster.ready(READY_TIMEOUT).await?;
+    let description = cluster.description();
+    if description.groups == 0 {
+        return Ok(());
+    }
+    let client = sharing::controller(description, PLACED_TIMEOUT)?;
+    if sharing::join_once(&client, description).await? {
+        eprintln!("{} groups take part", description.groups);
+    }
+    sharing::placed(&client, PLACED_TIMEOUT).await.map(drop)
+}
+
 /// Where the cluster is to listen: where the user says, else where it was, else as usual.
 fn place(arguments: &Arguments, before: Option<&Description>) -> Place {
     let usual = before.map(|before| before.place).unwrap_or_default();
@@ -124,123 +173,6 @@ fn place(arguments: &Arguments, before: Option<&Description>) -> Place {
         ip: arguments.listen_ip.unwrap_or(usual.ip),
         base_port: arguments.base_port.unwrap_or(usual.base_port),
     }
-}
-
-fn described(cluster: &Cluster) -> String {
-    let description = cluster.description();
-    let plural = |count: u16, one: &str| match count {
-        1 => format!("1 {one}"),
-        _ => format!("{count} {one}s"),
-    };
-    let mut parts = Vec::new();
-    if description.kv > 0 {
-        parts.push(plural(description.kv, "key/value member"));
-    }
-    if description.log > 0 {
-        parts.push(plural(description.log, "log member"));
-    }
-    if description.workers > 0 {
-        parts.push("1 coordinator".to_owned());
-        parts.push(plural(description.workers, "worker"));
-    }
-    parts.join(", ")
-}
-
-/// Tells where everything is, and what to type next.
-fn announce(
-    cluster: &Cluster,
-    program: &str,
-    arguments: &Arguments,
-    output: Output,
-) -> Result<(), Failure> {
-    let description = cluster.description();
-    let kv = description.kv_endpoints();
-    let log = description.log_endpoints();
-    let coordinator = description.coordinator();
-    let value = json!({
-        "dir": cluster.dir(),
-        "kv": kv,
-        "log": log,
-        "coordinator": coordinator,
-        "root": coordinator.is_some().then_some(&description.root),
-        "pid": std::process::id(),
-    });
-    let mut lines = vec![format!("Flotilla is up: {}.", described(cluster)), String::new()];
-    let mut tell = |name: &str, text: String| lines.push(format!("  {name:<14}{text}"));
-    if description.kv > 0 {
-        tell("key/value", kv.join("  "));
-    }
-    if description.log > 0 {
-        tell("log", log.join("  "));
-    }
-    if let Some(coordinator) = &coordinator {
-        tell("jobs", coordinator.clone());
-        tell("shared root", description.root.display().to_string());
-    }
-    tell("data, logs", cluster.dir().display().to_string());
-    let first = if description.kv > 0 {
-        beside(description.place.kvd(1))[1]
-    } else if description.log > 0 {
-        beside(description.place.raftd(1))[1]
-    } else {
-        beside(description.place.coordinator())[1]
-    };
-    tell("metrics", format!("http://{first}/metrics, and each other port plus 1000"));
-    lines.push(String::new());
-    lines.push("Try, in another terminal in this directory:".to_owned());
-    lines.extend(commands(cluster, program, arguments).into_iter().map(|text| format!("  {text}")));
-    lines.push(String::new());
-    lines.push("Ctrl-C stops it; the same command goes on with the same data.".to_owned());
-    output.result(&lines.join("\n"), &value)
-}
-
-/// What to copy and paste. The address is said where the commands would not find it themselves.
-fn commands(cluster: &Cluster, program: &str, arguments: &Arguments) -> Vec<String> {
-    let description = cluster.description();
-    let found = arguments.dir.as_os_str() == DIR_DEFAULT
-        || description.place == Place { base_port: ports::KVD, ..Place::default() };
-    let at = |endpoints: &[String]| match endpoints.first() {
-        Some(first) if !found => format!(" --endpoints {first}"),
-        Some(_) | None => String::new(),
-    };
-    let (kv, log) = (description.kv_endpoints(), description.log_endpoints());
-    let mut commands = Vec::new();
-    if let Some(first) = kv.first() {
-        let at = at(&kv);
-        commands.push(format!("{program} kv{at} put greeting hello"));
-        commands.push(format!("{program} kv{at} get greeting"));
-        commands.push(format!(
-            "grpcurl -plaintext -d '{{\"key\":\"Z3JlZXRpbmc=\"}}' {first} flotilla.kv.v1.Kv/Get"
-        ));
-    }
-    if !log.is_empty() {
-        let at = at(&log);
-        commands.push(format!("{program} log{at} append hello"));
-        commands.push(format!("{program} log{at} tail --follow"));
-    }
-    if let Some(coordinator) = description.coordinator() {
-        let at = if found { String::new() } else { format!(" --coordinator {coordinator}") };
-        let root = if found && arguments.root.is_none() {
-            String::new()
-        } else {
-            format!(" --root {}", description.root.display())
-        };
-        let books = description.root.join("books");
-        let books = books.display();
-        commands.push(format!("mkdir -p {books} && cp *.txt {books}/"));
-        commands.push(format!(
-            "{program} mr{at} submit --app wc --input 'books/*.txt' --output counts --wait"
-        ));
-        commands.push(format!("{program} mr{at} list"));
-        commands.push(format!("{program} mr{at} cat JOB{root} | sort -k2 -nr | head"));
-    }
-    // Unless it is told, status asks the key/value store.
-    let status = match (kv.first(), log.first().cloned().or(description.coordinator())) {
-        (None, Some(other)) => format!(" --endpoints {other}"),
-        (Some(_), _) | (None, None) => at(&kv),
-    };
-    commands.push(format!("{program} status{status}"));
-    commands
 }
 
 /// How often a process was started again, and when it may be the next time.
@@ -319,6 +251,34 @@ mod tests {
     use std::process::ExitStatus;
 
     use super::*;
+
+    /// What is started in a directory with such a cluster, by what is said.
+    fn planned(said: &[&str], before: Option<&str>) -> [u16; 3] {
+        #[derive(clap::Parser)]
+        struct Call {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        let call = ["up"].iter().chain(said);
+        let arguments = <Call as clap::Parser>::try_parse_from(call).unwrap().arguments;
+        let before = before.map(|text| serde_json::from_str::<Description>(text).unwrap());
+        let plan = plan(&arguments, before.as_ref(), PathBuf::new());
+        [plan.groups, plan.kv, plan.controllers]
+    }
+
+    #[test]
+    fn groups_come_with_a_controller_and_both_stay() {
+        assert_eq!(planned(&[], None), [0, 3, 0]);
+        assert_eq!(planned(&["--groups", "2"], None), [2, 3, 3]);
+        assert_eq!(planned(&["--groups", "2", "--kv", "1"], None), [2, 1, 1]);
+        assert_eq!(planned(&["--groups", "2", "--controllers", "5"], None), [2, 3, 5]);
+        assert_eq!(planned(&["--controllers", "1"], None), [0, 3, 1]);
+        let before = r#"{"format": 2, "place": {"ip": "127.0.0.1", "base_port": 7300},
+            "kv": 3, "groups": 2, "controllers": 1, "workers": 0, "root": "/"}"#;
+        assert_eq!(planned(&[], Some(before)), [2, 3, 1]);
+        // That it cannot be is said when it is compared.
+        assert_eq!(planned(&["--groups", "3"], Some(before)), [3, 3, 1]);
+    }
 
     fn ended(code: i32) -> Ended {
         let status = ExitStatus::from_raw(code << 8);
