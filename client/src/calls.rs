@@ -20,8 +20,8 @@ use crate::{
 /// The shortest time that is worth an attempt.
 const ATTEMPT_MIN: Duration = Duration::from_millis(1);
 
-/// How many hints at a leader one call follows in a row before it pauses: two members that take
-/// each other for the leader must not be asked in turn without end.
+/// How many hints at a leader, or at the group that has a shard, one call follows in a row before it
+/// pauses: two that take each other for it must not be asked in turn without end.
 const REDIRECTS_MAX: u32 = 3;
 
 /// How long a call waits, in milliseconds, for word of where a shard is when the group that should
@@ -114,6 +114,14 @@ impl Route<'_> {
         }
     }
 
+    /// The group that has the shard as far as another one knows, which a status names.
+    fn named(&self, status: &Status) -> Option<(Option<u32>, Arc<Members>)> {
+        match self {
+            Self::To(_) => None,
+            Self::By(way) => way.named(metadata::owner(status)?),
+        }
+    }
+
     /// Waits until another group is to be asked than this one, but not longer than until then.
     async fn moved(&self, from: Option<u32>, until: Instant) {
         match self {
@@ -138,12 +146,13 @@ where
 {
     let mut past = Past { never: true, last: None };
     let (mut redirects, mut wrong_groups) = (0, 0);
+    let mut named = None;
     loop {
         let left = patience.deadline.saturating_duration_since(Instant::now());
         if left < ATTEMPT_MIN || wrong_groups >= WRONG_GROUPS_MAX {
             return Err(past.give_up());
         }
-        let (group, members) = match route.group() {
+        let (group, members) = match named.take().map_or_else(|| route.group(), Ok) {
             Ok(found) => found,
             Err(nobody) => {
                 past.add(nobody);
@@ -164,11 +173,17 @@ where
         if metadata::is_wrong_group(&status) {
             // Whom it names is in another group.
             members.answered(at, &member, None);
+            named = route.named(&status).filter(|_| redirects < REDIRECTS_MAX);
             past.add(status);
             if !may_repeat && !past.never {
                 return Err(past.give_up());
             }
-            route.moved(group, pause(wrong_groups).min(patience.deadline)).await;
+            if named.is_some() {
+                redirects += 1;
+            } else {
+                redirects = 0;
+                route.moved(group, pause(wrong_groups).min(patience.deadline)).await;
+            }
             wrong_groups += 1;
             continue;
         }

@@ -3,8 +3,8 @@
 //!
 //! Decides by the shard controller's map, as it was told last. The map may be late, so who is asked
 //! says so when the shard is not there ([`Reason::WrongGroup`](proto::raft::Reason), never executed),
-//! and the request is sent again, the same, when the map has changed or a while has passed. Whoever
-//! knows no controller knows one group, whose members pass requests on.
+//! and the request is sent again, the same: to the group that it names, else when the map has changed
+//! or a while has passed. Whoever knows no controller knows one group, whose members pass requests on.
 
 use std::{
     collections::BTreeMap,
@@ -320,6 +320,12 @@ impl Way<'_> {
         members
             .map(|members| (Some(group), members))
             .ok_or_else(|| nobody(&format!("where the members of group {group} are is not known")))
+    }
+
+    /// The group that another one has named, if its members are known.
+    pub(crate) fn named(&self, group: u32) -> Option<(Option<u32>, Arc<Members>)> {
+        let members = self.groups.members(&self.groups.map()?, group)?;
+        Some((Some(group), members))
     }
 
     /// Waits until another group is to be asked than this one, but not longer than until then.

@@ -170,6 +170,35 @@ async fn a_map_that_is_late_for_good_does_not_keep_a_request_from_its_shard() {
 }
 
 #[tokio::test]
+async fn the_group_that_is_named_is_asked_next() {
+    for transport in TRANSPORTS {
+        let groups = Groups::serve().await;
+        let client = groups.client(options(transport));
+        client.put("k", "1").await.unwrap();
+        groups.give("k", 2);
+        groups.one.state().named = [(1, 2)].into();
+        client.put("k", "2").await.unwrap();
+        let state = groups.one.state();
+        assert_eq!((state.wrong_groups, state.passed_on), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn groups_that_name_each_other_are_not_asked_in_turn_without_end() {
+    for transport in TRANSPORTS {
+        let groups = Groups::serve().await;
+        let client = groups.client(options(transport));
+        client.put("k", "1").await.unwrap();
+        groups.give("k", 3);
+        groups.one.state().named = [(1, 2), (2, 1)].into();
+        client.put("k", "2").await.unwrap();
+        // In the end one that is asked passes it on.
+        let state = groups.one.state();
+        assert_eq!((state.wrong_groups, state.passed_on), (4, 1));
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_knows_no_controller_has_its_requests_passed_on() {
     for transport in TRANSPORTS {
         let groups = Groups::serve().await;

@@ -99,13 +99,18 @@ pub fn refusal(status: &Status) -> Refusal {
         executed: executed.into(),
         message: status.message().to_owned(),
         leader: leader(status.metadata()).unwrap_or_default().to_owned(),
-        group: number(status.metadata(), GROUP).and_then(|it| it.try_into().ok()).unwrap_or(0),
+        group: owner(status).unwrap_or(0),
     }
 }
 
 /// Whether a status says that another group has the shard.
 pub fn is_wrong_group(status: &Status) -> bool {
     status.metadata().get(REASON).is_some_and(|it| it == Reason::WrongGroup.as_str_name())
+}
+
+/// The group that a status says has the shard, if it names one.
+pub fn owner(status: &Status) -> Option<u32> {
+    number(status.metadata(), GROUP).and_then(|group| group.try_into().ok())
 }
 
 /// Whether a request asks for a direct answer.

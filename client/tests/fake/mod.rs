@@ -73,6 +73,8 @@ pub struct State {
     pub open_max: u32,
     /// Which group has each shard, if there are many.
     pub owners: Option<Vec<u32>>,
+    /// The group that each says has what it has not; one that is not here names none.
+    pub named: HashMap<u32, u32>,
     /// How often a server passed a request on to another group, and refused to.
     pub passed_on: u32,
     pub wrong_groups: u32,
@@ -129,7 +131,7 @@ impl Fake {
             executed: Executed::Never.into(),
             message: format!("shard {shard} is elsewhere"),
             leader: "127.0.0.1:1".to_owned(),
-            group: owner,
+            group: state.named.get(&self.group).copied().unwrap_or(0),
         }))
     }
 
@@ -349,7 +351,7 @@ impl Kv for Fake {
     }
 
     async fn scan(&self, request: Request<ScanRequest>) -> Result<Response<ScanReply>, Status> {
-        Ok(Response::new(self.page(&request.into_inner())))
+        Ok(self.respond(self.page(&request.into_inner())))
     }
 
     async fn txn(&self, _: Request<TxnRequest>) -> Result<Response<TxnReply>, Status> {
