@@ -5,22 +5,21 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::{Child, Command};
-use std::time::Duration;
 
 use client::shards::{Change, ShardMap};
 use client::{
     Error, Keys, KvClient, LockClient, LockOptions, Options, Rejected, ScanOptions, ShardClient,
     Transport, Txn, WatchOptions, Watched,
 };
+use flotilla::local::Instance;
 use proto::kv::{PutRequest, kv_client::KvClient as Stub};
 use proto::metadata::{self, DIRECT};
 use proto::shard_of;
 use support::groups::{self, DEADLINE, SETTLE_LIMIT, SHARDS, controller, settled};
-use support::{FLOTILLA, TestCluster, Watchdog, flotilla, well};
+use support::{TestCluster, Watchdog, flotilla, well};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tonic::Request;
 
 /// Some groups, of which the first has all shards.
@@ -40,52 +39,16 @@ fn options(transport: Transport) -> Options {
     Options { transport, ..Options::with_deadline(DEADLINE) }
 }
 
-/// A router, as long as it is not dropped.
-struct Router {
-    process: Child,
-    address: String,
-}
-
-impl Router {
-    /// One that is ready.
-    async fn start(test: &TestCluster) -> Self {
-        let controllers = test.cluster.description().controller_endpoints();
-        let (host, _) = controllers[0].rsplit_once(':').unwrap();
-        let address = format!("{host}:7600");
-        let mut command = Command::new(FLOTILLA);
-        command.args(["kvd", "route", "--listen", &address]);
-        for controller in &controllers {
-            command.args(["--controller", controller]);
-        }
-        let process = command.env("RUST_LOG", "warn").spawn().unwrap();
-        let router = Self { process, address };
-        let until = Instant::now() + DEADLINE;
-        let health = ["kvd", "route", "--listen", &router.address, "health"];
-        while !flotilla(&health).status.success() {
-            assert!(Instant::now() < until, "the router is not ready");
-            sleep(Duration::from_millis(10)).await;
-        }
-        router
-    }
-
-    /// Ends it as an operator does.
-    fn stop(mut self) {
-        let id = self.process.id().to_string();
-        assert!(Command::new("kill").arg(id).status().unwrap().success());
-        assert!(self.process.wait().unwrap().success());
-    }
-}
-
-impl Drop for Router {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = (self.process.kill(), self.process.wait());
-    }
+/// Where a router listens, which is ready.
+async fn router(test: &mut TestCluster) -> String {
+    let address = test.cluster.add_router().unwrap().to_string();
+    test.cluster.ready_one(Instance::Router, Instant::now() + DEADLINE).await.unwrap();
+    address
 }
 
 /// Clients of each kind: one that knows the controller, of each group one that knows only it, and one
 /// that knows a router.
-fn clients(test: &TestCluster, groups: u16, router: &Router) -> BTreeMap<String, KvClient> {
+fn clients(test: &TestCluster, groups: u16, router: &str) -> BTreeMap<String, KvClient> {
     let description = test.cluster.description();
     let mut clients = BTreeMap::new();
     for transport in [Transport::Pipelined, Transport::Unary] {
@@ -94,7 +57,7 @@ fn clients(test: &TestCluster, groups: u16, router: &Router) -> BTreeMap<String,
         clients.insert(format!("sharded {transport:?}"), client);
         let whom = (1..=groups)
             .map(|group| (format!("group {group}"), description.group_endpoints(group)));
-        let router = ("router".to_owned(), vec![router.address.clone()]);
+        let router = ("router".to_owned(), vec![router.to_owned()]);
         for (name, endpoints) in whom.chain([router]) {
             let client = KvClient::connect(endpoints, options(transport)).unwrap();
             clients.insert(format!("{name} {transport:?}"), client);
@@ -110,9 +73,9 @@ fn owner(map: &ShardMap, key: &str) -> u32 {
 #[tokio::test]
 async fn whoever_is_asked_answers() {
     let _watchdog = Watchdog::new(4 * SETTLE_LIMIT);
-    let (test, shards) = start(2, 1).await;
+    let (mut test, shards) = start(2, 1).await;
     let map = join(&test, &shards, 2).await;
-    let router = Router::start(&test).await;
+    let router = router(&mut test).await;
     let clients = clients(&test, 2, &router);
     for (number, (name, client)) in clients.iter().enumerate() {
         for at in 0..20 {
@@ -160,16 +123,18 @@ async fn whoever_is_asked_answers() {
     let other = test.cluster.description().group_endpoints(2).remove(0);
     assert_eq!(metadata::leader(refused.metadata()), Some(&*other));
     stub.put(Request::new(put)).await.unwrap();
-    well(&flotilla(&["kv", "put", "key", "value", "--endpoints", &router.address]));
-    router.stop();
+    well(&flotilla(&["kv", "put", "key", "value", "--endpoints", &router]));
+    well(&flotilla(&["kvd", "route", "--listen", &router, "health"]));
+    let ended = test.cluster.terminate(Instance::Router).await.unwrap();
+    assert!(ended.status.success(), "{ended}");
     test.cluster.stop().await;
 }
 
 #[tokio::test]
 async fn nobody_notices_that_shards_move() {
     let _watchdog = Watchdog::new(4 * SETTLE_LIMIT);
-    let (test, shards) = start(2, 3).await;
-    let router = Router::start(&test).await;
+    let (mut test, shards) = start(2, 3).await;
+    let router = router(&mut test).await;
     let clients = clients(&test, 2, &router);
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let writers: Vec<_> = clients
@@ -234,9 +199,9 @@ async fn scanned(client: &KvClient, keys: Keys, options: ScanOptions) -> Vec<Str
 #[tokio::test]
 async fn pages_and_counts_are_of_all_groups_while_shards_move() {
     let _watchdog = Watchdog::new(4 * SETTLE_LIMIT);
-    let (test, shards) = start(3, 1).await;
+    let (mut test, shards) = start(3, 1).await;
     join(&test, &shards, 2).await;
-    let router = Router::start(&test).await;
+    let router = router(&mut test).await;
     let clients = clients(&test, 3, &router);
     let sharded = &clients["sharded Pipelined"];
     let keys: Vec<String> = (0..2_500).map(|number| format!("key{number:04}")).collect();
@@ -323,8 +288,8 @@ async fn followed(
 #[tokio::test]
 async fn a_watch_goes_on_where_its_shards_are() {
     let _watchdog = Watchdog::new(4 * SETTLE_LIMIT);
-    let (test, shards) = start(2, 1).await;
-    let router = Router::start(&test).await;
+    let (mut test, shards) = start(2, 1).await;
+    let router = router(&mut test).await;
     let clients = clients(&test, 2, &router);
     let keys: BTreeSet<String> = (0..40).map(|number| format!("w{number}")).collect();
     let one = BTreeSet::from(["w7".to_owned()]);

@@ -35,12 +35,16 @@ pub(super) struct Arguments {
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operation {
+pub(super) enum Operation {
     Put,
     Get,
 }
 
-struct Requests {
+/// Both, with their names.
+pub(super) const OPERATIONS: [(Operation, &str); 2] =
+    [(Operation::Put, "put"), (Operation::Get, "get")];
+
+pub(super) struct Requests {
     client: KvClient,
     operation: Operation,
     value: Bytes,
@@ -61,7 +65,6 @@ impl Load for Requests {
 pub(super) async fn run(arguments: &Arguments, report: &mut Report) -> Result<u64, Failure> {
     let Arguments { clients, pipeline, usual, endpoints } = arguments;
     let transport = if *pipeline { Transport::Pipelined } else { Transport::Unary };
-    let options = Options { transport, ..Options::default() };
     if usual.value_bytes > client::VALUE_BYTES_MAX as u64 {
         let (bytes, limit) = (usual.value_bytes, client::VALUE_BYTES_MAX);
         let message = format!("values of {bytes} bytes; the limit value_bytes_max is {limit}");
@@ -75,20 +78,11 @@ pub(super) async fn run(arguments: &Arguments, report: &mut Report) -> Result<u6
         Some(own) => own.cluster.description().kv_endpoints(),
         None => endpoints.resolve()?,
     };
-    for (operation, name) in [(Operation::Put, "put"), (Operation::Get, "get")] {
+    for (operation, name) in OPERATIONS {
         for &count in clients {
             report.begin(name, count);
-            let connect =
-                || KvClient::connect(endpoints.clone(), options.clone()).map_err(malformed);
-            let connections = CONNECTIONS_MAX.min(count as usize);
-            let pool = (0..connections).map(|_| connect()).collect::<Result<Vec<_>, _>>()?;
-            let loads = (0..count).zip(pool.iter().cycle()).map(|(number, client)| Requests {
-                client: client.clone(),
-                operation,
-                value: usual.value(),
-                rng: StdRng::seed_from_u64(number.into()),
-            });
-            let step = measure(name, usual.seconds, loads.collect(), own.as_mut()).await?;
+            let loads = loads(&endpoints, transport, operation, count, &usual.value())?;
+            let step = measure(name, usual.seconds, loads, own.as_mut()).await?;
             report.steps.push(step);
         }
     }
@@ -96,4 +90,25 @@ pub(super) async fn run(arguments: &Arguments, report: &mut Report) -> Result<u6
         own.cluster.stop().await;
     }
     Ok(usual.value_bytes)
+}
+
+/// So many clients, which share a few connections.
+pub(super) fn loads(
+    endpoints: &[String],
+    transport: Transport,
+    operation: Operation,
+    clients: u32,
+    value: &Bytes,
+) -> Result<Vec<Requests>, Failure> {
+    let options = Options { transport, ..Options::default() };
+    let connect = || KvClient::connect(endpoints.to_vec(), options.clone()).map_err(malformed);
+    let connections = CONNECTIONS_MAX.min(clients as usize);
+    let pool = (0..connections).map(|_| connect()).collect::<Result<Vec<_>, _>>()?;
+    let loads = (0..clients).zip(pool.iter().cycle()).map(|(number, client)| Requests {
+        client: client.clone(),
+        operation,
+        value: value.clone(),
+        rng: StdRng::seed_from_u64(number.into()),
+    });
+    Ok(loads.collect())
 }

@@ -146,7 +146,7 @@ impl Step {
         Some(self.members.as_ref()?.cpu_seconds() * 1e6 / self.requests())
     }
 
-    fn client_cpu_micros(&self) -> f64 {
+    pub(super) fn client_cpu_micros(&self) -> f64 {
         self.client_cpu_seconds * 1e6 / self.requests()
     }
 

@@ -4,6 +4,7 @@
 //! members spent: fdatasyncs and processor time. Clients and members share this machine's processors
 //! then, so the clients are kept cheap: one thread, a few connections.
 
+mod forward;
 mod groups;
 mod join;
 mod kv;
@@ -47,6 +48,8 @@ enum Command {
     Moves(moves::Arguments),
     /// Measure one store of more and more members and groups, and draw it
     Scale(scale::Arguments),
+    /// Measure what a request costs that is asked of another group, or of a router
+    Forward(forward::Arguments),
     /// Measure the log: appends of one entry each
     Log(log::Arguments),
 }
@@ -115,6 +118,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
     let value_bytes = match &arguments.command {
         Command::Kv(arguments) => kv::run(arguments, &mut report).await?,
         Command::Log(arguments) => log::run(arguments, &mut report).await?,
+        Command::Forward(arguments) => return forward::run(arguments, &report).await,
         Command::Join(arguments) => return join::run(arguments, &report).await,
         Command::Moves(arguments) => return moves::run(arguments, &report).await,
         Command::Scale(arguments) => return scale::run(arguments, &report).await,

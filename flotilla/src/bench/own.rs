@@ -1,4 +1,5 @@
-//! The cluster that a benchmark starts when it is told no endpoints, and what its members spend.
+//! The cluster that a benchmark starts when it is told no endpoints, and what its members spend, a
+//! router with them if there is one.
 
 use std::path::Path;
 use std::time::Duration;
@@ -77,9 +78,13 @@ impl Own {
     pub(super) async fn spent(&mut self) -> Option<Spent> {
         let mut sum = Spent { syncs: Some(0.0), cpu_seconds_each: Vec::new() };
         for instance in self.cluster.instances() {
-            if let Instance::Kvd(_) | Instance::Raftd(_) = instance {
+            if let Instance::Kvd(_) | Instance::Raftd(_) | Instance::Router = instance {
                 sum.cpu_seconds_each.push(self.cluster.metric(instance, CPU).await?);
-                let syncs = self.cluster.metric(instance, SYNCS).await;
+                let syncs = match instance {
+                    // It has no store.
+                    Instance::Router => Some(0.0),
+                    _ => self.cluster.metric(instance, SYNCS).await,
+                };
                 sum.syncs = sum.syncs.zip(syncs).map(|(sum, syncs)| sum + syncs);
             }
         }

@@ -6,6 +6,7 @@
 //! (addresses, number of members) is read from the description and cannot be changed by it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -259,11 +260,7 @@ impl Cluster {
     /// As [`Process::start`]; wrong call, when there is such a member already.
     pub fn join_kvd(&mut self, number: u16) -> Result<SocketAddr, Failure> {
         let (instance, place) = (Instance::Kvd(number), self.description.place);
-        if self.processes.contains_key(&instance) {
-            return Err(Failure::new(Code::WrongCall, format!("there is a {instance} already")));
-        }
         let listen = place.kvd(number);
-        let [peer, admin] = place::beside(listen);
         let known: Vec<_> = (1..=self.description.kv).map(|node| place.kvd(node)).collect();
         let mut arguments = vec![
             "kvd".to_owned(),
@@ -273,11 +270,38 @@ impl Cluster {
         ];
         arguments
             .extend(known.into_iter().map(|client| format!("--join={}", place::beside(client)[0])));
+        self.add(instance, listen, arguments)?;
+        Ok(place::beside(listen)[0])
+    }
+
+    /// Starts a router to the groups; gives where it listens.
+    ///
+    /// # Errors
+    /// As [`Process::start`]; wrong call, when there is one already.
+    pub fn add_router(&mut self) -> Result<SocketAddr, Failure> {
+        let listen = self.description.place.router();
+        let mut arguments =
+            vec!["kvd".to_owned(), "route".to_owned(), format!("--listen={listen}")];
+        let controllers = self.description.controller_endpoints();
+        arguments.extend(controllers.iter().map(|at| format!("--controller={at}")));
+        self.add(Instance::Router, listen, arguments)?;
+        Ok(listen)
+    }
+
+    /// Starts a further process.
+    fn add(
+        &mut self,
+        instance: Instance,
+        listen: SocketAddr,
+        arguments: Vec<String>,
+    ) -> Result<(), Failure> {
+        let Entry::Vacant(free) = self.processes.entry(instance) else {
+            return Err(Failure::new(Code::WrongCall, format!("there is a {instance} already")));
+        };
         let log = self.dir.join("logs").join(format!("{instance}.log"));
+        let [_, admin] = place::beside(listen);
         let launch = Launch { program: self.program.clone(), arguments, log, admin };
-        let process = self.processes.entry(instance).or_insert(Process::new(instance, launch));
-        process.start()?;
-        Ok(peer)
+        free.insert(Process::new(instance, launch)).start()
     }
 
     /// Stops a process from running (SIGSTOP) without ending it.

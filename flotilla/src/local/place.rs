@@ -28,6 +28,9 @@ const CONTROLLER_OFFSET: u16 = ports::KVD - ports::SHARDCTL;
 /// The lowest base port of a cluster with a log.
 pub const LOG_BASE_PORT_MIN: u16 = LOG_OFFSET + 1;
 
+/// How far the router's port lies above the first key/value member's.
+const ROUTER_OFFSET: u16 = ports::KVD_ROUTE - ports::KVD;
+
 /// How far the coordinator's port lies above the first key/value member's.
 const COORDINATOR_OFFSET: u16 = ports::MR_COORDINATOR - ports::KVD;
 
@@ -105,6 +108,11 @@ impl Place {
     /// least [`LOG_BASE_PORT_MIN`].
     pub fn shardctl(self, number: u16) -> SocketAddr {
         SocketAddr::new(self.ip, self.base_port - CONTROLLER_OFFSET + number - 1)
+    }
+
+    /// The client address of the router.
+    pub fn router(self) -> SocketAddr {
+        SocketAddr::new(self.ip, self.base_port + ROUTER_OFFSET)
     }
 
     /// The client address of the coordinator.
@@ -205,6 +213,7 @@ mod tests {
         assert_eq!(place.kvd(1).port(), ports::KVD);
         assert_eq!(place.raftd(1).port(), ports::RAFTD);
         assert_eq!(place.shardctl(1).port(), ports::SHARDCTL);
+        assert_eq!(place.router().port(), ports::KVD_ROUTE);
         assert_eq!(place.coordinator().port(), ports::MR_COORDINATOR);
         assert_eq!(place.worker_admin(2).port(), ports::MR_WORKER_ADMIN + 1);
         assert_eq!(beside(place.kvd(2)).map(|address| address.port()), [7351, 8301]);

@@ -35,6 +35,8 @@ pub enum Instance {
     Raftd(u16),
     /// A member of the shard controller's group; the number is its node id.
     Shardctl(u16),
+    /// A router to the groups of key/value members.
+    Router,
     /// The MapReduce coordinator.
     Coordinator,
     /// A MapReduce worker.
@@ -47,6 +49,7 @@ impl fmt::Display for Instance {
             Self::Kvd(number) => write!(out, "kvd-{number}"),
             Self::Raftd(number) => write!(out, "raftd-{number}"),
             Self::Shardctl(number) => write!(out, "shardctl-{number}"),
+            Self::Router => write!(out, "kvd-route"),
             Self::Coordinator => write!(out, "mr-coordinator"),
             Self::Worker(number) => write!(out, "mr-worker-{number}"),
         }
