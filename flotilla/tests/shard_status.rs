@@ -135,13 +135,14 @@ fn check_numbers(told: &Value) {
     }
 }
 
-/// Changes are counted where they are made.
+/// Requests are counted where they are answered, changes where they are made.
 async fn check_rates(test: &TestCluster, client: &KvClient) {
     let writer = tokio::spawn({
         let client = client.clone();
         async move {
             loop {
                 client.put("key0", "another value").await.unwrap();
+                client.get("key0").await.unwrap();
             }
         }
     });
@@ -150,11 +151,15 @@ async fn check_rates(test: &TestCluster, client: &KvClient) {
     writer.abort();
     let busy = shard_of(b"key0", SHARDS) as usize;
     for (number, shard) in each(&told, "shards").enumerate() {
-        let rate = shard["changes_per_second"].as_f64().unwrap();
-        assert_eq!(rate > 0.0, number == busy, "shard {number}: {rate} a second");
+        let [changes, requests] = ["changes_per_second", "requests_per_second"];
+        let [changes, requests] = [changes, requests].map(|rate| shard[rate].as_f64().unwrap());
+        assert_eq!(changes > 0.0, number == busy, "shard {number}: {changes} changes a second");
+        assert_eq!(requests > 0.0, number == busy, "shard {number}: {requests} a second");
+        assert!(number != busy || requests > 1.5 * changes, "{changes} of {requests} change it");
     }
     for totals in [&told["totals"], &watched["totals"]] {
         assert!(totals["changes_per_second"].as_f64().unwrap() > 0.0, "{totals}");
+        assert!(totals["requests_per_second"].as_f64().unwrap() > 0.0, "{totals}");
     }
 }
 

@@ -6,7 +6,10 @@
 //! again, is decided by the [`Router`], which asks for direct answers: so a request is passed on once,
 //! whatever the maps of the groups say.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use client::{Options, Router, routed::Place, router::ToldMap};
 use metrics::Counter;
@@ -23,7 +26,30 @@ pub(crate) struct Routing {
     /// This group's number.
     own: u32,
     router: Arc<Router>,
+    tally: Tally,
     passed_on: Counter,
+}
+
+/// How many requests about each shard were answered here. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Tally(Arc<[AtomicU64]>);
+
+impl Tally {
+    pub(crate) fn new(shards: u32) -> Self {
+        Self((0..shards).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    pub(crate) fn of(&self, shard: u32) -> u64 {
+        self.0.get(shard as usize).map_or(0, |count| count.load(Relaxed))
+    }
+
+    fn count(&self, place: Place<'_>) {
+        let shards = u32::try_from(self.0.len()).unwrap_or(0);
+        let count = place.shard(shards).and_then(|shard| self.0.get(shard as usize));
+        if let Some(count) = count {
+            count.fetch_add(1, Relaxed);
+        }
+    }
 }
 
 /// What counts of a request where groups are concerned.
@@ -38,11 +64,11 @@ pub(crate) struct Concerned<'a> {
 
 impl Routing {
     /// Must be used on a runtime.
-    pub(crate) fn new(own: u32, told: ToldMap) -> Self {
+    pub(crate) fn new(own: u32, told: ToldMap, tally: Tally) -> Self {
         const PASSED_ON: &str = "flotilla_kv_requests_passed_on_total";
         metrics::describe_counter!(PASSED_ON, "requests that another group was asked to answer");
         let router = Arc::new(Router::direct(told, Options::default()));
-        Self { own, router, passed_on: metrics::counter!(PASSED_ON) }
+        Self { own, router, tally, passed_on: metrics::counter!(PASSED_ON) }
     }
 
     pub(crate) fn router(&self) -> &Arc<Router> {
@@ -70,8 +96,12 @@ impl Routing {
         let mut never_executed = true;
         if direct || !self.is_elsewhere(place) {
             let refusal = match here.await {
+                Ok(reply) => {
+                    self.tally.count(place);
+                    return Ok(reply);
+                }
                 Err(refusal) if refusal.reason() == Reason::WrongGroup => refusal,
-                answered => return answered,
+                refused => return refused,
             };
             if direct {
                 return Err(self.told(place, refusal));
@@ -143,7 +173,7 @@ mod tests {
         let groups = [group(1), group(2)].into();
         let placements = placements.collect();
         let map = ShardMap { placements, groups, ..ShardMap::default() };
-        Routing::new(2, watch::channel(Some(Arc::new(map))).1)
+        Routing::new(2, watch::channel(Some(Arc::new(map))).1, Tally::new(SHARDS))
     }
 
     /// What became of a request: who was asked, and what its client is told.
@@ -163,6 +193,27 @@ mod tests {
         };
         let answered = routing().answer(request, here, there).await;
         (asked.get(), answered.map(|replied| replied.reply))
+    }
+
+    #[tokio::test]
+    async fn what_is_answered_here_is_counted() {
+        let routing = routing();
+        let answer = |request, answer: Result<(), Refusal>| {
+            let here = async { answer.map(|reply| Replied { reply, leader: None }) };
+            routing.answer(request, here, || async { Ok(()) })
+        };
+        answer(about(1), Ok(())).await.unwrap();
+        answer(Concerned { direct: true, ..about(1) }, Ok(())).await.unwrap();
+        answer(Concerned { place: Place::Key(b"k"), direct: true, ..about(0) }, Ok(()))
+            .await
+            .unwrap();
+        answer(Concerned { place: Place::Any, ..about(0) }, Ok(())).await.unwrap();
+        answer(about(0), Ok(())).await.unwrap();
+        answer(about(3), Err(never(Reason::NoSpace, "full"))).await.unwrap_err();
+        answer(about(3), Err(wrong_group())).await.unwrap();
+        let mut counts = [0, 2, 0, 0];
+        counts[shard_of(b"k", SHARDS) as usize] += 1;
+        assert_eq!([0, 1, 2, 3].map(|shard| routing.tally.of(shard)), counts);
     }
 
     fn wrong_group() -> Refusal {
@@ -217,7 +268,8 @@ mod tests {
 
     #[tokio::test]
     async fn before_there_are_shards_nobody_is_asked_for_them() {
-        let routing = Routing::new(2, watch::channel(Some(Arc::default())).1);
+        let told = watch::channel(Some(Arc::default())).1;
+        let routing = Routing::new(2, told, Tally::new(SHARDS));
         let here = async { Err::<Replied<()>, _>(wrong_group()) };
         let there = || async { Ok(()) };
         let told = routing.answer(about(0), here, there).await;

@@ -16,7 +16,7 @@ use crate::{
     mover::{self, Grouped},
     outcome::{Answer, Query},
     requests::{Gate, Requests},
-    routing::Routing,
+    routing::{Routing, Tally},
     service,
     watch::Places,
 };
@@ -44,7 +44,8 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
     let grouped = grouped(config)?;
     let gate = Gate::new(grouped.is_none());
     let brakes = grouped.as_ref().map_or_else(Brakes::default, |it| it.brakes.clone());
-    let routing = grouped.as_ref().map(|it| Routing::new(it.group, it.map.clone()));
+    let routing =
+        grouped.as_ref().map(|it| Routing::new(it.group, it.map.clone(), it.tally.clone()));
     let shared = OnceLock::new();
     let requests = |handle: &Handle<KvMachine>| {
         let requests = || {
@@ -103,6 +104,7 @@ fn grouped(config: &Config) -> Result<Option<Grouped>, Failure> {
         map: controller.follow(),
         controller,
         brakes: Brakes::default(),
+        tally: Tally::new(config.shards),
         moves_max: config.moves_max as usize,
         bytes_per_second: config.move_bytes_per_second,
     }))

@@ -54,8 +54,8 @@ pub(crate) fn frozen(reply: &FreezeReply) -> Option<Frozen> {
     Some(Frozen { revision: Revision(reply.revision), time: ShardTime(reply.time_ms), digest })
 }
 
-/// How a shard stands.
-pub(crate) fn standing(standing: &Standing) -> ShardStanding {
+/// How a shard stands, of which so many requests were answered.
+pub(crate) fn standing(standing: &Standing, requests: u64) -> ShardStanding {
     let Standing { custody, keys, bytes, revision, held: _ } = *standing;
     let (phase, number) = match custody.phase {
         Phase::Absent => (ShardPhase::Absent, None),
@@ -72,6 +72,7 @@ pub(crate) fn standing(standing: &Standing) -> ShardStanding {
         keys,
         bytes,
         revision: revision.0,
+        requests,
     }
 }
 

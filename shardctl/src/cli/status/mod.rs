@@ -1,5 +1,5 @@
 //! `shardctl status`: where each shard is and who the groups are, as the controller knows it, and
-//! what only the groups know: keys, bytes, changes, leaders, lag.
+//! what only the groups know: keys, bytes, requests, changes, leaders, lag.
 //!
 //! The controller is asked first; then all groups beside each other ([`survey`]). What they say is
 //! put together ([`view`]) and shown ([`text`], [`value`]). A group that is silent is named, and is no
@@ -16,11 +16,11 @@ use client::ShardClient;
 use daemon::{Failure, output::Output, units};
 use tokio::time::{Instant, sleep_until};
 
-use self::view::{Revisions, View};
+use self::view::{Look, View};
 use super::refused;
 use crate::picture;
 
-/// How far the two looks lie apart that changes are counted between.
+/// How far the two looks lie apart that requests and changes are counted between.
 const RATES_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Moves the cursor to the top and clears what is below.
@@ -35,10 +35,10 @@ pub(super) struct Arguments {
     /// List each shard, with its keys, bytes and revision
     #[arg(long)]
     shards: bool,
-    /// Look twice, a second apart, and tell how many changes were made in between
+    /// Look twice, a second apart, and tell how many requests and changes there were in between
     #[arg(long)]
     rates: bool,
-    /// Show it again and again, with the changes in between, until Ctrl-C
+    /// Show it again and again, with requests and changes in between, until Ctrl-C
     #[arg(long)]
     watch: bool,
     /// How often with --watch
@@ -55,7 +55,7 @@ pub(super) async fn run(
     output: Output,
 ) -> Result<(), Failure> {
     let limit = Duration::from_millis(arguments.group_timeout);
-    let mut before: Option<Revisions> = None;
+    let mut before: Option<Look> = None;
     loop {
         let began = Instant::now();
         let state = client.query(None, arguments.stale).await.map_err(refused)?;
@@ -67,7 +67,7 @@ pub(super) async fn run(
         if !first_of_two && !arguments.watch {
             return Ok(());
         }
-        before = Some(Revisions::of(&told));
+        before = Some(Look::of(&told));
         let interval = match arguments.watch {
             true => Duration::from_millis(arguments.interval),
             false => RATES_INTERVAL,

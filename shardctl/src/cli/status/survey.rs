@@ -24,9 +24,16 @@ const GROUPS_AT_A_TIME: usize = 64;
 /// What a group told.
 #[derive(Clone, Debug)]
 pub(super) struct Told {
-    /// How each member is, by its address; or why that is not known.
-    pub(super) members: BTreeMap<String, Result<StatusReply, String>>,
-    /// How the shards stand; or why that is not known.
+    /// What each member told, by its address; or why it told nothing.
+    pub(super) members: BTreeMap<String, Result<Member, String>>,
+}
+
+/// What a member told.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    /// How it is.
+    pub(super) status: StatusReply,
+    /// How the shards stand as far as it has applied; or why that is not known.
     pub(super) standings: Result<Standings, String>,
 }
 
@@ -39,8 +46,8 @@ pub(super) struct Standings {
     pub(super) shards: Vec<ShardStanding>,
 }
 
-/// Asks each group, by its number. A member is waited for until `limit`, and then one of those that
-/// answer as long again.
+/// Asks each group, by its number. A member is waited for until `limit`, and if it answers, as long
+/// again.
 pub(super) async fn ask(groups: &[Group], limit: Duration) -> BTreeMap<u32, Told> {
     let asked =
         groups.iter().map(|group| async move { (group.group, ask_group(group, limit).await) });
@@ -50,15 +57,23 @@ pub(super) async fn ask(groups: &[Group], limit: Duration) -> BTreeMap<u32, Told
 async fn ask_group(group: &Group, limit: Duration) -> Told {
     let identity = group.reported.as_ref().map(|reported| &reported.identity[..]);
     let asked = group.members.iter().map(|address| async move {
-        let answer = admin::status(address, limit).await.map_err(|error| error.to_string());
-        (address.clone(), answer.and_then(|reply| check_identity(reply, identity)))
+        (address.clone(), ask_member(address, identity, limit).await)
     });
-    let members: BTreeMap<_, _> = join_all(asked).await.into_iter().collect();
-    let standings = match timeout(limit, ask_standings(&members, limit)).await {
+    Told { members: join_all(asked).await.into_iter().collect() }
+}
+
+async fn ask_member(
+    address: &str,
+    identity: Option<&[u8]>,
+    limit: Duration,
+) -> Result<Member, String> {
+    let status = admin::status(address, limit).await.map_err(|error| error.to_string())?;
+    let status = check_identity(status, identity)?;
+    let standings = match timeout(limit, ask_standings(address, limit)).await {
         Ok(standings) => standings,
         Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
     };
-    Told { members, standings }
+    Ok(Member { status, standings })
 }
 
 /// Refuses an answer that somebody else gave at the address.
@@ -69,70 +84,76 @@ fn check_identity(reply: StatusReply, identity: Option<&[u8]>) -> Result<StatusR
     }
 }
 
-/// How the shards stand, as told by the first that can: the leader, else who has applied most.
-async fn ask_standings(
-    members: &BTreeMap<String, Result<StatusReply, String>>,
-    limit: Duration,
-) -> Result<Standings, String> {
-    let mut refused = "no member answers".to_owned();
-    for address in in_order(members) {
-        let options = Options { attempt: limit, ..Options::with_deadline(limit) };
-        let client = match HandoffClient::connect(&[address], options) {
-            Ok(client) => client,
-            Err(invalid) => {
-                refused = invalid.to_string();
-                continue;
+async fn ask_standings(address: &str, limit: Duration) -> Result<Standings, String> {
+    let options = Options { attempt: limit, ..Options::with_deadline(limit) };
+    let client =
+        HandoffClient::connect(&[address.to_owned()], options).map_err(|it| it.to_string())?;
+    let reply = client.inspect().await.map_err(|error| error.to_string())?;
+    Ok(Standings { at: Instant::now(), shards: reply.shards })
+}
+
+impl Told {
+    /// How the shards stand, as told by the first that did: the leader, else who has applied most.
+    pub(super) fn standings(&self) -> Result<&Standings, &str> {
+        let leader = self.leader().map(|(address, _)| address);
+        let mut members: Vec<_> = self.answering().collect();
+        members.sort_by_key(|(address, member)| {
+            (leader != Some(*address), Reverse(member.status.applied_index))
+        });
+        let mut refused = "no member answers";
+        for (_, member) in members {
+            match &member.standings {
+                Ok(standings) => return Ok(standings),
+                Err(why) => refused = why,
             }
-        };
-        match client.inspect().await {
-            Ok(reply) => return Ok(Standings { at: Instant::now(), shards: reply.shards }),
-            Err(error) => refused = error.to_string(),
         }
+        Err(refused)
     }
-    Err(refused)
-}
 
-/// The members that answered, in the order in which they are asked further.
-fn in_order(members: &BTreeMap<String, Result<StatusReply, String>>) -> Vec<String> {
-    let leader = leader(members).map(|(address, _)| address);
-    let mut answering: Vec<_> = members
-        .iter()
-        .filter_map(|(address, reply)| Some((address, reply.as_ref().ok()?)))
-        .collect();
-    answering.sort_by_key(|(address, reply)| {
-        (leader != Some(address.as_str()), Reverse(reply.applied_index))
-    });
-    answering.into_iter().map(|(address, _)| address.clone()).collect()
-}
+    /// Who leads: of several who say so the one of the highest term.
+    pub(super) fn leader(&self) -> Option<(&str, &StatusReply)> {
+        let all = self.answering().map(|(address, member)| (address, &member.status));
+        let leaders = all.filter(|(_, status)| status.role() == Role::Leader);
+        leaders.max_by_key(|(_, status)| status.term)
+    }
 
-/// Who leads: of several who say so the one of the highest term.
-pub(super) fn leader(
-    members: &BTreeMap<String, Result<StatusReply, String>>,
-) -> Option<(&str, &StatusReply)> {
-    let replies =
-        members.iter().filter_map(|(at, reply)| Some((at.as_str(), reply.as_ref().ok()?)));
-    replies.filter(|(_, reply)| reply.role() == Role::Leader).max_by_key(|(_, reply)| reply.term)
+    /// The members that answered, by address.
+    pub(super) fn answering(&self) -> impl Iterator<Item = (&str, &Member)> {
+        self.members.iter().filter_map(|(at, member)| Some((at.as_str(), member.as_ref().ok()?)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn reply(role: Role, term: u64, applied_index: u64) -> Result<StatusReply, String> {
-        Ok(StatusReply { role: role.into(), term, applied_index, ..StatusReply::default() })
+    /// One that tells its index as the settled move of a shard.
+    fn member(role: Role, term: u64, applied_index: u64) -> Result<Member, String> {
+        let role = role.into();
+        let status = StatusReply { role, term, applied_index, ..StatusReply::default() };
+        let shards = vec![ShardStanding { settled: applied_index, ..ShardStanding::default() }];
+        Ok(Member { status, standings: Ok(Standings { at: Instant::now(), shards }) })
     }
 
     #[test]
-    fn the_leader_is_asked_first_and_who_is_silent_not_at_all() {
+    fn the_leader_is_believed_first_and_who_is_silent_not_at_all() {
         let members = [
-            ("a:1", reply(Role::Leader, 2, 90)),
-            ("b:1", reply(Role::Follower, 3, 70)),
-            ("c:1", reply(Role::Leader, 3, 50)),
+            ("a:1", member(Role::Leader, 2, 90)),
+            ("b:1", member(Role::Follower, 3, 70)),
+            ("c:1", member(Role::Leader, 3, 50)),
             ("d:1", Err("gone".to_owned())),
         ];
-        let members = members.map(|(address, reply)| (address.to_owned(), reply)).into();
-        assert_eq!(leader(&members).map(|(address, _)| address), Some("c:1"));
-        assert_eq!(in_order(&members), ["c:1", "a:1", "b:1"]);
+        let members = members.map(|(address, member)| (address.to_owned(), member)).into();
+        let mut told = Told { members };
+        let believed = |told: &Told| told.standings().map(|it| it.shards[0].settled).ok();
+        assert_eq!(told.leader().map(|(address, _)| address), Some("c:1"));
+        assert_eq!(believed(&told), Some(50));
+        for (silent, then) in [("c:1", Some(90)), ("a:1", Some(70)), ("b:1", None)] {
+            let member = told.members.get_mut(silent).and_then(|it| it.as_mut().ok()).unwrap();
+            member.standings = Err("busy".to_owned());
+            assert_eq!(believed(&told), then);
+        }
+        assert_eq!(told.standings().unwrap_err(), "busy");
     }
 
     #[test]

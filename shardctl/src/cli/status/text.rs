@@ -57,12 +57,13 @@ fn groups(view: &View<'_>) -> String {
         "SHALL HAVE",
         "KEYS",
         "BYTES",
+        "REQUESTS/S",
         "CHANGES/S",
         "LAG",
         "MEMBERS",
     ]);
     for row in &view.groups {
-        let [keys, bytes, changes] = numbers(row.told.ok());
+        let [keys, bytes, requests, changes] = numbers(row.told.ok());
         table.row([
             row.group.group.to_string(),
             or_dash(row.weight),
@@ -70,16 +71,26 @@ fn groups(view: &View<'_>) -> String {
             row.shall_have.to_string(),
             keys,
             bytes,
+            requests,
             changes,
             or_dash(row.lag()),
             members(row),
         ]);
     }
     if view.groups.len() > 1 {
-        let [keys, bytes, changes] = numbers(Some(view.totals));
+        let [keys, bytes, requests, changes] = numbers(Some(view.totals));
         let has: usize = view.groups.iter().map(|row| row.has).sum();
         let all = "all".to_owned();
-        table.row([all, String::new(), has.to_string(), String::new(), keys, bytes, changes]);
+        table.row([
+            all,
+            String::new(),
+            has.to_string(),
+            String::new(),
+            keys,
+            bytes,
+            requests,
+            changes,
+        ]);
     }
     table.text()
 }
@@ -147,12 +158,13 @@ fn each_shard(view: &View<'_>) -> String {
         "PINNED",
         "KEYS",
         "BYTES",
+        "REQUESTS/S",
         "CHANGES/S",
         "REVISION",
         "IN GROUPS",
     ]);
     for row in &view.shards {
-        let [keys, bytes, changes] = numbers(row.had.map(|had| had.numbers));
+        let [keys, bytes, requests, changes] = numbers(row.had.map(|had| had.numbers));
         let standings = row.standings.iter();
         let standings =
             standings.map(|(group, it)| format!("{group} {}", standing_name(it.phase())));
@@ -163,6 +175,7 @@ fn each_shard(view: &View<'_>) -> String {
             pin(row.pinned),
             keys,
             bytes,
+            requests,
             changes,
             or_dash(row.had.map(|had| had.revision)),
             standings.collect::<Vec<_>>().join(", "),
@@ -171,13 +184,13 @@ fn each_shard(view: &View<'_>) -> String {
     table.text()
 }
 
-/// Keys, bytes and changes per second, as far as they are known.
-fn numbers(numbers: Option<Numbers>) -> [String; 3] {
-    let Some(Numbers { keys, bytes, changes_per_second }) = numbers else {
-        return ["-", "-", "-"].map(str::to_owned);
-    };
-    let changes = changes_per_second.map(|changes| format!("{changes:.1}"));
-    [units::count(keys), units::bytes(bytes), or_dash(changes)]
+/// Keys, bytes, and requests and changes a second, as far as they are known.
+fn numbers(numbers: Option<Numbers>) -> [String; 4] {
+    let Some(numbers) = numbers else { return ["-", "-", "-", "-"].map(str::to_owned) };
+    let Numbers { keys, bytes, requests_per_second, changes_per_second } = numbers;
+    let rate = |rate: Option<f64>| or_dash(rate.map(|rate| format!("{rate:.1}")));
+    let (requests, changes) = (rate(requests_per_second), rate(changes_per_second));
+    [units::count(keys), units::bytes(bytes), requests, changes]
 }
 
 fn or_dash(value: Option<impl ToString>) -> String {
@@ -226,11 +239,11 @@ mod tests {
     fn groups_the_picture_and_what_is_not_as_usual_are_shown() {
         let (state, told) = (state(), told(Instant::now(), 0));
         let shown = "configuration 4: 6 shards, 3 on their way, 1 pinned\n\n\
-            GROUP  WEIGHT  HAS  SHALL HAVE  KEYS  BYTES  CHANGES/S  LAG  MEMBERS\n\
-            1      1       3    2           9     900 B  -          3    1:1 leads, 1:2, 1:3 silent\n\
-            2      2       2    4           -     -      -          -    2:1 silent\n\
-            3      -       0    0           0     0 B    -          0    3:1 leads\n\
-            all            5                9     900 B  -\n\n\
+            GROUP  WEIGHT  HAS  SHALL HAVE  KEYS  BYTES  REQUESTS/S  CHANGES/S  LAG  MEMBERS\n\
+            1      1       3    2           9     900 B  -           -          3    1:1 leads, 1:2, 1:3 silent\n\
+            2      2       2    4           -     -      -           -          -    2:1 silent\n\
+            3      -       0    0           0     0 B    -           -          0    3:1 leads\n\
+            all            5                9     900 B  -           -\n\n\
             group 1: 1:3: gone\n\
             group 2 does not tell its keys and bytes: no member answers\n\
             group 2: 2:1: gone\n\
@@ -258,8 +271,8 @@ mod tests {
         let columns = |row: &str| row.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(
             columns(rows[2]),
-            ["1", "1", "resting", "2", "200", "B", "-", "20", "1", "frozen"]
+            ["1", "1", "resting", "2", "200", "B", "-", "-", "20", "1", "frozen"]
         );
-        assert_eq!(columns(rows[6]), ["5", "2", "resting", "yes", "-", "-", "-", "-"]);
+        assert_eq!(columns(rows[6]), ["5", "2", "resting", "yes", "-", "-", "-", "-", "-"]);
     }
 }

@@ -83,6 +83,7 @@ fn standing(group: u32, standing: &ShardStanding) -> Value {
         "keys": standing.keys,
         "bytes": standing.bytes,
         "revision": standing.revision,
+        "requests": standing.requests,
     })
 }
 
@@ -90,6 +91,7 @@ fn numbers(numbers: Option<Numbers>) -> Value {
     json!({
         "keys": numbers.map(|numbers| numbers.keys),
         "bytes": numbers.map(|numbers| numbers.bytes),
+        "requests_per_second": numbers.and_then(|numbers| numbers.requests_per_second),
         "changes_per_second": numbers.and_then(|numbers| numbers.changes_per_second),
     })
 }
@@ -111,7 +113,7 @@ mod tests {
 
     use super::{
         super::view::{
-            Revisions,
+            Look,
             tests::{state, told},
         },
         *,
@@ -121,12 +123,13 @@ mod tests {
     fn what_is_known_is_told_and_what_is_not_is_null() {
         let (state, began) = (state(), Instant::now());
         let (first, second) = (told(began, 0), told(began + Duration::from_secs(1), 8));
-        let value = value(&View::of(&state, &second, Some(&Revisions::of(&first))));
+        let value = value(&View::of(&state, &second, Some(&Look::of(&first))));
         let shards = &value["shards"];
         assert_eq!(shards[4]["owner"], Value::Null);
         assert_eq!((&shards[4]["phase"], &shards[4]["to"]), (&json!("making"), &json!(2)));
         assert_eq!((&shards[2]["keys"], &shards[2]["had_by"]), (&json!(3), &json!(1)));
         assert_eq!(shards[2]["changes_per_second"], 16.0);
+        assert_eq!(shards[2]["requests_per_second"], 24.0);
         assert_eq!(shards[3]["groups"][0]["phase"], "incoming");
         assert_eq!((&shards[5]["keys"], &shards[5]["pinned"]), (&Value::Null, &json!(true)));
         let groups = &value["groups"];

@@ -13,7 +13,7 @@ use client::{
     shards::{Configuration, Group, Placement, State},
 };
 
-use super::survey::{Told, leader};
+use super::survey::Told;
 use crate::cli::show::shares;
 
 /// Revisions that lie so far apart were not counted up: a recovery goes on 2^32 further.
@@ -37,6 +37,8 @@ pub(super) struct Numbers {
     pub(super) keys: u64,
     pub(super) bytes: u64,
     /// None: it was looked at once only.
+    pub(super) requests_per_second: Option<f64>,
+    /// The same.
     pub(super) changes_per_second: Option<f64>,
 }
 
@@ -143,7 +145,7 @@ impl<'a> View<'a> {
     pub(super) fn of(
         state: &'a State,
         told: &'a BTreeMap<u32, Told>,
-        before: Option<&Revisions>,
+        before: Option<&Look>,
     ) -> Self {
         let shards = shard_rows(state, told, before);
         let groups = group_rows(state, told, &shards, before.is_some());
@@ -163,41 +165,72 @@ impl<'a> View<'a> {
     }
 }
 
-/// The revisions of shards at a time, by number, for the next view.
+/// What goes up with requests and changes, at a time, for the next view.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Revisions(BTreeMap<u32, (u64, Instant)>);
+pub(super) struct Look {
+    /// The revision of each shard.
+    revisions: BTreeMap<u32, (u64, Instant)>,
+    /// How many requests about each shard each member of each group has answered.
+    requests: BTreeMap<(u32, String), (Vec<u64>, Instant)>,
+}
 
-impl Revisions {
+impl Look {
     pub(super) fn of(told: &BTreeMap<u32, Told>) -> Self {
-        let mut revisions = BTreeMap::new();
+        let mut look = Self::default();
         for shard in 0..shards_told(told) {
             if let Some((group, standing)) = had(&standings(shard, told)) {
-                let at = told[&group].standings.as_ref().ok().map(|standings| standings.at);
-                revisions.extend(at.map(|at| (shard, (standing.revision, at))));
+                let at = told[&group].standings().ok().map(|standings| standings.at);
+                look.revisions.extend(at.map(|at| (shard, (standing.revision, at))));
             }
         }
-        Self(revisions)
+        for (group, told) in told {
+            for (address, member) in told.answering() {
+                let Ok(standings) = &member.standings else { continue };
+                let requests = standings.shards.iter().map(|standing| standing.requests).collect();
+                look.requests.insert((*group, address.to_owned()), (requests, standings.at));
+            }
+        }
+        look
     }
 
     /// How many changes a shard had each second until it had this revision.
     fn changes_per_second(&self, shard: u32, revision: u64, at: Instant) -> Option<f64> {
-        let (before, began) = self.0.get(&shard)?;
+        let (before, began) = self.revisions.get(&shard)?;
         let changes = revision.checked_sub(*before).filter(|changes| *changes < RECOVERY_JUMP)?;
-        let seconds = at.checked_duration_since(*began)?.as_secs_f64();
-        (seconds > 0.0).then(|| changes as f64 / seconds)
+        per_second(changes, *began, at)
     }
+
+    /// How many requests about a shard were answered each second by those who tell so now and did
+    /// before. A member that has started anew counts from the next look.
+    fn requests_per_second(&self, shard: u32, told: &BTreeMap<u32, Told>) -> Option<f64> {
+        let rates = told.iter().flat_map(|(group, told)| {
+            told.answering().filter_map(|(address, member)| {
+                let standings = member.standings.as_ref().ok()?;
+                let now = standings.shards.get(shard as usize)?.requests;
+                let (before, began) = self.requests.get(&(*group, address.to_owned()))?;
+                let requests = now.checked_sub(*before.get(shard as usize)?)?;
+                per_second(requests, *began, standings.at)
+            })
+        });
+        rates.reduce(|sum, rate| sum + rate)
+    }
+}
+
+fn per_second(count: u64, began: Instant, at: Instant) -> Option<f64> {
+    let seconds = at.checked_duration_since(began)?.as_secs_f64();
+    (seconds > 0.0).then(|| count as f64 / seconds)
 }
 
 /// How many shards any group tells of.
 fn shards_told(told: &BTreeMap<u32, Told>) -> u32 {
-    let counts = told.values().filter_map(|told| Some(told.standings.as_ref().ok()?.shards.len()));
+    let counts = told.values().filter_map(|told| Some(told.standings().ok()?.shards.len()));
     counts.max().and_then(|count| u32::try_from(count).ok()).unwrap_or(0)
 }
 
 /// How a shard stands in each group where there is anything of it.
 fn standings(shard: u32, told: &BTreeMap<u32, Told>) -> Vec<(u32, &ShardStanding)> {
     let all = told.iter().filter_map(|(group, told)| {
-        let standing = told.standings.as_ref().ok()?.shards.get(shard as usize)?;
+        let standing = told.standings().ok()?.shards.get(shard as usize)?;
         Some((*group, standing))
     });
     all.filter(|(_, standing)| match standing.phase() {
@@ -230,19 +263,25 @@ fn had<'a>(standings: &[(u32, &'a ShardStanding)]) -> Option<(u32, &'a ShardStan
 fn shard_rows<'a>(
     state: &'a State,
     told: &'a BTreeMap<u32, Told>,
-    before: Option<&Revisions>,
+    before: Option<&Look>,
 ) -> Vec<ShardRow<'a>> {
     let pins = state.configuration.iter().flat_map(|configuration| &configuration.pins);
     let pins: BTreeSet<u32> = pins.map(|pin| pin.shard).collect();
     let row = |placement: &'a Placement| {
         let standings = standings(placement.shard, told);
         let had = had(&standings).map(|(group, standing)| {
-            let at = told[&group].standings.as_ref().ok().map(|standings| standings.at);
-            let rate = before.zip(at).and_then(|(before, at)| {
-                before.changes_per_second(placement.shard, standing.revision, at)
-            });
             let ShardStanding { keys, bytes, revision, .. } = *standing;
-            Had { group, revision, numbers: Numbers { keys, bytes, changes_per_second: rate } }
+            let at = told[&group].standings().ok().map(|standings| standings.at);
+            let numbers = Numbers {
+                keys,
+                bytes,
+                requests_per_second: before
+                    .and_then(|before| before.requests_per_second(placement.shard, told)),
+                changes_per_second: before.zip(at).and_then(|(before, at)| {
+                    before.changes_per_second(placement.shard, revision, at)
+                }),
+            };
+            Had { group, revision, numbers }
         });
         let (phase, pinned) = (Phase::of(placement), pins.contains(&placement.shard));
         ShardRow { placement, phase, pinned, standings, had }
@@ -273,7 +312,7 @@ fn group_rows<'a>(
             weight: weight.map(|weight| weight.weight),
             has: now.get(&number).map_or(0, Vec::len),
             shall_have: then.get(&number).map_or(0, Vec::len),
-            told: match answer.map(|told| &told.standings) {
+            told: match answer.map(Told::standings) {
                 Some(Ok(_)) => Ok(numbers()),
                 Some(Err(why)) => Err(why),
                 None => Err("it was not asked"),
@@ -285,13 +324,14 @@ fn group_rows<'a>(
 }
 
 fn member_rows(told: &Told) -> Vec<MemberRow<'_>> {
-    let leader = leader(&told.members);
-    let rows = told.members.iter().map(|(address, reply)| {
-        let state = reply.as_ref().map(|reply| MemberState {
-            node: reply.node,
+    let leader = told.leader();
+    let rows = told.members.iter().map(|(address, member)| {
+        let state = member.as_ref().map(|member| MemberState {
+            node: member.status.node,
             leads: leader.is_some_and(|(at, _)| at == address),
-            applied_index: reply.applied_index,
-            lag: leader.map(|(_, leader)| leader.commit_index.saturating_sub(reply.applied_index)),
+            applied_index: member.status.applied_index,
+            lag: leader
+                .map(|(_, led)| led.commit_index.saturating_sub(member.status.applied_index)),
         });
         MemberRow { address, told: state.map_err(String::as_str) }
     });
@@ -300,13 +340,15 @@ fn member_rows(told: &Told) -> Vec<MemberRow<'_>> {
 
 /// All together.
 fn sum(all: impl Iterator<Item = Numbers>, rates: bool) -> Numbers {
-    let none = Numbers { changes_per_second: rates.then_some(0.0), ..Numbers::default() };
+    let rate = rates.then_some(0.0);
+    let none =
+        Numbers { requests_per_second: rate, changes_per_second: rate, ..Numbers::default() };
+    let add = |sum: Option<f64>, one: Option<f64>| sum.map(|sum| sum + one.unwrap_or(0.0));
     all.fold(none, |sum, one| Numbers {
         keys: sum.keys + one.keys,
         bytes: sum.bytes + one.bytes,
-        changes_per_second: sum
-            .changes_per_second
-            .map(|sum| sum + one.changes_per_second.unwrap_or(0.0)),
+        requests_per_second: add(sum.requests_per_second, one.requests_per_second),
+        changes_per_second: add(sum.changes_per_second, one.changes_per_second),
     })
 }
 
@@ -317,7 +359,10 @@ pub(super) mod tests {
     use client::shards::{Pin, ShardMove, Weight};
     use proto::admin::{Role, StatusReply};
 
-    use super::{super::survey::Standings, *};
+    use super::{
+        super::survey::{Member, Standings},
+        *,
+    };
 
     fn placement(shard: u32, owner: u32, moving: Option<(u32, bool)>) -> Placement {
         let r#move = moving.map(|(to, cancelling)| ShardMove { to, cancelling });
@@ -349,24 +394,31 @@ pub(super) mod tests {
     }
 
     fn standing(phase: ShardPhase, settled: u64, keys: u64, revision: u64) -> ShardStanding {
-        let phase = phase.into();
-        ShardStanding { phase, settled, number: 0, keys, bytes: 100 * keys, revision }
+        let (phase, bytes) = (phase.into(), 100 * keys);
+        ShardStanding { phase, settled, keys, bytes, revision, ..ShardStanding::default() }
     }
 
-    fn member(role: Role, applied_index: u64) -> Result<StatusReply, String> {
+    fn member(
+        role: Role,
+        applied_index: u64,
+        at: Instant,
+        shards: Vec<ShardStanding>,
+    ) -> Result<Member, String> {
         let (node, commit_index) = (1, 10);
         let role = role.into();
-        Ok(StatusReply { node, role, applied_index, commit_index, ..StatusReply::default() })
+        let status =
+            StatusReply { node, role, applied_index, commit_index, ..StatusReply::default() };
+        Ok(Member { status, standings: Ok(Standings { at, shards }) })
     }
 
     /// Group 1 with a member that is away and one that lags; group 2 is dead, group 3 has nothing.
-    /// So many changes more were made than at first.
+    /// So many changes more were made than at first, and to each of them a read came.
     pub(in super::super) fn told(at: Instant, more: u64) -> BTreeMap<u32, Told> {
         use ShardPhase::{Absent, Frozen, Incoming, Leaving, Serving};
         let dead = |address: &str| (address.to_owned(), Err(format!("{address}: gone")));
-        let alive = |address: &str, reply| (address.to_owned(), reply);
+        let alive = |address: &str, member| (address.to_owned(), member);
         let absent = standing(Absent, 0, 0, 0);
-        let shards = vec![
+        let shards = [
             standing(Serving, 1, 4, 40 + more),
             standing(Frozen, 1, 2, 20),
             standing(Leaving, 1, 3, 30 + 2 * more),
@@ -374,17 +426,20 @@ pub(super) mod tests {
             absent,
             absent,
         ];
+        // One has answered changes, the other one reads.
+        let answered = |requests: u64| {
+            let with = |standing| ShardStanding { requests, ..standing };
+            shards.map(with).to_vec()
+        };
         let members = [
-            alive("1:1", member(Role::Leader, 10)),
-            alive("1:2", member(Role::Follower, 7)),
+            alive("1:1", member(Role::Leader, 10, at, answered(1_000 + 2 * more))),
+            alive("1:2", member(Role::Follower, 7, at, answered(more))),
             dead("1:3"),
         ];
-        let one = Told { members: members.into(), standings: Ok(Standings { at, shards }) };
-        let silent = Err("no member answers".to_owned());
-        let two = Told { members: [dead("2:1")].into(), standings: silent };
-        let members = [alive("3:1", member(Role::Leader, 10))].into();
-        let three = Told { members, standings: Ok(Standings { at, shards: vec![absent; 6] }) };
-        [(1, one), (2, two), (3, three)].into()
+        let one = Told { members: members.into() };
+        let two = Told { members: [dead("2:1")].into() };
+        let members = [alive("3:1", member(Role::Leader, 10, at, vec![absent; 6]))].into();
+        [(1, one), (2, two), (3, Told { members })].into()
     }
 
     #[test]
@@ -395,7 +450,8 @@ pub(super) mod tests {
         // What is copied to it is not its own yet.
         assert_eq!([keys(0), keys(1), keys(2)], [Ok(9), Err("no member answers"), Ok(0)]);
         assert_eq!((view.totals.keys, view.totals.bytes, view.complete), (9, 900, false));
-        assert_eq!(view.totals.changes_per_second, None);
+        let Numbers { requests_per_second, changes_per_second, .. } = view.totals;
+        assert_eq!((requests_per_second, changes_per_second), (None, None));
         assert_eq!((view.moving(), view.pinned()), (3, 1));
         assert_eq!(view.shards[3].had, None, "its owner is dead");
         assert_eq!(view.shards[3].standings.len(), 1);
@@ -424,16 +480,35 @@ pub(super) mod tests {
     fn changes_are_counted_between_two_looks() {
         let (state, began) = (state(), Instant::now());
         let (first, second) = (told(began, 0), told(began + Duration::from_secs(2), 10));
-        let view = View::of(&state, &second, Some(&Revisions::of(&first)));
+        let view = View::of(&state, &second, Some(&Look::of(&first)));
         let rate = |shard: usize| view.shards[shard].had.unwrap().numbers.changes_per_second;
         assert_eq!([rate(0), rate(1), rate(2)], [Some(5.0), Some(0.0), Some(10.0)]);
         assert_eq!(view.totals.changes_per_second, Some(15.0));
         // A recovery is no change, nor is what goes back.
         let jumped = told(began + Duration::from_secs(2), RECOVERY_JUMP);
-        let view = View::of(&state, &jumped, Some(&Revisions::of(&first)));
+        let view = View::of(&state, &jumped, Some(&Look::of(&first)));
         assert_eq!(view.shards[0].had.unwrap().numbers.changes_per_second, None);
-        let view = View::of(&state, &first, Some(&Revisions::of(&second)));
+        let view = View::of(&state, &first, Some(&Look::of(&second)));
         assert_eq!(view.shards[0].had.unwrap().numbers.changes_per_second, None);
+    }
+
+    #[test]
+    fn requests_are_counted_whichever_member_has_answered_them() {
+        let (state, began) = (state(), Instant::now());
+        let (first, mut second) = (told(began, 4), told(began + Duration::from_secs(2), 10));
+        let rate = |second: &BTreeMap<u32, Told>| {
+            let view = View::of(&state, second, Some(&Look::of(&first)));
+            let shard = view.shards[0].had.unwrap().numbers.requests_per_second;
+            (shard, view.totals.requests_per_second)
+        };
+        assert_eq!(rate(&second), (Some(9.0), Some(27.0)));
+        // One has started anew.
+        let members = &mut second.get_mut(&1).unwrap().members;
+        let member = members.get_mut("1:2").and_then(|it| it.as_mut().ok()).unwrap();
+        for standing in &mut member.standings.as_mut().unwrap().shards {
+            standing.requests = 0;
+        }
+        assert_eq!(rate(&second), (Some(6.0), Some(18.0)));
     }
 
     #[test]
