@@ -1,7 +1,8 @@
 //! The source's side of a move: `flotilla.kv.v1.Handoff`, which the destination's leader calls.
 //!
 //! Decides whose word counts: a shard is held and frozen only for a move that the shard controller
-//! told this member of, so that a destination with an old map stops nothing. What is copied is read
+//! told this member of, so that a destination with an old map stops nothing, and only if it means this
+//! Raft group by its number. What is copied is read
 //! off the task that owns the machine, from what this member has applied, leader or not.
 
 use std::{sync::Arc, time::Duration};
@@ -150,7 +151,16 @@ impl Giver {
             told.is_some_and(|told| is_leaving(told, group, number))
         });
         match timeout(MAP_WAIT, known).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(map)) => {
+                let map = map.as_ref();
+                let meant = map.and_then(|map| self.grouped.is_meant(map, &self.handle));
+                if meant == Some(true) {
+                    return Ok(());
+                }
+                let message =
+                    format!("the shard controller means another Raft group by number {group}");
+                Err(never(Reason::Invalid, message))
+            }
             Ok(Err(_)) | Err(_) => {
                 let number = number.0;
                 let message = format!(
@@ -271,8 +281,10 @@ impl Handoff for Giver {
         let answered = self.handle.query_stale(Query::Standings).await;
         match answered.map_err(|refusal| edge::status(refused(&refusal)))? {
             Answer::Standings(standings) => {
-                let shards = standings.iter().map(wire::handoff::standing).collect();
-                Ok(Response::new(InspectReply { shards }))
+                let told = (0..).zip(&standings).map(|(shard, standing)| {
+                    wire::handoff::standing(standing, self.grouped.tally.of(shard))
+                });
+                Ok(Response::new(InspectReply { shards: told.collect() }))
             }
             _ => Err(edge::status(unexpected())),
         }

@@ -55,6 +55,7 @@ mod digest;
 mod encoding;
 mod expiry;
 mod giver;
+mod intake;
 mod keep_alive;
 #[deny(clippy::disallowed_types, clippy::disallowed_methods)]
 mod kept;

@@ -18,7 +18,7 @@ use raftd::{
 };
 use tokio::{
     sync::watch,
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until},
 };
 
@@ -26,8 +26,10 @@ use crate::{
     KvMachine,
     brakes::Brakes,
     custody::{Custody, MoveNumber, Phase},
+    intake::{Coming, Intake},
     outcome::{Answer, Query},
     pull::{Puller, Stopped},
+    routing::Tally,
     step::{Deed, Step},
     steward::{Act, Ended, GroupNumber, Move, Placement},
 };
@@ -47,12 +49,8 @@ const REPORT_AGAIN: Duration = Duration::from_secs(1);
 /// How long until a controller that knows another group by this number is told again of this one.
 const DISOWNED_AGAIN: Duration = Duration::from_secs(60);
 
-/// How often in a row shards must have been given to others before a person is told.
-const ESTRANGED_LOOKS: u32 = 3;
-
-/// How long a shard is left alone whose copy has stopped, at first and at most.
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// How long the controller must have meant that others have what is served here, before a person is told.
+const ESTRANGED_FOR: Duration = Duration::from_secs(5);
 
 /// How many steps are proposed at a time.
 const PROPOSALS_MAX: usize = 16;
@@ -80,10 +78,21 @@ pub(crate) struct Grouped {
     pub(crate) map: Map,
     /// Slows writes to shards that leave.
     pub(crate) brakes: Brakes,
+    /// Counts requests.
+    pub(crate) tally: Tally,
     /// How many shards it takes in from each of the other groups at a time.
     pub(crate) moves_max: usize,
     /// How many bytes of them it takes in each second; 0: as many as come.
     pub(crate) bytes_per_second: u64,
+}
+
+impl Grouped {
+    /// Whether the controller means this Raft group by its number; none: it was told of no group by that
+    /// number yet.
+    pub(crate) fn is_meant(&self, map: &ShardMap, handle: &Handle<KvMachine>) -> Option<bool> {
+        let known = map.groups.get(&self.group)?.reported.as_ref()?;
+        Some(known.identity[..] == handle.status().group?[..])
+    }
 }
 
 /// What the controller says of a shard.
@@ -117,10 +126,7 @@ struct Leading {
     grouped: Grouped,
     puller: Arc<Puller>,
     tasks: JoinSet<Ending>,
-    /// The shards that are being taken in.
-    pulls: BTreeMap<u32, Pulling>,
-    /// When a shard may be taken in again whose copy has stopped.
-    stopped: BTreeMap<u32, Stop>,
+    intake: Intake<AbortHandle>,
     /// What the controller was told, and when.
     told: BTreeMap<(u32, MoveNumber), Instant>,
     told_members: Option<(ReportRequest, Instant)>,
@@ -129,32 +135,9 @@ struct Leading {
     warned: bool,
     /// It was said that the controller knows another group by this number.
     disowned: bool,
-    /// How often in a row there were shards here that the controller has given to others.
-    estranged: u32,
-}
-
-struct Pulling {
-    number: MoveNumber,
-    from: GroupNumber,
-    task: tokio::task::AbortHandle,
-}
-
-/// A shard that is to be taken in.
-struct Coming {
-    /// Some of it may be here, and it may be frozen.
-    begun: bool,
-    shard: u32,
-    number: MoveNumber,
-    from: GroupNumber,
-}
-
-/// A copy that has stopped.
-struct Stop {
-    number: MoveNumber,
-    until: Instant,
-    backoff: Duration,
-    /// How often what came was wrong.
-    damaged: u32,
+    /// Since when there are shards here that the controller has given to others, and whether that was
+    /// told.
+    estranged: Option<(Instant, bool)>,
 }
 
 /// What a task has come to.
@@ -174,19 +157,19 @@ struct Acts {
 impl Leading {
     fn new(handle: Handle<KvMachine>, grouped: Grouped) -> Self {
         let puller = Arc::new(Puller::new(handle.clone(), grouped.clone()));
+        let intake = Intake::new(grouped.moves_max);
         Self {
             handle,
             grouped,
             puller,
             tasks: JoinSet::new(),
-            pulls: BTreeMap::new(),
-            stopped: BTreeMap::new(),
+            intake,
             told: BTreeMap::new(),
             told_members: None,
             reporting: false,
             warned: false,
             disowned: false,
-            estranged: 0,
+            estranged: None,
         }
     }
 
@@ -199,8 +182,7 @@ impl Leading {
                 Some(map) => self.look(&map).await,
                 None => Instant::now() + LOOK_INTERVAL,
             };
-            let rested = self.stopped.values().map(|stop| stop.until);
-            let next = rested.filter(|until| *until > Instant::now()).fold(next, Instant::min);
+            let next = self.intake.next(Instant::now()).map_or(next, |rested| rested.min(next));
             tokio::select! {
                 biased;
                 _ = status.wait_for(|status| status.role != Role::Leader) => {}
@@ -214,8 +196,6 @@ impl Leading {
     /// Does what is to be done now; when to look again if nothing happens.
     async fn look(&mut self, map: &ShardMap) -> Instant {
         let now = Instant::now();
-        let group = self.grouped.group;
-        self.stopped.retain(|shard, stop| stop.until > now || is_coming(map, *shard, group));
         let Ok(Answer::Custody(custodies)) = self.handle.query_stale(Query::Custody).await else {
             // A member that has too much to do looks again.
             return now + PAUSE;
@@ -267,9 +247,7 @@ impl Leading {
     /// Whether the controller means this Raft group by its number, as far as it can be known: it acts on
     /// nothing before it has told who it is, and never on what is another's.
     fn is_known_as_itself(&mut self, map: &ShardMap) -> bool {
-        let known = map.groups.get(&self.grouped.group).and_then(|group| group.reported.as_ref());
-        let (Some(known), Some(own)) = (known, self.handle.status().group) else { return false };
-        let itself = known.identity[..] == own[..];
+        let Some(itself) = self.grouped.is_meant(map, &self.handle) else { return false };
         if !itself && !self.disowned {
             tracing::error!(
                 group = self.grouped.group,
@@ -289,12 +267,12 @@ impl Leading {
         let mut placed = map.placements.iter().zip(custodies);
         let first = placed.find(|(told, custody)| placement(told).is_estranged(group, custody));
         let Some((told, _)) = first else {
-            self.estranged = 0;
+            self.estranged = None;
             return;
         };
-        self.estranged = self.estranged.saturating_add(1);
-        // Who has just begun to lead may not have applied all that there is.
-        if self.estranged == ESTRANGED_LOOKS {
+        let (since, was_told) = self.estranged.get_or_insert((Instant::now(), false));
+        if since.elapsed() >= ESTRANGED_FOR && !*was_told {
+            *was_told = true;
             tracing::error!(
                 shard = told.shard,
                 owner = told.owner,
@@ -348,34 +326,20 @@ impl Leading {
         iter(proposed).for_each_concurrent(PROPOSALS_MAX, |proposed| proposed).await;
     }
 
-    /// Takes in so many of these shards at a time, what has begun before what has not, and ends what
-    /// is not wanted any more.
-    fn pull(&mut self, mut wanted: Vec<Coming>) {
-        self.pulls.retain(|shard, pulling| {
-            let wanted = wanted.iter().any(|it| (&it.shard, it.number) == (shard, pulling.number));
-            if !wanted {
-                pulling.task.abort();
-            }
-            wanted
-        });
-        wanted.sort_by_key(|it| (!it.begun, it.shard));
+    /// Takes in what is to come, and ends what is not any more.
+    fn pull(&mut self, wanted: Vec<Coming>) {
         let now = Instant::now();
-        for Coming { begun, shard, number, from } in wanted {
-            let stopped = self.stopped.get(&shard).filter(|stop| stop.number == number);
-            let rests = stopped.is_some_and(|stop| stop.until > now);
-            let busy = self.pulls.values().filter(|pulling| pulling.from == from).count();
-            // What has begun may be frozen, and waits for nothing else.
-            let waits = !begun && stopped.is_none() && busy >= self.grouped.moves_max;
-            if rests || waits || self.pulls.contains_key(&shard) {
-                continue;
-            }
-            let puller = self.puller.clone();
-            let task = self.tasks.spawn(async move {
+        for task in self.intake.keep(&wanted, now) {
+            task.abort();
+        }
+        let (puller, tasks) = (&self.puller, &mut self.tasks);
+        self.intake.begin(wanted, now, |Coming { shard, number, from, .. }| {
+            let puller = puller.clone();
+            tasks.spawn(async move {
                 let result = puller.pull(shard, number, from).await;
                 Ending::Pulled { shard, number, result }
-            });
-            self.pulls.insert(shard, Pulling { number, from, task });
-        }
+            })
+        });
     }
 
     /// Tells the controller what has become of moves, and who the group's members are, unless it was
@@ -437,40 +401,24 @@ impl Leading {
                 }
             }
             Ok(Ending::Pulled { shard, number, result }) => {
-                let current = self.pulls.get(&shard).is_some_and(|it| it.number == number);
-                if current {
-                    self.pulls.remove(&shard);
-                }
-                match result {
-                    Ok(()) => drop(self.stopped.remove(&shard)),
-                    Err(stopped) => self.back_off(shard, number, &stopped),
-                }
+                self.note_copy(shard, number, &result);
             }
             // It was not wanted any more.
             Err(_) => {}
         }
     }
 
-    fn back_off(&mut self, shard: u32, number: MoveNumber, stopped: &Stopped) {
-        let before = self.stopped.get(&shard).filter(|stop| stop.number == number);
-        let backoff = before.map_or(BACKOFF_MIN, |stop| (2 * stop.backoff).min(BACKOFF_MAX));
-        let damaged = before.map_or(0, |stop| stop.damaged)
-            + u32::from(matches!(stopped, Stopped::Damaged(_)));
-        let until = Instant::now() + backoff;
-        self.stopped.insert(shard, Stop { number, until, backoff, damaged });
+    fn note_copy(&mut self, shard: u32, number: MoveNumber, result: &Result<(), Stopped>) {
+        let Err(reason) = result else { return self.intake.done(shard, number) };
+        let is_damaged = matches!(reason, Stopped::Damaged(_));
+        let damaged = self.intake.stopped(shard, number, is_damaged, Instant::now());
         let number = number.0;
-        if damaged >= DAMAGED_MAX && matches!(stopped, Stopped::Damaged(_)) {
-            tracing::error!(shard, number, damaged, reason = %stopped, "a shard does not arrive whole");
+        if is_damaged && damaged >= DAMAGED_MAX {
+            tracing::error!(shard, number, damaged, %reason, "a shard does not arrive whole");
         } else {
-            tracing::debug!(shard, number, reason = %stopped, "a copy has stopped");
+            tracing::debug!(shard, number, %reason, "a copy has stopped");
         }
     }
-}
-
-/// Whether the shard is on its way to a group.
-fn is_coming(map: &ShardMap, shard: u32, group: GroupNumber) -> bool {
-    let told = map.placements.get(shard as usize);
-    told.and_then(|told| told.r#move).is_some_and(|moving| moving.to == group)
 }
 
 /// Whether the controller knows these members.

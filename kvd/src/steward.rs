@@ -79,13 +79,14 @@ impl Placement {
             || number <= self.recovered_at && time(number) == time(self.recovered_at)
     }
 
-    /// Whether a group serves a shard of which the controller says that another has it, by a move that
-    /// this one knows nothing of. It keeps it: the controller may be another one than it was, the
-    /// group may have been alone, or it has lost what it did, which a person has to find out.
+    /// Whether a group serves a shard that it does not have by the controller's word, and that is not
+    /// just about to be told to it. An old map says such things, too, but not for long; else the
+    /// controller may be another one than it was, the group may have been alone, or one of the two has
+    /// lost what it did. The group keeps the shard, and a person has to find out.
     pub fn is_estranged(&self, group: GroupNumber, custody: &Custody) -> bool {
-        let settled = custody.settled;
-        let unknown = self.since > settled || settled == MoveNumber(0);
-        custody.serves() && self.owner != Some(group) && unknown
+        let coming = self.moving.is_some_and(|moving| moving.to == group);
+        let is_told = coming && self.last <= custody.settled;
+        custody.serves() && self.owner != Some(group) && !is_told
     }
 
     /// What a group is to do next about the shard; none: nothing for now.
@@ -172,11 +173,12 @@ mod tests {
         }
         let serving = Custody::serving(MoveNumber(2));
         assert!(!placed(SELF, 2, 2).is_estranged(SELF, &serving));
-        assert!(!placed(OTHER, 2, 2).is_estranged(SELF, &serving), "an old map");
+        assert!(placed(OTHER, 2, 2).is_estranged(SELF, &serving), "another controller has counted");
         assert!(!placed(OTHER, 4, 4).is_estranged(SELF, &frozen(4)));
         // It is to be made here, where there is data already; or was just made.
         let (owner, last) = (None, MoveNumber(1));
-        let making = Placement { owner, last, ..Placement::default() };
+        let moving = Some(Move { to: SELF, cancelling: false });
+        let making = Placement { owner, last, moving, ..Placement::default() };
         assert!(making.is_estranged(SELF, &Custody::serving(MoveNumber(0))));
         assert!(!making.is_estranged(SELF, &Custody::serving(last)));
     }
