@@ -114,8 +114,8 @@ impl Route<'_> {
         }
     }
 
-    /// The group that has the shard as far as another one knows, which a status names.
-    fn named(&self, status: &Status) -> Option<(Option<u32>, Arc<Members>)> {
+    /// The members of the group that has the shard as far as the one knows that was asked.
+    fn named(&self, status: &Status) -> Option<(u32, Arc<Members>)> {
         match self {
             Self::To(_) => None,
             Self::By(way) => way.named(metadata::owner(status)?),
@@ -145,14 +145,14 @@ where
     Attempt: Future<Output = Result<Response<R>, Status>>,
 {
     let mut past = Past { never: true, last: None };
-    let (mut redirects, mut wrong_groups) = (0, 0);
-    let mut named = None;
+    let mut search = Search::default();
+    let mut redirects = 0;
     loop {
         let left = patience.deadline.saturating_duration_since(Instant::now());
-        if left < ATTEMPT_MIN || wrong_groups >= WRONG_GROUPS_MAX {
+        if left < ATTEMPT_MIN || search.wrong_groups >= WRONG_GROUPS_MAX {
             return Err(past.give_up());
         }
-        let (group, members) = match named.take().map_or_else(|| route.group(), Ok) {
+        let (mapped, members) = match route.group() {
             Ok(found) => found,
             Err(nobody) => {
                 past.add(nobody);
@@ -160,9 +160,11 @@ where
                 continue;
             }
         };
+        let (group, members) = search.choose(mapped, members);
         let Some((at, member)) = pick(&members, left, past.last.is_none()).await else { continue };
         let limit = if may_repeat { patience.attempt.min(left) } else { left };
-        let status = match send(member.clone(), limit + patience.overtime, wrong_groups).await {
+        let sent = send(member.clone(), limit + patience.overtime, search.wrong_groups);
+        let status = match sent.await {
             Ok(reply) => {
                 members.answered(at, &member, metadata::leader(reply.metadata()));
                 return Ok(reply.into_inner());
@@ -173,18 +175,14 @@ where
         if metadata::is_wrong_group(&status) {
             // Whom it names is in another group.
             members.answered(at, &member, None);
-            named = route.named(&status).filter(|_| redirects < REDIRECTS_MAX);
+            let named = route.named(&status);
             past.add(status);
             if !may_repeat && !past.never {
                 return Err(past.give_up());
             }
-            if named.is_some() {
-                redirects += 1;
-            } else {
-                redirects = 0;
-                route.moved(group, pause(wrong_groups).min(patience.deadline)).await;
+            if let Some(pause) = search.note(mapped, named) {
+                route.moved(mapped, (Instant::now() + pause).min(patience.deadline)).await;
             }
-            wrong_groups += 1;
             continue;
         }
         if is_final(status.code()) {
@@ -200,11 +198,65 @@ where
             redirects = 0;
             members.failed(at, &member);
         }
-        past.add(status);
+        past.add(of_group(group, status));
         if !may_repeat && !past.never {
             return Err(past.give_up());
         }
     }
+}
+
+/// The search of one call for the group that has its shard.
+#[derive(Default)]
+struct Search {
+    /// How often a group did not have it.
+    wrong_groups: u32,
+    /// How many groups in a row were asked because others named them.
+    hints: u32,
+    pauses: u32,
+    /// Whom the last one named, and what the map said then.
+    named: Option<(Option<u32>, u32, Arc<Members>)>,
+}
+
+impl Search {
+    /// Whom to ask: the group that was named, as long as the map says what it said then.
+    fn choose(
+        &mut self,
+        mapped: Option<u32>,
+        members: Arc<Members>,
+    ) -> (Option<u32>, Arc<Members>) {
+        match &self.named {
+            Some((then, group, named)) if *then == mapped => (Some(*group), named.clone()),
+            Some(_) | None => (mapped, members),
+        }
+    }
+
+    /// Takes note that a group did not have the shard, and of whom it named. How long to wait for word
+    /// of the shard; none: the group that was named is asked at once.
+    fn note(
+        &mut self,
+        mapped: Option<u32>,
+        named: Option<(u32, Arc<Members>)>,
+    ) -> Option<Duration> {
+        self.wrong_groups += 1;
+        self.named = named
+            .filter(|_| self.hints < REDIRECTS_MAX)
+            .map(|(group, members)| (mapped, group, members));
+        if self.named.is_some() {
+            self.hints += 1;
+            return None;
+        }
+        self.hints = 0;
+        let pause = (WRONG_GROUP_PAUSE_MIN << self.pauses.min(8)).min(WRONG_GROUP_PAUSE_MAX);
+        self.pauses += 1;
+        Some(Duration::from_millis(pause))
+    }
+}
+
+/// A status that says which group gave it, if there are several.
+fn of_group(group: Option<u32>, status: Status) -> Status {
+    let Some(group) = group else { return status };
+    let message = format!("group {group}: {}", describe(&status));
+    Status::with_metadata(status.code(), message, status.metadata().clone())
 }
 
 /// Whom to ask, or none after a wait for those who are left alone. A call does not end untried for want
@@ -218,12 +270,6 @@ async fn pick(members: &Members, left: Duration, first: bool) -> Option<(usize, 
             None
         }
     }
-}
-
-/// Until when to wait for word of where a shard is, after so many groups did not have it.
-fn pause(wrong_groups: u32) -> Instant {
-    let pause = (WRONG_GROUP_PAUSE_MIN << wrong_groups.min(8)).min(WRONG_GROUP_PAUSE_MAX);
-    Instant::now() + Duration::from_millis(pause)
 }
 
 /// What the attempts so far amount to.

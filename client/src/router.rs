@@ -121,10 +121,15 @@ impl Router {
         }
     }
 
-    /// The group that has what a request is about, and a member of it, as far as is known.
-    pub fn whereabouts(&self, place: Place<'_>) -> Option<(u32, String)> {
+    /// The group other than this one that has what a request is about, or is taking it over from this
+    /// one; and a member of it, as far as is known.
+    pub fn elsewhere(&self, place: Place<'_>, own: u32) -> Option<(u32, String)> {
         let Ways::Many(groups) = &self.ways else { return None };
-        let (map, group) = (groups.map()?, self.owner(place)?);
+        let map = groups.map()?;
+        let shard = place.shard(u32::try_from(map.placements.len()).ok()?)?;
+        let placement = map.placements.get(shard as usize)?;
+        let coming = placement.r#move.filter(|moving| !moving.cancelling).map(|moving| moving.to);
+        let group = Some(placement.owner).filter(|owner| *owner != own).or(coming)?;
         Some((group, groups.members(&map, group)?.address()))
     }
 
@@ -322,10 +327,9 @@ impl Way<'_> {
             .ok_or_else(|| nobody(&format!("where the members of group {group} are is not known")))
     }
 
-    /// The group that another one has named, if its members are known.
-    pub(crate) fn named(&self, group: u32) -> Option<(Option<u32>, Arc<Members>)> {
-        let members = self.groups.members(&self.groups.map()?, group)?;
-        Some((Some(group), members))
+    /// A group that another one has named, if its members are known.
+    pub(crate) fn named(&self, group: u32) -> Option<(u32, Arc<Members>)> {
+        Some((group, self.groups.members(&self.groups.map()?, group)?))
     }
 
     /// Waits until another group is to be asked than this one, but not longer than until then.

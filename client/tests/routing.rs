@@ -9,9 +9,17 @@ use std::{collections::BTreeMap, time::Duration};
 
 use fake::{Act, Fake, SHARDS, controller::Controller};
 use flotilla_client::{
-    Error, Keys, KvClient, Options, Rejected, ScanOptions, Transport, Watch, WatchOptions, Watched,
+    Error, Keys, KvClient, Options, Rejected, Router, ScanOptions, ShardClient, Transport, Watch,
+    WatchOptions, Watched,
 };
-use tokio::{task::JoinHandle, time::sleep};
+use proto::{
+    kv::{GetRequest, request},
+    raft::{Executed, Reason},
+};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 
 /// Everything holds whichever way requests travel.
 const TRANSPORTS: [Transport; 2] = [Transport::Pipelined, Transport::Unary];
@@ -187,14 +195,31 @@ async fn the_group_that_is_named_is_asked_next() {
 async fn groups_that_name_each_other_are_not_asked_in_turn_without_end() {
     for transport in TRANSPORTS {
         let groups = Groups::serve().await;
-        let client = groups.client(options(transport));
-        client.put("k", "1").await.unwrap();
         groups.give("k", 3);
         groups.one.state().named = [(1, 2), (2, 1)].into();
-        client.put("k", "2").await.unwrap();
-        // In the end one that is asked passes it on.
-        let state = groups.one.state();
-        assert_eq!((state.wrong_groups, state.passed_on), (4, 1));
+        let controllers = vec![groups.controller.address.clone()];
+        let shards = ShardClient::connect(controllers, options(transport)).unwrap();
+        let router = Router::direct(shards.follow(), options(transport));
+        let get = request::Kind::Get(GetRequest { key: "k".into(), ..GetRequest::default() });
+        let deadline = Instant::now() + Duration::from_millis(300);
+        let refused = router.ask(&get, deadline).await.unwrap_err();
+        assert_eq!((refused.reason(), refused.executed()), (Reason::WrongGroup, Executed::Never));
+        assert!(Instant::now() >= deadline);
+        let asked = groups.one.state().wrong_groups;
+        assert!((4..=24).contains(&asked), "{asked} attempts in 300 ms");
+    }
+}
+
+#[tokio::test]
+async fn a_group_that_does_not_answer_is_named() {
+    for transport in TRANSPORTS {
+        let groups = Groups::serve().await;
+        groups.give("k", 2);
+        groups.tell();
+        groups.servers[1].abort();
+        let options = Options { deadline: Duration::from_millis(500), ..options(transport) };
+        let refused = groups.client(options).put("k", "v").await.unwrap_err();
+        assert!(refused.to_string().contains("group 2: "), "{refused}");
     }
 }
 

@@ -144,6 +144,48 @@ async fn whoever_dies_at_whichever_step_of_a_move_goes_on() {
     test.cluster.stop().await;
 }
 
+/// The destination of a move serves a shard, and the controller can't be told.
+#[tokio::test]
+async fn a_shard_is_found_before_the_controller_knows_that_it_has_moved() {
+    let _watchdog = Watchdog::new(4 * SETTLE_LIMIT);
+    let mut test = start(2, 1, 1).await;
+    let shards = controller(&test);
+    shards.change(&join(&test, &[1]), Some(SHARDS)).await.unwrap();
+    settled(&shards).await;
+    let client = kv(&test, 1, DEADLINE);
+    for number in 0..KEYS {
+        client.put(key(number), "before").await.unwrap();
+    }
+    let destination = Instance::Kvd(2);
+    test.cluster.kill(destination).unwrap();
+    let process = test.cluster.process(destination).unwrap();
+    let asked = format!("{}=crash@1", Failpoint::MoveInstallAfter.name());
+    process.set_environment(vec![(VARIABLE.to_owned(), asked)]);
+    process.start().unwrap();
+    test.cluster.ready_one(destination, Instant::now() + DEADLINE).await.unwrap();
+    shards.change(&join(&test, &[2]), None).await.unwrap();
+    dies(&mut test, destination, Failpoint::MoveInstallAfter).await;
+    test.cluster.kill(Instance::Shardctl(1)).unwrap();
+    let process = test.cluster.process(destination).unwrap();
+    process.set_environment(Vec::new());
+    process.start().unwrap();
+    test.cluster.ready_one(destination, Instant::now() + DEADLINE).await.unwrap();
+
+    for number in 0..KEYS {
+        client.append(key(number), " and after").await.unwrap();
+        let found = client.get(key(number)).await.unwrap().unwrap();
+        assert_eq!(found.value, "before and after");
+    }
+    test.cluster.restart(Instance::Shardctl(1)).unwrap();
+    let map = settled(&shards).await;
+    expect_apart(&test, &[1, 2], &map).await;
+    for number in 0..KEYS {
+        let found = client.get(key(number)).await.unwrap().unwrap();
+        assert_eq!(found.value, "before and after");
+    }
+    test.cluster.stop().await;
+}
+
 /// Without a shard controller nothing changes, and all is served; without a group the others go on,
 /// with moves between them, too.
 #[tokio::test]
@@ -172,6 +214,15 @@ async fn who_is_lost_holds_up_only_what_is_theirs() {
     let (lost, well) = (of(2), of(1));
     for shard in [lost, well] {
         shards.change(&Change::Move { shard, group: 3 }, None).await.unwrap();
+    }
+    // Only its shards are not served, and whoever is asked says whose they are.
+    let controllers = test.cluster.description().controller_endpoints();
+    let options = Options::with_deadline(Duration::from_millis(500));
+    let by_map = KvClient::connect_sharded(controllers, options).unwrap();
+    let theirs = (0..KEYS).map(key).find(|key| owner(&map, key) == 2).unwrap();
+    for client in [kv(&test, 1, Duration::from_millis(500)), by_map] {
+        let refused = client.get(theirs.clone()).await.unwrap_err().to_string();
+        assert!(refused.contains("group 2"), "{refused}");
     }
     let mut watch = shards.watch();
     let until = Instant::now() + SETTLE_LIMIT;

@@ -39,7 +39,7 @@ async fn expect_all(client: &KvClient) {
 }
 
 /// Starts the one member of a group anew, as if a person had said that it is of this group.
-async fn mistake(test: &mut TestCluster, member: u16, group: u16, controllers: &[String]) {
+async fn restart_as(test: &mut TestCluster, member: u16, group: u16, controllers: &[String]) {
     let instance = Instance::Kvd(member);
     let listen = test.cluster.description().place.kvd(member);
     let data = test.cluster.dir().join(instance.to_string());
@@ -80,6 +80,7 @@ async fn all_alike(members: &[String]) {
             return;
         }
         assert!(Instant::now() < until, "applied: {told:?}");
+        sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -95,15 +96,16 @@ async fn a_controller_that_is_not_their_own_takes_nothing_from_groups() {
     // All shards are group 2's there, also those that group 1 has.
     let wrong = start(0, 0, 1).await;
     let controllers = wrong.cluster.description().controller_endpoints();
-    mistake(&mut test, 1, 1, &controllers).await;
-    mistake(&mut test, 2, 2, &controllers).await;
+    restart_as(&mut test, 1, 1, &controllers).await;
+    restart_as(&mut test, 2, 2, &controllers).await;
     controller(&wrong).change(&join(&test, &[2]), Some(SHARDS)).await.unwrap();
-    tells(&mut test, 1, "given a shard to another group that this one has").await;
+    tells(&mut test, 1, "this group does not have a shard that it serves").await;
 
-    // The mistake is noticed.
+    // The mistake is noticed. What group 2 has made of shards that it never had is left there, empty
+    // (docs/decisions.md, "Put off"); nobody asks it for them.
     let controllers = test.cluster.description().controller_endpoints();
-    mistake(&mut test, 1, 1, &controllers).await;
-    mistake(&mut test, 2, 2, &controllers).await;
+    restart_as(&mut test, 1, 1, &controllers).await;
+    restart_as(&mut test, 2, 2, &controllers).await;
     assert_eq!(settled(&shards).await.placements, map.placements);
     expect_all(&sharded(&test)).await;
     test.cluster.stop().await;
@@ -120,7 +122,7 @@ async fn of_two_groups_with_one_number_the_second_takes_part_in_nothing() {
     fill(&sharded(&test)).await;
 
     let controllers = test.cluster.description().controller_endpoints();
-    mistake(&mut test, 2, 1, &controllers).await;
+    restart_as(&mut test, 2, 1, &controllers).await;
     tells(&mut test, 2, "knows another Raft group by this number").await;
     shards.change(&join(&test, &[3]), None).await.unwrap();
     let map = settled(&shards).await;
@@ -160,8 +162,15 @@ async fn a_group_that_was_recovered_serves_what_it_has_and_moves_nothing() {
     let handoff = HandoffRequest { shards: SHARDS, shard: leaving.shard, number: leaving.last };
     let endpoint = test.cluster.description().group_endpoints(1).remove(0);
     let source = HandoffClient::connect(&[endpoint], Options::with_deadline(DEADLINE)).unwrap();
-    let refused = source.hold(handoff).await.unwrap_err().to_string();
-    assert!(refused.contains("means another Raft group by number 1"), "{refused}");
+    let until = Instant::now() + SETTLE_LIMIT;
+    loop {
+        let refused = source.hold(handoff).await.unwrap_err().to_string();
+        if refused.contains("means another Raft group by number 1") {
+            break;
+        }
+        // It may not have heard of the move yet.
+        assert!(refused.contains("was not told") && Instant::now() < until, "{refused}");
+    }
     let standings = source.inspect().await.unwrap().shards;
     assert!(standings.iter().all(|standing| standing.phase() == ShardPhase::Serving));
     expect_all(&client).await;

@@ -68,6 +68,11 @@ impl Custody {
         Self { settled: MoveNumber(0), phase: Phase::Absent }
     }
 
+    /// Whether it is served here and copied to another group.
+    pub fn is_leaving(&self) -> bool {
+        matches!(self.phase, Phase::Serving { leaving: Some(_) })
+    }
+
     /// Whether requests are executed.
     pub fn serves(&self) -> bool {
         matches!(self.phase, Phase::Serving { .. })

@@ -1,9 +1,9 @@
 //! The source's side of a move: `flotilla.kv.v1.Handoff`, which the destination's leader calls.
 //!
-//! Decides whose word counts: a shard is held and frozen only for a move that the shard controller
-//! told this member of, so that a destination with an old map stops nothing, and only if it means this
-//! Raft group by its number. What is copied is read
-//! off the task that owns the machine, from what this member has applied, leader or not.
+//! Decides whose word counts: a shard is held and frozen only for a move that the shard controller told
+//! this member of, so that a destination with an old map stops nothing, and only if it means this Raft
+//! group by its number. What is copied is read off the task that owns the machine, from what this member
+//! has applied, leader or not.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,7 +31,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     KvMachine,
-    custody::{Custody, MoveNumber, Phase},
+    custody::MoveNumber,
     handoff,
     mover::{Grouped, placement},
     outcome::{Answer, Outcome, Query, Refusal},
@@ -123,9 +123,7 @@ impl Giver {
         let Answer::Custody(custodies) = answered.map_err(|refusal| refused(&refusal))? else {
             return Err(unexpected());
         };
-        let leaves =
-            |custody: &Custody| matches!(custody.phase, Phase::Serving { leaving: Some(_) });
-        let others = (0..).zip(&custodies).filter(|(shard, it)| *shard != asked && leaves(it));
+        let others = (0..).zip(&custodies).filter(|(shard, it)| *shard != asked && it.is_leaving());
         if others.count() >= LEAVING_MAX {
             let message = format!("leaving_max shards leave the group, which is {LEAVING_MAX}");
             // Final: its destination has others to look after, and comes back.
@@ -144,21 +142,24 @@ impl Giver {
 
     /// Waits a little until this member knows of the move, too.
     async fn expect_move(&self, shard: u32, number: MoveNumber) -> Result<(), Refused> {
-        let group = self.grouped.group;
-        let mut map = self.grouped.map.clone();
+        let (grouped, group) = (&self.grouped, self.grouped.group);
+        let mut map = grouped.map.clone();
         let known = map.wait_for(|map| {
             let told = map.as_ref().and_then(|map| map.placements.get(shard as usize));
             told.is_some_and(|told| is_leaving(told, group, number))
         });
         match timeout(MAP_WAIT, known).await {
             Ok(Ok(map)) => {
-                let map = map.as_ref();
-                let meant = map.and_then(|map| self.grouped.is_meant(map, &self.handle));
-                if meant == Some(true) {
-                    return Ok(());
-                }
-                let message =
-                    format!("the shard controller means another Raft group by number {group}");
+                let message = match map.as_ref().and_then(|map| grouped.is_meant(map, &self.handle))
+                {
+                    Some(true) => return Ok(()),
+                    Some(false) => {
+                        format!("the shard controller means another Raft group by number {group}")
+                    }
+                    None => {
+                        format!("group {group} has not told the shard controller who it is yet")
+                    }
+                };
                 Err(never(Reason::Invalid, message))
             }
             Ok(Err(_)) | Err(_) => {

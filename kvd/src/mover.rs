@@ -135,9 +135,10 @@ struct Leading {
     warned: bool,
     /// It was said that the controller knows another group by this number.
     disowned: bool,
-    /// Since when there are shards here that the controller has given to others, and whether that was
-    /// told.
-    estranged: Option<(Instant, bool)>,
+    /// The shards that are served here and are others' by the map, and since when.
+    estranged: BTreeMap<u32, Instant>,
+    /// It was said that there are some.
+    told_estranged: bool,
 }
 
 /// What a task has come to.
@@ -169,7 +170,8 @@ impl Leading {
             reporting: false,
             warned: false,
             disowned: false,
-            estranged: None,
+            estranged: BTreeMap::new(),
+            told_estranged: false,
         }
     }
 
@@ -208,9 +210,7 @@ impl Leading {
         let acts = self.acts(map, &custodies);
         self.pull(acts.pulls);
         self.report(map, custodies.len(), &acts.reports);
-        let leaves =
-            |custody: &Custody| matches!(custody.phase, Phase::Serving { leaving: Some(_) });
-        let leaving = custodies.iter().any(leaves);
+        let leaving = custodies.iter().any(Custody::is_leaving);
         if leaving || self.grouped.brakes.are_pressed() {
             self.brake().await;
         }
@@ -260,26 +260,26 @@ impl Leading {
         itself
     }
 
-    /// Tells a person of shards here that the controller has given to others, of which this group knows
-    /// nothing.
+    /// Tells a person of shards that this group serves, and for a while has not had by the map.
     fn look_for_estranged(&mut self, map: &ShardMap, custodies: &[Custody]) {
-        let group = self.grouped.group;
-        let mut placed = map.placements.iter().zip(custodies);
-        let first = placed.find(|(told, custody)| placement(told).is_estranged(group, custody));
-        let Some((told, _)) = first else {
-            self.estranged = None;
+        let (group, now) = (self.grouped.group, Instant::now());
+        let placed = (0..).zip(map.placements.iter().map(placement).zip(custodies));
+        let estranged = placed.filter(|(_, (placed, custody))| placed.is_estranged(group, custody));
+        let since = |shard: u32| (shard, self.estranged.get(&shard).copied().unwrap_or(now));
+        self.estranged = estranged.map(|(shard, _)| since(shard)).collect();
+        let mut lasting = self.estranged.iter().filter(|(_, since)| now - **since >= ESTRANGED_FOR);
+        let Some((shard, _)) = lasting.next() else {
+            self.told_estranged = false;
             return;
         };
-        let (since, was_told) = self.estranged.get_or_insert((Instant::now(), false));
-        if since.elapsed() >= ESTRANGED_FOR && !*was_told {
-            *was_told = true;
+        if !self.told_estranged {
+            self.told_estranged = true;
             tracing::error!(
-                shard = told.shard,
-                owner = told.owner,
-                "the shard controller has given a shard to another group that this one has, and did \
-                 not give away: it keeps it, and takes no part in its moves. Is it the controller \
-                 that the group always had? Did the group stand alone, and joined instead of being \
-                 adopted?"
+                shard,
+                others = lasting.count(),
+                "by the shard controller's map this group does not have a shard that it serves: it \
+                 keeps it, and takes no part in its moves. Is it the controller that it always had, \
+                 and can it be reached? Did the group stand alone, and joined instead of being adopted?"
             );
         }
     }

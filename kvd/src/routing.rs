@@ -130,12 +130,12 @@ impl Routing {
 
     /// The refusal with what is known of who has the shard.
     fn told(&self, place: Place<'_>, refusal: Refusal) -> Refusal {
-        match self.router.whereabouts(place) {
-            Some((group, leader)) if group != self.own => {
-                let message = format!("{}; group {group} has it", refusal.message);
+        match self.router.elsewhere(place, self.own) {
+            Some((group, leader)) => {
+                let message = format!("{}; ask group {group}", refusal.message);
                 Refusal { message, leader, group, ..refusal }
             }
-            Some(_) | None => refusal,
+            None => refusal,
         }
     }
 }
@@ -151,7 +151,7 @@ pub(crate) fn passed_on<R>(answered: Result<R, Refusal>) -> Result<Replied<R>, R
 
 #[cfg(test)]
 mod tests {
-    use client::shards::{Group, Placement, ShardMap};
+    use client::shards::{Group, Placement, ShardMap, ShardMove};
     use proto::shard_of;
     use raftd::edge::{maybe, never};
     use tokio::sync::watch;
@@ -159,12 +159,14 @@ mod tests {
     use super::*;
 
     const SHARDS: u32 = 4;
+    const LEAVING: u32 = 3;
 
     /// The second of two groups, which has half of the shards as far as the map says.
     fn routing() -> Routing {
         let placements = (0..SHARDS).map(|shard| {
             let owner = 1 + shard % 2;
-            Placement { shard, owner, ..Placement::default() }
+            let r#move = (shard == LEAVING).then_some(ShardMove { to: 1, cancelling: false });
+            Placement { shard, owner, r#move, ..Placement::default() }
         });
         let group = |group| {
             let members = vec![format!("10.0.0.{group}:7300")];
@@ -244,7 +246,12 @@ mod tests {
         let (asked, told) = answered(direct, Err(wrong_group()), Ok(())).await;
         let told = told.unwrap_err();
         assert_eq!((asked, told.group, &*told.leader), ("here", 1, "10.0.0.1:7300"));
-        assert!(told.message.ends_with("group 1 has it"), "{}", told.message);
+        assert!(told.message.ends_with("ask group 1"), "{}", told.message);
+        // It has gone, and the controller does not know yet.
+        let (_, told) =
+            answered(Concerned { direct: true, ..about(LEAVING) }, Err(wrong_group()), Ok(()))
+                .await;
+        assert_eq!(told.unwrap_err().group, 1);
         // The map is late: nothing is known.
         let direct = Concerned { direct: true, ..about(1) };
         let (_, told) = answered(direct, Err(wrong_group()), Ok(())).await;

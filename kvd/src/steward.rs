@@ -85,7 +85,7 @@ impl Placement {
     /// lost what it did. The group keeps the shard, and a person has to find out.
     pub fn is_estranged(&self, group: GroupNumber, custody: &Custody) -> bool {
         let coming = self.moving.is_some_and(|moving| moving.to == group);
-        let is_told = coming && self.last <= custody.settled;
+        let is_told = coming && self.last == custody.settled;
         custody.serves() && self.owner != Some(group) && !is_told
     }
 
@@ -181,6 +181,10 @@ mod tests {
         let making = Placement { owner, last, moving, ..Placement::default() };
         assert!(making.is_estranged(SELF, &Custody::serving(MoveNumber(0))));
         assert!(!making.is_estranged(SELF, &Custody::serving(last)));
+        assert!(
+            making.is_estranged(SELF, &Custody::serving(MoveNumber(2))),
+            "not by this controller"
+        );
     }
 
     #[test]

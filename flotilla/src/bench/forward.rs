@@ -2,7 +2,7 @@
 //!
 //! One group has all shards. Its own members are asked, then those of a group that has none, which
 //! pass requests on, then a router; in turns, several times, so that what else the machine does
-//! concerns all of them. What counts is processor time of all processes and the clients together.
+//! concerns all of them. What counts is processor time of all members, of the router and of the clients together.
 
 use client::Transport;
 use daemon::{Code, Failure};

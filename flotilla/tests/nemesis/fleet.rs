@@ -152,10 +152,14 @@ impl Fleet {
         }
     }
 
+    fn controllers(&self) -> Vec<String> {
+        self.test.cluster.description().controller_endpoints()
+    }
+
     async fn controllers_leader(&self) -> Instance {
         let until = Instant::now() + SETTLE_LIMIT;
         loop {
-            for (number, endpoint) in (1..).zip(self.watched()) {
+            for (number, endpoint) in (1..).zip(self.controllers()) {
                 if let Ok(status) = client::admin::status(&endpoint, STATUS_LIMIT).await
                     && status.role() == Role::Leader
                 {
@@ -169,7 +173,7 @@ impl Fleet {
     fn by_map(&self, deadline: Duration) -> Caller {
         let attempt = (deadline / 3).min(Options::default().attempt);
         let options = Options { attempt, ..Options::with_deadline(deadline) };
-        Caller::Library(KvClient::connect_sharded(self.watched(), options).unwrap())
+        Caller::Library(KvClient::connect_sharded(self.controllers(), options).unwrap())
     }
 }
 
@@ -191,8 +195,10 @@ impl Tormented for Fleet {
         self.by_map(PATIENCE)
     }
 
-    fn watched(&self) -> Vec<String> {
-        self.test.cluster.description().controller_endpoints()
+    fn watched(&self) -> Vec<Vec<String>> {
+        let description = self.test.cluster.description();
+        let groups = (1..=GROUPS).map(|group| description.group_endpoints(group));
+        groups.chain([self.controllers()]).collect()
     }
 
     async fn torment(

@@ -157,8 +157,8 @@ trait Tormented: Sized {
     /// One who asks them patiently.
     fn reader(&self) -> Caller;
 
-    /// The members of a Raft group whose leaders are watched.
-    fn watched(&self) -> Vec<String>;
+    /// The members of the Raft groups whose leaders are watched, group by group.
+    fn watched(&self) -> Vec<Vec<String>>;
 
     /// Strikes until it was enough, and nobody has found anything.
     async fn torment(
@@ -225,8 +225,8 @@ impl Tormented for Group {
         Caller::library(self.endpoints(), PATIENCE)
     }
 
-    fn watched(&self) -> Vec<String> {
-        self.endpoints()
+    fn watched(&self) -> Vec<Vec<String>> {
+        vec![self.endpoints()]
     }
 
     async fn torment(

@@ -13,7 +13,7 @@ use client::{
     shards::{Configuration, Group, Placement, State},
 };
 
-use super::survey::Told;
+use super::survey::{Standings, Told};
 use crate::cli::show::shares;
 
 /// Revisions that lie so far apart were not counted up: a recovery goes on 2^32 further.
@@ -171,23 +171,23 @@ pub(super) struct Look {
     /// The revision of each shard.
     revisions: BTreeMap<u32, (u64, Instant)>,
     /// How many requests about each shard each member of each group has answered.
-    requests: BTreeMap<(u32, String), (Vec<u64>, Instant)>,
+    requests: BTreeMap<u32, BTreeMap<String, (Vec<u64>, Instant)>>,
 }
 
 impl Look {
     pub(super) fn of(told: &BTreeMap<u32, Told>) -> Self {
-        let mut look = Self::default();
-        for shard in 0..shards_told(told) {
-            if let Some((group, standing)) = had(&standings(shard, told)) {
-                let at = told[&group].standings().ok().map(|standings| standings.at);
-                look.revisions.extend(at.map(|at| (shard, (standing.revision, at))));
+        let (mut look, believed) = (Self::default(), believed(told));
+        for shard in 0..shards_told(&believed) {
+            if let Some((group, standing)) = had(&standings(shard, &believed)) {
+                look.revisions.insert(shard, (standing.revision, believed[&group].at));
             }
         }
         for (group, told) in told {
             for (address, member) in told.answering() {
                 let Ok(standings) = &member.standings else { continue };
                 let requests = standings.shards.iter().map(|standing| standing.requests).collect();
-                look.requests.insert((*group, address.to_owned()), (requests, standings.at));
+                let of_group = look.requests.entry(*group).or_default();
+                of_group.insert(address.to_owned(), (requests, standings.at));
             }
         }
         look
@@ -207,7 +207,7 @@ impl Look {
             told.answering().filter_map(|(address, member)| {
                 let standings = member.standings.as_ref().ok()?;
                 let now = standings.shards.get(shard as usize)?.requests;
-                let (before, began) = self.requests.get(&(*group, address.to_owned()))?;
+                let (before, began) = self.requests.get(group)?.get(address)?;
                 let requests = now.checked_sub(*before.get(shard as usize)?)?;
                 per_second(requests, *began, standings.at)
             })
@@ -221,18 +221,24 @@ fn per_second(count: u64, began: Instant, at: Instant) -> Option<f64> {
     (seconds > 0.0).then(|| count as f64 / seconds)
 }
 
+/// How the shards stand in each group that tells.
+type Believed<'a> = BTreeMap<u32, &'a Standings>;
+
+fn believed(told: &BTreeMap<u32, Told>) -> Believed<'_> {
+    told.iter().filter_map(|(group, told)| Some((*group, told.standings().ok()?))).collect()
+}
+
 /// How many shards any group tells of.
-fn shards_told(told: &BTreeMap<u32, Told>) -> u32 {
-    let counts = told.values().filter_map(|told| Some(told.standings().ok()?.shards.len()));
+fn shards_told(believed: &Believed<'_>) -> u32 {
+    let counts = believed.values().map(|standings| standings.shards.len());
     counts.max().and_then(|count| u32::try_from(count).ok()).unwrap_or(0)
 }
 
 /// How a shard stands in each group where there is anything of it.
-fn standings(shard: u32, told: &BTreeMap<u32, Told>) -> Vec<(u32, &ShardStanding)> {
-    let all = told.iter().filter_map(|(group, told)| {
-        let standing = told.standings().ok()?.shards.get(shard as usize)?;
-        Some((*group, standing))
-    });
+fn standings<'a>(shard: u32, believed: &Believed<'a>) -> Vec<(u32, &'a ShardStanding)> {
+    let all = believed
+        .iter()
+        .filter_map(|(group, standings)| Some((*group, standings.shards.get(shard as usize)?)));
     all.filter(|(_, standing)| match standing.phase() {
         ShardPhase::Unspecified | ShardPhase::Absent => false,
         ShardPhase::Serving
@@ -267,19 +273,19 @@ fn shard_rows<'a>(
 ) -> Vec<ShardRow<'a>> {
     let pins = state.configuration.iter().flat_map(|configuration| &configuration.pins);
     let pins: BTreeSet<u32> = pins.map(|pin| pin.shard).collect();
+    let believed = believed(told);
     let row = |placement: &'a Placement| {
-        let standings = standings(placement.shard, told);
+        let standings = standings(placement.shard, &believed);
         let had = had(&standings).map(|(group, standing)| {
             let ShardStanding { keys, bytes, revision, .. } = *standing;
-            let at = told[&group].standings().ok().map(|standings| standings.at);
+            let at = believed[&group].at;
             let numbers = Numbers {
                 keys,
                 bytes,
                 requests_per_second: before
                     .and_then(|before| before.requests_per_second(placement.shard, told)),
-                changes_per_second: before.zip(at).and_then(|(before, at)| {
-                    before.changes_per_second(placement.shard, revision, at)
-                }),
+                changes_per_second: before
+                    .and_then(|before| before.changes_per_second(placement.shard, revision, at)),
             };
             Had { group, revision, numbers }
         });
@@ -359,10 +365,7 @@ pub(super) mod tests {
     use client::shards::{Pin, ShardMove, Weight};
     use proto::admin::{Role, StatusReply};
 
-    use super::{
-        super::survey::{Member, Standings},
-        *,
-    };
+    use super::{super::survey::Member, *};
 
     fn placement(shard: u32, owner: u32, moving: Option<(u32, bool)>) -> Placement {
         let r#move = moving.map(|(to, cancelling)| ShardMove { to, cancelling });
