@@ -219,11 +219,7 @@ struct Search {
 
 impl Search {
     /// Whom to ask: the group that was named, as long as the map says what it said then.
-    fn choose(
-        &mut self,
-        mapped: Option<u32>,
-        members: Arc<Members>,
-    ) -> (Option<u32>, Arc<Members>) {
+    fn choose(&self, mapped: Option<u32>, members: Arc<Members>) -> (Option<u32>, Arc<Members>) {
         match &self.named {
             Some((then, group, named)) if *then == mapped => (Some(*group), named.clone()),
             Some(_) | None => (mapped, members),

@@ -6,12 +6,9 @@ use client::{KvClient, Options};
 use daemon::{Code, Failure};
 use proto::admin::StatusReply;
 use rustix::process::Signal;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
-use tokio_util::sync::CancellationToken;
 
-use super::load::{Acknowledged, Told, missing, write};
+use super::load::{Acknowledged, Told, WRITERS, Writers, missing};
 use super::report::Story;
 use crate::local::cluster::LOOK_INTERVAL;
 use crate::local::{Cluster, Instance};
@@ -20,9 +17,6 @@ use crate::{status, units};
 
 /// How many keys are written and read at first.
 const KEYS: u32 = 300;
-
-/// How many writers write all the while.
-const WRITERS: u32 = 8;
 
 /// How many writes are acknowledged before the leader is killed, and how many after.
 const WRITES_BEFORE: usize = 1_000;
@@ -116,14 +110,7 @@ async fn write_over_a_kill(
     cluster: &mut Cluster,
     leader: Instance,
 ) -> Result<Writes, Failure> {
-    let stop = CancellationToken::new();
-    let _stopped_in_any_case = stop.clone().drop_guard();
-    let (sender, mut told) = mpsc::channel(1_024);
-    let mut writers = JoinSet::new();
-    for writer in 0..WRITERS {
-        writers.spawn(write(client.clone(), writer, sender.clone(), stop.clone()));
-    }
-    drop(sender);
+    let mut writers = Writers::start(client);
     let deadline = Instant::now() + PATIENCE;
     let mut writes =
         Writes { acknowledged: Vec::new(), unknown: 0, before: 0, gap: Duration::ZERO };
@@ -131,7 +118,11 @@ async fn write_over_a_kill(
     let mut after = 0;
     while after < WRITES_AFTER {
         let late = || Failure::new(Code::Failed, "the store does not take writes any more");
-        match timeout_at(deadline, told.recv()).await.map_err(|_| late())?.ok_or_else(late)? {
+        match timeout_at(deadline, writers.told.recv())
+            .await
+            .map_err(|_| late())?
+            .ok_or_else(late)?
+        {
             Told::Unknown => writes.unknown += 1,
             Told::Failed(failure) => return Err(failure),
             Told::Acknowledged(write) => {
@@ -145,8 +136,8 @@ async fn write_over_a_kill(
             writes.before = writes.acknowledged.len();
         }
     }
-    stop.cancel();
-    while let Some(last) = told.recv().await {
+    writers.stop();
+    while let Some(last) = writers.told.recv().await {
         match last {
             Told::Unknown => writes.unknown += 1,
             Told::Failed(failure) => return Err(failure),

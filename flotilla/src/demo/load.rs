@@ -11,6 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::output::refused;
 
+/// How many clients write.
+pub(super) const WRITERS: u32 = 8;
+
 /// How many requests are in flight when everything is read back.
 const READERS: usize = 32;
 
@@ -32,13 +35,32 @@ pub(super) enum Told {
     Failed(Failure),
 }
 
-/// Writes one key after the other until it is told to stop.
-pub(super) async fn write(
-    client: KvClient,
-    writer: u32,
-    told: mpsc::Sender<Told>,
+/// Those who write. They end with this.
+pub(super) struct Writers {
+    pub(super) told: mpsc::Receiver<Told>,
     stop: CancellationToken,
-) {
+    _tasks: JoinSet<()>,
+}
+
+impl Writers {
+    pub(super) fn start(client: &KvClient) -> Self {
+        let stop = CancellationToken::new();
+        let (sender, told) = mpsc::channel(1_024);
+        let mut tasks = JoinSet::new();
+        for writer in 0..WRITERS {
+            tasks.spawn(write(client.clone(), writer, sender.clone(), stop.clone()));
+        }
+        Self { told, stop, _tasks: tasks }
+    }
+
+    /// Lets each end its last write; what they say ends then.
+    pub(super) fn stop(&self) {
+        self.stop.cancel();
+    }
+}
+
+/// Writes one key after the other until it is told to stop.
+async fn write(client: KvClient, writer: u32, told: mpsc::Sender<Told>, stop: CancellationToken) {
     for number in 0_u64.. {
         if stop.is_cancelled() {
             return;

@@ -7,12 +7,9 @@ use client::shards::{Change, ShardMap};
 use client::{KvClient, Options, ShardClient};
 use daemon::{Code, Failure};
 use shardctl::picture;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
 
-use super::load::{Acknowledged, Told, missing, write};
+use super::load::{Acknowledged, Told, WRITERS, Writers, missing};
 use super::report::Story;
 use super::{READY_TIMEOUT, binary};
 use crate::local::{Cluster, Plan, sharing};
@@ -25,9 +22,6 @@ const MEMBERS: u16 = 3;
 
 /// How many shards there are: one row of the picture.
 const SHARDS: u32 = 64;
-
-/// How many writers write all the while.
-const WRITERS: u32 = 8;
 
 /// How many writes are acknowledged before the second group joins, and how many at least in all.
 const WRITES_BEFORE: usize = 500;
@@ -94,14 +88,7 @@ async fn write_over_a_join(
     shards: &ShardClient,
     cluster: &Cluster,
 ) -> Result<Joined, Failure> {
-    let stop = CancellationToken::new();
-    let _stopped_in_any_case = stop.clone().drop_guard();
-    let (sender, mut told) = mpsc::channel(1_024);
-    let mut writers = JoinSet::new();
-    for writer in 0..WRITERS {
-        writers.spawn(write(client.clone(), writer, sender.clone(), stop.clone()));
-    }
-    drop(sender);
+    let mut writers = Writers::start(client);
     let (mut acknowledged, mut unknown) = (Vec::new(), 0);
     let mut take = |told: Told| match told {
         Told::Acknowledged(write) => {
@@ -118,8 +105,12 @@ async fn write_over_a_join(
     let late = || Failure::new(Code::Failed, "the store does not take writes any more");
     let mut count = 0;
     while count < WRITES_BEFORE {
-        count =
-            take(timeout_at(deadline, told.recv()).await.map_err(|_| late())?.ok_or_else(late)?)?;
+        count = take(
+            timeout_at(deadline, writers.told.recv())
+                .await
+                .map_err(|_| late())?
+                .ok_or_else(late)?,
+        )?;
     }
     let began = Instant::now();
     join(shards, cluster, 2).await?;
@@ -129,16 +120,20 @@ async fn write_over_a_join(
         tokio::select! {
             biased;
             map = &mut settled => break map?,
-            news = told.recv() => count = take(news.ok_or_else(late)?)?,
+            news = writers.told.recv() => count = take(news.ok_or_else(late)?)?,
         }
     };
     let took = began.elapsed();
     while count < WRITES_MIN {
-        count =
-            take(timeout_at(deadline, told.recv()).await.map_err(|_| late())?.ok_or_else(late)?)?;
+        count = take(
+            timeout_at(deadline, writers.told.recv())
+                .await
+                .map_err(|_| late())?
+                .ok_or_else(late)?,
+        )?;
     }
-    stop.cancel();
-    while let Some(last) = told.recv().await {
+    writers.stop();
+    while let Some(last) = writers.told.recv().await {
         take(last)?;
     }
     Ok(Joined { map, began, took, acknowledged, unknown })
