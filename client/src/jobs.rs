@@ -6,7 +6,9 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::mapreduce::{
-    Job, JobRef, JobSpec, ListReply, ListRequest, SubmitReply, SubmitRequest, jobs_client,
+    DrainWorkerReply, DrainWorkerRequest, Job, JobRef, JobSpec, ListReply, ListRequest,
+    ListTasksReply, ListTasksRequest, ListWorkersReply, ListWorkersRequest, SubmitReply,
+    SubmitRequest, jobs_client,
 };
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -113,6 +115,43 @@ impl JobClient {
             async move { stub(channel).cancel(message).await }
         });
         outcome.await.into_result()
+    }
+
+    /// The tasks of a job with their attempts, as the request limits them.
+    ///
+    /// # Errors
+    /// [`Error`]; [`crate::Rejected::NotFound`] when there is no such job.
+    pub async fn list_tasks(&self, tasks: ListTasksRequest) -> Result<ListTasksReply, Error> {
+        let outcome = calls::call(&self.inner.members, self.patience(), |channel, limit| {
+            let message = request(tasks.clone(), limit);
+            async move { stub(channel).list_tasks(message).await }
+        });
+        idempotent(outcome.await)
+    }
+
+    /// All workers, by name.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn list_workers(&self) -> Result<ListWorkersReply, Error> {
+        let outcome = calls::call(&self.inner.members, self.patience(), |channel, limit| {
+            let message = request(ListWorkersRequest {}, limit);
+            async move { stub(channel).list_workers(message).await }
+        });
+        idempotent(outcome.await)
+    }
+
+    /// Tells a worker to end what it runs and leave; telling it again changes nothing.
+    ///
+    /// # Errors
+    /// [`Error`]; [`crate::Rejected::NotFound`] when there is no worker of that name.
+    pub async fn drain_worker(&self, name: &str) -> Result<DrainWorkerReply, Error> {
+        let message = DrainWorkerRequest { name: name.to_owned() };
+        let outcome = calls::call(&self.inner.members, self.patience(), |channel, limit| {
+            let message = request(message.clone(), limit);
+            async move { stub(channel).drain_worker(message).await }
+        });
+        idempotent(outcome.await)
     }
 
     fn patience(&self) -> Patience {

@@ -10,7 +10,9 @@ use std::{
 
 use flotilla_client::{Error, JobClient, Options, Rejected, admin, metadata};
 use proto::mapreduce::{
-    Job, JobRef, JobSpec, ListReply, ListRequest, SubmitReply, SubmitRequest,
+    DrainWorkerReply, DrainWorkerRequest, Job, JobRef, JobSpec, ListReply, ListRequest,
+    ListTasksReply, ListTasksRequest, ListWorkersReply, ListWorkersRequest, SubmitReply,
+    SubmitRequest,
     jobs_server::{Jobs, JobsServer},
 };
 use tokio::net::TcpListener;
@@ -75,6 +77,30 @@ impl Jobs for Coordinator {
         self.fail()?;
         Ok(Response::new(Job::default()))
     }
+
+    async fn list_tasks(
+        &self,
+        _: Request<ListTasksRequest>,
+    ) -> Result<Response<ListTasksReply>, Status> {
+        self.fail()?;
+        Ok(Response::new(ListTasksReply::default()))
+    }
+
+    async fn list_workers(
+        &self,
+        _: Request<ListWorkersRequest>,
+    ) -> Result<Response<ListWorkersReply>, Status> {
+        self.fail()?;
+        Ok(Response::new(ListWorkersReply::default()))
+    }
+
+    async fn drain_worker(
+        &self,
+        _: Request<DrainWorkerRequest>,
+    ) -> Result<Response<DrainWorkerReply>, Status> {
+        self.fail()?;
+        Ok(Response::new(DrainWorkerReply::default()))
+    }
 }
 
 fn refusal(code: Code, leader: Option<&str>) -> Status {
@@ -95,7 +121,10 @@ async fn the_coordinator_that_leads_is_found() {
     let client = JobClient::connect(vec![address], Options::default()).unwrap();
     client.list(ListRequest::default()).await.unwrap();
     client.get("job", 0).await.unwrap();
-    assert_eq!((*leader.served.lock().unwrap(), *other.served.lock().unwrap()), (2, 0));
+    client.list_tasks(ListTasksRequest::default()).await.unwrap();
+    client.list_workers().await.unwrap();
+    client.drain_worker("worker").await.unwrap();
+    assert_eq!((*leader.served.lock().unwrap(), *other.served.lock().unwrap()), (5, 0));
 }
 
 #[tokio::test]

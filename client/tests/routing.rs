@@ -16,10 +16,7 @@ use proto::{
     kv::{GetRequest, request},
     raft::{Executed, Reason},
 };
-use tokio::{
-    task::JoinHandle,
-    time::{Instant, sleep},
-};
+use tokio::{task::JoinHandle, time::Instant};
 
 /// Everything holds whichever way requests travel.
 const TRANSPORTS: [Transport; 2] = [Transport::Pipelined, Transport::Unary];
@@ -68,6 +65,7 @@ impl Groups {
     fn give(&self, key: &str, group: u32) {
         let shard = proto::shard_of(key.as_bytes(), SHARDS) as usize;
         self.one.state().owners.as_mut().unwrap()[shard] = group;
+        self.one.happened.notify_waiters();
     }
 
     fn tell(&self) {
@@ -79,9 +77,7 @@ impl Groups {
     async fn asked(&self, more: u32) {
         let all = || self.served().iter().sum::<u32>();
         let until = all() + more;
-        while all() < until {
-            sleep(Duration::from_millis(1)).await;
-        }
+        self.one.until(|| all() >= until).await;
     }
 
     fn served(&self) -> [u32; 2] {
@@ -126,9 +122,12 @@ async fn nobody_notices_that_a_shard_moves() {
         // The map is late, each time.
         for group in [2, 1, 2] {
             groups.give("k", group);
-            while groups.one.state().wrong_groups == 0 && !writer.is_finished() {
-                sleep(Duration::from_millis(1)).await;
-            }
+            // The last request is answered before the writer has ended.
+            let noticed = || {
+                let state = groups.one.state();
+                state.wrong_groups > 0 || state.executions.len() == 301
+            };
+            groups.one.until(noticed).await;
             groups.tell();
             groups.one.state().wrong_groups = 0;
         }

@@ -88,9 +88,7 @@ impl Daemon {
             Self::MrCoordinator => mr_coordinator::main(arguments),
             Self::Shardctl => shardctl::main_beside(arguments, whereabouts::controllers),
             // Slots are this very binary again, which has to be told what it is.
-            Self::MrWorker => {
-                mr_worker::cli::main(arguments, &["mr-worker"], mr_worker::apps::BUILT_IN)
-            }
+            Self::MrWorker => mr_worker::cli::main(arguments, &["mr-worker"], &[]),
         }
     }
 }

@@ -23,12 +23,12 @@ pub const STRANGER_AGE: Duration = Duration::from_secs(3_600);
 /// How often a directory is tried to be removed while somebody still writes into it.
 const REMOVE_TRIES: u32 = 5;
 
-/// The length of what stands behind a run's footer: its length, its checksum and the magic.
-const RUN_TAIL_BYTES: usize = 16;
+/// The length of a run's tail, behind the rows of its partitions (mr-worker writes it).
+const RUN_TAIL_BYTES: usize = 40;
 /// The last bytes of a run file.
 const RUN_MAGIC: &[u8; 8] = b"FLOTRUN\n";
-/// The longest footer of a run: 4,096 partitions with some room.
-const RUN_FOOTER_BYTES_MAX: u64 = 1024 * 1024;
+/// The most that the rows take: 4,096 partitions with some room.
+const RUN_ROWS_BYTES_MAX: u64 = 1024 * 1024;
 
 /// What is known of a job whose directory is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,31 +107,33 @@ fn is_old(path: &Path) -> bool {
 /// not read; that is what reduces do.
 #[must_use]
 pub fn run_is_sound(root: &Root, map: &AttemptId, manifest: &Manifest) -> bool {
-    footer_crc(&root.join(&map.file()), manifest.bytes).is_ok_and(|crc| crc == Some(manifest.crc))
+    tail_crc(&root.join(&map.run()), manifest.bytes).is_ok_and(|crc| crc == Some(manifest.crc))
 }
 
-/// The checksum of a run's footer, if the file has the expected length and ends as runs do.
-fn footer_crc(path: &Path, expected: u64) -> io::Result<Option<u32>> {
+/// The checksum of a run's tail, if the file has the expected length, ends as runs do, and what it
+/// says of its partitions is whole.
+fn tail_crc(path: &Path, expected: u64) -> io::Result<Option<u32>> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
-    let Some(tail_at) = length.checked_sub(RUN_TAIL_BYTES as u64).filter(|_| length == expected)
+    let tail_at = length.checked_sub(RUN_TAIL_BYTES as u64).filter(|_| length == expected);
+    let Some(tail_at) = tail_at else { return Ok(None) };
+    let mut tail = [0; RUN_TAIL_BYTES];
+    file.read_exact_at(&mut tail, tail_at)?;
+    let number = |at: usize| {
+        tail[at..at + 4].iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte))
+    };
+    let (rows_crc, footer_bytes, crc) = (number(16), u64::from(number(24)), number(28));
+    let rows_bytes = footer_bytes.checked_sub(RUN_TAIL_BYTES as u64);
+    let Some(rows_bytes) = rows_bytes.filter(|bytes| *bytes <= RUN_ROWS_BYTES_MAX.min(tail_at))
     else {
         return Ok(None);
     };
-    let mut tail = [0; RUN_TAIL_BYTES];
-    file.read_exact_at(&mut tail, tail_at)?;
-    let (numbers, magic) = tail.split_at(8);
-    let number =
-        |at: usize| numbers[at..at + 4].iter().rev().fold(0, |n, b| n << 8 | u32::from(*b));
-    let (footer_bytes, stored) = (u64::from(number(0)), number(4));
-    if magic != RUN_MAGIC || footer_bytes > RUN_FOOTER_BYTES_MAX.min(length) || footer_bytes < 12 {
-        return Ok(None);
-    }
-    // The checksum covers the footer up to itself.
-    let mut covered = vec![0; usize::try_from(footer_bytes - 12).unwrap_or(0)];
-    file.read_exact_at(&mut covered, length - footer_bytes)?;
-    let crc = crc32c::crc32c(&covered);
-    Ok((crc == stored).then_some(crc))
+    let mut rows = vec![0; usize::try_from(rows_bytes).unwrap_or(0)];
+    file.read_exact_at(&mut rows, tail_at - rows_bytes)?;
+    let is_whole = tail[32..] == *RUN_MAGIC
+        && crc32c::crc32c(&tail[..28]) == crc
+        && crc32c::crc32c(&rows) == rows_crc;
+    Ok(is_whole.then_some(crc))
 }
 
 #[cfg(test)]
@@ -173,19 +175,17 @@ mod tests {
     /// A run with one partition's row in its footer.
     fn run_bytes() -> (Vec<u8>, u32) {
         let mut bytes = b"a block of some bytes".to_vec();
-        let covered = vec![7; 28 + 20];
-        let crc = crc32c::crc32c(&covered[..]);
-        let mut footer = covered;
-        let length = footer.len() as u32 + 12;
-        // The footer's own length is the last number that the checksum covers.
-        let at = footer.len() - 4;
-        footer[at..].copy_from_slice(&length.to_le_bytes());
-        let crc_with_length = crc32c::crc32c(&footer);
-        assert_ne!(crc, crc_with_length);
-        bytes.extend(footer);
-        bytes.extend(crc_with_length.to_le_bytes());
-        bytes.extend(RUN_MAGIC);
-        (bytes, crc_with_length)
+        let row = [7; 32];
+        let mut tail = vec![3; 16];
+        tail.extend(crc32c::crc32c(&row).to_le_bytes());
+        tail.extend(2_u32.to_le_bytes());
+        tail.extend((row.len() as u32 + 40).to_le_bytes());
+        let crc = crc32c::crc32c(&tail);
+        tail.extend(crc.to_le_bytes());
+        tail.extend(RUN_MAGIC);
+        bytes.extend(row);
+        bytes.extend(tail);
+        (bytes, crc)
     }
 
     #[test]
@@ -204,7 +204,7 @@ mod tests {
             input_bytes: 0,
             counters: Vec::new(),
         };
-        let path = root.join(&map.file());
+        let path = root.join(&map.run());
         assert!(!run_is_sound(&root, &map, &manifest));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, &bytes).unwrap();

@@ -35,6 +35,20 @@ struct Own {
     /// Fail a started job after so long without any worker for it; 0: never
     #[arg(long, value_name = "MILLISECONDS")]
     no_workers_grace_ms: Option<u64>,
+    /// What a queue gets of the slots, against 1 of a queue that is not named; repeatable
+    #[arg(long = "queue-weight", value_name = "NAME=WEIGHT", value_parser = queue_weight)]
+    #[serde(serialize_with = "as_table", skip_serializing_if = "Vec::is_empty")]
+    queues: Vec<(String, u32)>,
+}
+
+fn queue_weight(text: &str) -> Result<(String, u32), String> {
+    let parts = text.rsplit_once('=').ok_or("it must be NAME=WEIGHT")?;
+    let weight = parts.1.parse().map_err(|_| "the weight must be a whole number")?;
+    Ok((parts.0.to_owned(), weight))
+}
+
+fn as_table<S: serde::Serializer>(queues: &[(String, u32)], out: S) -> Result<S::Ok, S::Error> {
+    out.collect_map(queues.iter().map(|(name, weight)| (name, weight)))
 }
 
 const EXAMPLES: &str = "\
@@ -91,12 +105,16 @@ mod tests {
             "--member=2=a:1,a:2",
             "--lease-ms=2000",
             "--no-workers-grace-ms=0",
+            "--queue-weight=fast=3",
+            "--queue-weight=a=b=2",
             "--insecure",
         ])
         .unwrap();
         assert_eq!((config.group.node, config.group.cluster.as_str()), (2, "c"));
         assert_eq!((config.root.to_str(), config.group.data.to_str()), (Some("r"), Some("d")));
         assert_eq!((config.lease_ms, config.no_workers_grace_ms), (2_000, 0));
+        let queues = [("a=b".to_owned(), 2), ("fast".to_owned(), 3)];
+        assert_eq!(config.queues, queues.into());
         let addresses = config.addresses().unwrap();
         assert_eq!((addresses.peer.port(), addresses.admin.port()), (2, 3));
         assert_eq!((&*addresses.advertise, &*addresses.advertise_peer), ("a:1", "a:2"));

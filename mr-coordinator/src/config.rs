@@ -1,6 +1,6 @@
 //! The settings of the coordinator.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use daemon::{
     Failure,
@@ -12,8 +12,12 @@ use raftd::cli::Configuration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    limits::{JOBS_ACTIVE_MAX, JOBS_RUNNING_MAX, LEASE_MS_DEFAULT, LEASE_MS_MAX, LEASE_MS_MIN},
-    schedule,
+    limits::{
+        JOBS_ACTIVE_MAX, JOBS_RUNNING_MAX, LEASE_MS_DEFAULT, LEASE_MS_MAX, LEASE_MS_MIN,
+        QUEUE_WEIGHT_MAX, QUEUES_MAX,
+    },
+    schedule::{self, Weights},
+    scheduling::queue_is_good,
 };
 
 /// The daemon's name: of its binary, and in the environment (`FLOTILLA_MR_COORDINATOR__...`).
@@ -52,6 +56,9 @@ pub struct Config {
     pub no_workers_grace_ms: u64,
     /// How many jobs are planned and run at a time.
     pub jobs_running_max: usize,
+    /// What queues get of the slots: name and weight; a queue that is not named has weight 1.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub queues: BTreeMap<String, u32>,
     /// The process.
     pub process: runtime::Process,
     /// The group and this member of it.
@@ -72,6 +79,7 @@ impl Default for Config {
             lease_ms: LEASE_MS_DEFAULT,
             no_workers_grace_ms: 60_000,
             jobs_running_max: JOBS_RUNNING_MAX,
+            queues: BTreeMap::new(),
             process: runtime::Process::default(),
             group: raftd::Settings { data: PathBuf::from("mr-coordinator-data"), ..group },
         }
@@ -93,7 +101,27 @@ impl Config {
             heartbeat_ms: (self.lease_ms / HEARTBEATS_PER_LEASE).clamp(least, most),
             no_workers_grace_ms: Some(self.no_workers_grace_ms).filter(|grace| *grace > 0),
             jobs_running_max: self.jobs_running_max,
+            weights: self.weights()?,
         })
+    }
+}
+
+impl Config {
+    fn weights(&self) -> Result<Weights, Failure> {
+        let count = self.queues.len();
+        if count > QUEUES_MAX {
+            let message = format!("queues names {count} queues; at most {QUEUES_MAX}");
+            return Err(Failure::configuration(message));
+        }
+        for (name, weight) in &self.queues {
+            if !queue_is_good(name) {
+                let message = format!("queues names {name:?}, which no job can ask for");
+                return Err(Failure::configuration(message));
+            }
+            let setting = format!("queues.{name}");
+            check_range(&setting, u64::from(*weight), 1..=u64::from(QUEUE_WEIGHT_MAX))?;
+        }
+        Ok(Weights::new(self.queues.clone()))
     }
 }
 
@@ -137,6 +165,8 @@ mod tests {
         for (config, name) in [
             (Config { lease_ms: 1, ..Config::default() }, "lease_ms is 1"),
             (Config { jobs_running_max: 0, ..Config::default() }, "jobs_running_max is 0"),
+            (Config { queues: [("q".to_owned(), 0)].into(), ..Config::default() }, "queues.q is 0"),
+            (Config { queues: [(String::new(), 1)].into(), ..Config::default() }, "queues names"),
         ] {
             let refused = config.scheduling().unwrap_err().to_string();
             assert!(refused.contains(name), "{refused}");

@@ -18,11 +18,12 @@ use tokio::{
 
 use self::leading::Leading;
 use crate::{
-    ids::{AttemptId, JobId, WorkerId},
+    ids::{AttemptId, JobId, TaskKind, WorkerId},
     lanes::Lanes,
+    leases::Heard,
     machine::{Answer, Machine, Query},
     root::{NotOurs, Root},
-    schedule::{Event, Progress, Reply, ReportEnd, Settings},
+    schedule::{Event, Progress, Reply, ReportEnd, Settings, TasksView, Wants, WorkerView},
     spec::Spec,
 };
 
@@ -72,8 +73,8 @@ pub enum Request {
         worker: WorkerId,
         /// Its process.
         incarnation: u128,
-        /// How many tasks it could start.
-        free_slots: u32,
+        /// How many tasks it asks for.
+        wants: Wants,
     },
     /// Renew leases.
     Heartbeat {
@@ -81,8 +82,8 @@ pub enum Request {
         worker: WorkerId,
         /// Its process.
         incarnation: u128,
-        /// What it runs, with records and bytes read.
-        running: Vec<(AttemptId, u64, u64)>,
+        /// What it has, and how far that has come.
+        running: Vec<(AttemptId, Heard)>,
     },
     /// Report the end of an attempt.
     Report {
@@ -92,7 +93,11 @@ pub enum Request {
         attempt: AttemptId,
         /// How it ended.
         end: ReportEnd,
+        /// A poll that comes with it, and the worker's process.
+        poll: Option<(u128, Wants)>,
     },
+    /// Tell a worker to leave.
+    Drain(String),
     /// Say goodbye.
     Deregister {
         /// The worker.
@@ -102,6 +107,17 @@ pub enum Request {
     },
     /// Tell what only the leader knows of some jobs.
     View(Vec<JobId>),
+    /// Tell what only the leader knows of a job's tasks.
+    Tasks {
+        /// The job.
+        job: JobId,
+        /// Maps or reduces.
+        kind: TaskKind,
+        /// The first and the last of them.
+        numbers: (u32, u32),
+    },
+    /// Tell of all workers.
+    Workers,
     /// Wait until a job's version exceeds this.
     Watch {
         /// The job.
@@ -118,6 +134,10 @@ pub enum Told {
     Reply(Reply),
     /// To [`Request::View`]: the jobs' progress, and how many workers there are.
     View(Vec<Option<Progress>>, usize),
+    /// To [`Request::Tasks`]; nothing when the job has ended or is unknown.
+    Tasks(Option<Box<TasksView>>),
+    /// To [`Request::Workers`].
+    Workers(Vec<WorkerView>),
     /// To [`Request::Watch`]: it does, or the job has ended or is unknown.
     Changed,
     /// This member does not lead.

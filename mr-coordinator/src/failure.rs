@@ -11,6 +11,15 @@ use crate::{
     limits::TEXT_BYTES_MAX,
 };
 
+/// A record of an input file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Record {
+    /// The file's path, as the user named it.
+    pub path: String,
+    /// The record's first byte.
+    pub offset: u64,
+}
+
 /// Why an attempt failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
@@ -22,6 +31,10 @@ pub enum Reason {
         path: String,
         /// The offset of the record.
         offset: u64,
+        /// Whether the app says that a retry is of no use.
+        permanent: bool,
+        /// Whether these name the very record that it failed at.
+        exact: bool,
     },
     /// The slot's process ended by itself.
     Exit {
@@ -29,6 +42,12 @@ pub enum Reason {
         code: Option<i32>,
         /// The signal, if one ended it.
         signal: Option<i32>,
+        /// The input that it was reading, or nothing.
+        path: String,
+        /// The offset of the record.
+        offset: u64,
+        /// Whether these name the very record that it was at.
+        exact: bool,
     },
     /// An input could not be read.
     Input {
@@ -84,9 +103,8 @@ impl Failure {
     #[must_use]
     pub fn fatal(&self) -> bool {
         match &self.reason {
-            Reason::Input { permanent, .. } => *permanent,
-            Reason::User { .. }
-            | Reason::Exit { .. }
+            Reason::Input { permanent, .. } | Reason::User { permanent, .. } => *permanent,
+            Reason::Exit { .. }
             | Reason::Intermediate { .. }
             | Reason::Io { .. }
             | Reason::Resource { .. }
@@ -95,15 +113,36 @@ impl Failure {
         }
     }
 
+    /// The record that it failed at, if that is known exactly.
+    #[must_use]
+    pub fn record(&self) -> Option<Record> {
+        match &self.reason {
+            Reason::User { path, offset, exact: true, .. }
+            | Reason::Exit { path, offset, exact: true, .. } => {
+                Some(Record { path: path.clone(), offset: *offset })
+            }
+            Reason::User { .. }
+            | Reason::Exit { .. }
+            | Reason::Input { .. }
+            | Reason::Intermediate { .. }
+            | Reason::Io { .. }
+            | Reason::Resource { .. }
+            | Reason::Internal { .. }
+            | Reason::Timeout { .. } => None,
+        }
+    }
+
     /// The failure with every text cut to what is kept.
     #[must_use]
     pub fn clipped(self) -> Self {
         let clip = |text: String| clip(&text, TEXT_BYTES_MAX);
         let reason = match self.reason {
-            Reason::User { message, path, offset } => {
-                Reason::User { message: clip(message), path: clip(path), offset }
+            Reason::User { message, path, offset, permanent, exact } => {
+                Reason::User { message: clip(message), path: clip(path), offset, permanent, exact }
             }
-            Reason::Exit { code, signal } => Reason::Exit { code, signal },
+            Reason::Exit { code, signal, path, offset, exact } => {
+                Reason::Exit { code, signal, path: clip(path), offset, exact }
+            }
             Reason::Input { path, message, permanent } => {
                 Reason::Input { path: clip(path), message: clip(message), permanent }
             }
@@ -122,19 +161,22 @@ impl Failure {
     #[must_use]
     pub fn summary(&self) -> String {
         match &self.reason {
-            Reason::User { message, path, offset } if path.is_empty() => {
-                format!("the app failed: {message} (record at {offset})")
+            Reason::User { message, path, .. } if path.is_empty() => {
+                format!("the app failed: {message}")
             }
-            Reason::User { message, path, offset } => {
+            Reason::User { message, path, offset, .. } => {
                 format!("the app failed: {message} (record at {path}:{offset})")
             }
-            Reason::Exit { code: Some(code), .. } => {
-                format!("the slot's process exited with code {code}")
+            Reason::Exit { code, signal, path, offset, exact } => {
+                let end = match (code, signal) {
+                    (Some(code), _) => format!("the slot's process exited with code {code}"),
+                    (None, Some(signal)) => {
+                        format!("the slot's process was ended by signal {signal}")
+                    }
+                    (None, None) => "the slot's process ended".to_owned(),
+                };
+                if *exact { format!("{end} (record at {path}:{offset})") } else { end }
             }
-            Reason::Exit { signal: Some(signal), .. } => {
-                format!("the slot's process was ended by signal {signal}")
-            }
-            Reason::Exit { .. } => "the slot's process ended".to_owned(),
             Reason::Input { path, message, .. } => format!("cannot read input {path}: {message}"),
             Reason::Intermediate { map, message } => {
                 format!("cannot read the output of {}: {message}", map.task)
@@ -162,6 +204,8 @@ pub enum CauseKind {
     OutputConflict,
     /// A map task's committed output was lost again and again.
     IntermediateUnstable,
+    /// A job that it comes after did not succeed.
+    Dependency,
 }
 
 impl CauseKind {
@@ -175,6 +219,7 @@ impl CauseKind {
             Self::Planning => "Planning",
             Self::OutputConflict => "OutputConflict",
             Self::IntermediateUnstable => "IntermediateUnstable",
+            Self::Dependency => "Dependency",
         }
     }
 }
@@ -211,18 +256,32 @@ fn take_signed(from: &mut Decoder<'_>) -> Result<Option<i32>, BadBytes> {
     from.option(|from| Ok(from.u32()?.cast_signed()))
 }
 
+pub(crate) fn put_record(out: &mut Encoder, record: &Record) {
+    out.text(&record.path);
+    out.u64(record.offset);
+}
+
+pub(crate) fn take_record(from: &mut Decoder<'_>) -> Result<Record, BadBytes> {
+    Ok(Record { path: from.text()?, offset: from.u64()? })
+}
+
 pub(crate) fn put_failure(out: &mut Encoder, failure: &Failure) {
     match &failure.reason {
-        Reason::User { message, path, offset } => {
+        Reason::User { message, path, offset, permanent, exact } => {
             out.u8(1);
             out.text(message);
             out.text(path);
             out.u64(*offset);
+            out.u8(u8::from(*permanent));
+            out.u8(u8::from(*exact));
         }
-        Reason::Exit { code, signal } => {
+        Reason::Exit { code, signal, path, offset, exact } => {
             out.u8(2);
             put_signed(out, *code);
             put_signed(out, *signal);
+            out.text(path);
+            out.u64(*offset);
+            out.u8(u8::from(*exact));
         }
         Reason::Input { path, message, permanent } => {
             out.u8(3);
@@ -258,8 +317,20 @@ pub(crate) fn put_failure(out: &mut Encoder, failure: &Failure) {
 
 pub(crate) fn take_failure(from: &mut Decoder<'_>) -> Result<Failure, BadBytes> {
     let reason = match from.u8()? {
-        1 => Reason::User { message: from.text()?, path: from.text()?, offset: from.u64()? },
-        2 => Reason::Exit { code: take_signed(from)?, signal: take_signed(from)? },
+        1 => Reason::User {
+            message: from.text()?,
+            path: from.text()?,
+            offset: from.u64()?,
+            permanent: from.u8()? != 0,
+            exact: from.u8()? != 0,
+        },
+        2 => Reason::Exit {
+            code: take_signed(from)?,
+            signal: take_signed(from)?,
+            path: from.text()?,
+            offset: from.u64()?,
+            exact: from.u8()? != 0,
+        },
         3 => {
             Reason::Input { path: from.text()?, message: from.text()?, permanent: from.u8()? != 0 }
         }
@@ -281,6 +352,7 @@ pub(crate) fn put_cause(out: &mut Encoder, cause: &Cause) {
         CauseKind::Planning => 4,
         CauseKind::OutputConflict => 5,
         CauseKind::IntermediateUnstable => 6,
+        CauseKind::Dependency => 7,
     });
     out.text(&cause.message);
     out.option(cause.attempt.as_ref(), put_attempt);
@@ -296,6 +368,7 @@ pub(crate) fn take_cause(from: &mut Decoder<'_>) -> Result<Cause, BadBytes> {
         4 => CauseKind::Planning,
         5 => CauseKind::OutputConflict,
         6 => CauseKind::IntermediateUnstable,
+        7 => CauseKind::Dependency,
         other => return Err(BadBytes::tag("cause", other)),
     };
     Ok(Cause {

@@ -11,9 +11,9 @@ use crate::codec::{BadBytes, Decoder, Encoder};
 
 /// The directory below the shared root that holds everything of running jobs.
 pub const WORK_ROOT: &str = ".flotilla";
-/// What a map attempt writes.
+/// What a map attempt writes for reduces.
 pub const RUN_FILE: &str = "data.run";
-/// What a reduce attempt writes.
+/// What an attempt writes that leaves a part of the output.
 pub const PART_FILE: &str = "part";
 
 /// Names a job: a UUID.
@@ -140,25 +140,22 @@ impl AttemptId {
         format!("{}/{kind}/{}/{}", job_directory(self.job), self.task.number, self.number)
     }
 
-    /// The file that it writes, relative to the shared root.
+    /// The run that it writes for reduces, relative to the shared root.
     #[must_use]
-    pub fn file(&self) -> String {
-        format!("{}/{}", self.directory(), file_name(self.task.kind))
+    pub fn run(&self) -> String {
+        format!("{}/{RUN_FILE}", self.directory())
+    }
+
+    /// The part of the output that it writes, relative to the shared root.
+    #[must_use]
+    pub fn part(&self) -> String {
+        format!("{}/{PART_FILE}", self.directory())
     }
 }
 
 impl fmt::Display for AttemptId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.job, self.task, self.number)
-    }
-}
-
-/// The name of the file that an attempt of this kind writes.
-#[must_use]
-pub fn file_name(kind: TaskKind) -> &'static str {
-    match kind {
-        TaskKind::Map => RUN_FILE,
-        TaskKind::Reduce => PART_FILE,
     }
 }
 
@@ -215,8 +212,8 @@ mod tests {
         let map = AttemptId { job, task: TaskId::map(4), number };
         let reduce = AttemptId { job, task: TaskId::reduce(9), number };
         let base = ".flotilla/01890a5d-ac96-774b-bcce-b302099a8057";
-        assert_eq!(map.file(), format!("{base}/m/4/3-17/data.run"));
-        assert_eq!(reduce.file(), format!("{base}/r/9/3-17/part"));
+        assert_eq!(map.run(), format!("{base}/m/4/3-17/data.run"));
+        assert_eq!(reduce.part(), format!("{base}/r/9/3-17/part"));
     }
 
     #[test]

@@ -7,12 +7,14 @@
 
 #![deny(clippy::disallowed_types)]
 
+mod skips;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use imbl::OrdMap;
 
 use crate::{
-    failure::{Cause, CauseKind, Failure},
+    failure::{Cause, CauseKind, Failure, Record},
     ids::{AttemptId, AttemptNumber, JobId, TaskId, TaskKind, WorkerId},
     limits::{INVALIDATIONS_MAX, JOB_COUNTERS_MAX, LOST_WORKERS_MAX},
     spec::{PlanRoot, Spec},
@@ -91,6 +93,8 @@ pub enum Verdict {
     OutputBusy,
     /// There are too many jobs, or too many workers.
     TooMany,
+    /// A job that it is to come after is not known.
+    AfterUnknown,
     /// The job's outputs are being published or are there.
     TooLate,
     /// The record does not decode.
@@ -133,13 +137,17 @@ pub struct Task {
     pub invalidations: u32,
     /// The hash of the last invalidated result.
     pub previous_hash: Option<u64>,
+    /// Records at which the failures that are counted happened, where that is known exactly.
+    pub suspects: Vec<Record>,
+    /// Records that are left out of it.
+    pub skipped: Vec<Record>,
 }
 
 /// The sums of the counters of accepted attempts. Names keep their places for the job's life.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// The names, in order of first appearance.
-    pub names: Vec<String>,
+    /// The names, in order of first appearance; shared, since they hardly ever change.
+    pub names: Arc<Vec<String>>,
     /// The sums, by place.
     pub sums: Vec<u64>,
 }
@@ -190,11 +198,15 @@ pub struct Job {
     pub bytes_committed: u64,
     /// Attempts at maps and reduces that came to nothing and left a record.
     pub retries: [u32; 2],
+    /// How often a committed result was taken back.
+    pub taken_back: u32,
     /// The sums of counters.
     pub counters: Arc<Counters>,
     /// Reduce attempts below this one may have read a map output that was since replaced by a
     /// different one.
     pub reduce_floor: AttemptNumber,
+    /// How many records are left out of its tasks.
+    pub skipped: u32,
     /// Why it fails or failed.
     pub cause: Option<Arc<Cause>>,
     /// When it was submitted, by the leader's wall clock.
@@ -319,6 +331,7 @@ impl Job {
         self.bytes_committed += manifest.input_bytes;
         record.committed = Some(Arc::new(manifest));
         self.put_task(task, record);
+        let replaced = replaced && !self.spec.scheduling.nondeterministic_ok;
         if task.kind == TaskKind::Map && replaced {
             self.reset_reduces(attempt);
         }
@@ -337,6 +350,11 @@ impl Job {
     ) -> Step {
         self.acceptable(task, attempt)?;
         let mut record = self.tasks.get(&task).cloned().unwrap_or_default();
+        if self.skip_record(&mut record, attempt, failure) {
+            self.put_task(task, record);
+            self.retries[task.kind.slot()] += 1;
+            return Ok(Verdict::Accepted);
+        }
         let count = record.failed.len() + 1;
         let last = count >= self.spec.max_attempts as usize;
         if !last || self.state != JobState::Committing {
@@ -346,11 +364,12 @@ impl Job {
         self.retries[task.kind.slot()] += 1;
         if self.state != JobState::Committing && (last || failure.fatal()) {
             let summary = failure.summary();
-            let message = if failure.fatal() {
+            let mut message = if failure.fatal() {
                 format!("{task} failed, and a retry cannot help: {summary}")
             } else {
                 format!("{task} failed {count} times: {summary}")
             };
+            message += &self.skips_exhausted();
             let cause = Cause::plain(CauseKind::TaskFailed, &message);
             self.give_up(cause, task, attempt, worker, Some(failure.clone()));
         }
@@ -396,7 +415,8 @@ impl Job {
             }
             Some(_) | None => return Err(Verdict::Stale),
         };
-        if task.kind == TaskKind::Map && self.state == JobState::Committing && self.complete() {
+        let is_read_on = task.kind != self.spec.last_kind();
+        if is_read_on && self.state == JobState::Committing && self.complete() {
             // Nothing will read it any more.
             return Err(Verdict::Stale);
         }
@@ -502,7 +522,7 @@ impl Job {
             let place = match known {
                 Some(place) => place,
                 None if all.names.len() < JOB_COUNTERS_MAX => {
-                    all.names.push(name.clone());
+                    Arc::make_mut(&mut all.names).push(name.clone());
                     all.sums.push(0);
                     all.names.len() - 1
                 }
@@ -527,6 +547,7 @@ impl Job {
         self.committed[task.kind.slot()] -= 1;
         self.bytes_committed -= manifest.input_bytes;
         self.retries[task.kind.slot()] += 1;
+        self.taken_back += 1;
         record
     }
 

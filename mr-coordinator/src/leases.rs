@@ -41,6 +41,8 @@ pub struct Worker {
     pub record: Arc<WorkerRecord>,
     /// When it was last heard.
     pub heard: Millis,
+    /// Whether it was told to finish what it runs and to leave.
+    pub draining: bool,
 }
 
 /// The workers.
@@ -53,6 +55,10 @@ pub struct Roster {
     window_end: Millis,
     /// When a worker with an app was last heard.
     app_heard: BTreeMap<String, Millis>,
+    /// How many workers have an app.
+    with_app: BTreeMap<String, usize>,
+    /// How many slots all workers have together.
+    slots: u32,
     lease_ms: u64,
 }
 
@@ -62,7 +68,15 @@ impl Roster {
     pub fn new(known: impl IntoIterator<Item = WorkerId>, now: Millis, lease_ms: u64) -> Self {
         let awaited = known.into_iter().collect();
         let window_end = now.plus(lease_ms);
-        Self { workers: BTreeMap::new(), awaited, window_end, app_heard: BTreeMap::new(), lease_ms }
+        Self {
+            workers: BTreeMap::new(),
+            awaited,
+            window_end,
+            app_heard: BTreeMap::new(),
+            with_app: BTreeMap::new(),
+            slots: 0,
+            lease_ms,
+        }
     }
 
     /// Whether workers that may be running attempts are still waited for.
@@ -79,24 +93,55 @@ impl Roster {
         std::mem::take(&mut self.awaited).into_iter().collect()
     }
 
-    /// Takes in a registration.
+    /// Takes in a registration. A process that drains goes on draining.
     pub fn admit(&mut self, record: Arc<WorkerRecord>, now: Millis) {
-        self.awaited.remove(&record.id);
         let id = record.id;
-        self.workers.insert(id, Worker { record, heard: now });
+        let draining = self.remove(id).is_some_and(|known| known.draining);
+        for app in &record.apps {
+            *self.with_app.entry(app.clone()).or_default() += 1;
+        }
+        self.slots = self.slots.saturating_add(record.slots);
+        self.workers.insert(id, Worker { record, heard: now, draining });
         self.hear(id, now);
     }
 
     /// Forgets a registration.
     pub fn remove(&mut self, id: WorkerId) -> Option<Worker> {
         self.awaited.remove(&id);
-        self.workers.remove(&id)
+        let worker = self.workers.remove(&id)?;
+        for app in &worker.record.apps {
+            let count = self.with_app.get_mut(app).expect("the apps of workers are counted");
+            *count -= 1;
+            if *count == 0 {
+                self.with_app.remove(app);
+            }
+        }
+        self.slots = self.workers.values().fold(0, |sum, w| sum.saturating_add(w.record.slots));
+        Some(worker)
+    }
+
+    /// Notes that a worker is to finish what it runs and to leave.
+    pub fn drain(&mut self, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.draining = true;
+        }
+    }
+
+    /// All workers, by id.
+    pub fn iter(&self) -> impl Iterator<Item = &Worker> {
+        self.workers.values()
     }
 
     /// A worker that registered with this leader and is this very process.
     #[must_use]
     pub fn get(&self, id: WorkerId, incarnation: u128) -> Option<&Worker> {
         self.workers.get(&id).filter(|worker| worker.record.incarnation == incarnation)
+    }
+
+    /// A worker that registered with this leader.
+    #[must_use]
+    pub fn present(&self, id: WorkerId) -> Option<&Worker> {
+        self.workers.get(&id)
     }
 
     /// A worker by its name and process.
@@ -162,13 +207,13 @@ impl Roster {
     /// How many workers have an app.
     #[must_use]
     pub fn with_app(&self, app: &str) -> usize {
-        self.workers.values().filter(|worker| worker.record.apps.iter().any(|a| a == app)).count()
+        self.with_app.get(app).copied().unwrap_or(0)
     }
 
     /// How many slots all workers have together.
     #[must_use]
     pub fn slots(&self) -> u32 {
-        self.workers.values().fold(0, |sum, worker| sum.saturating_add(worker.record.slots))
+        self.slots
     }
 
     /// When a worker with this app was last heard, if ever in this term.
@@ -180,9 +225,7 @@ impl Roster {
     /// All apps that workers have, in order.
     #[must_use]
     pub fn apps(&self) -> Vec<String> {
-        let apps: BTreeSet<&String> =
-            self.workers.values().flat_map(|worker| &worker.record.apps).collect();
-        apps.into_iter().cloned().collect()
+        self.with_app.keys().cloned().collect()
     }
 
     /// The leader itself stood still for so long: nobody's silence in it counts.
@@ -198,7 +241,7 @@ impl Roster {
 }
 
 /// An attempt that is under way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Lease {
     /// Its task.
     pub task: TaskId,
@@ -206,16 +249,33 @@ pub struct Lease {
     pub worker: WorkerId,
     /// When it was given out, or taken over.
     pub granted: Millis,
+    /// When it began to run, as far as this leader knows.
+    pub begun: Millis,
+    /// Whether this leader saw it begin, so that its duration is known.
+    pub whole: bool,
     /// When it is over unless it is renewed.
     pub until: Millis,
     /// When it was last renewed.
     pub renewed: Millis,
-    /// Whether the worker has confirmed that it runs it.
+    /// Whether the worker has confirmed that it has it.
     pub running: bool,
+    /// Whether it waits in the worker until a slot is free.
+    pub queued: bool,
+    /// Whether it is a second attempt at a slow one's task.
+    pub backup: bool,
     /// Records and bytes read, as last heard.
     pub progress: (u64, u64),
     /// When that last grew.
     pub progressed: Millis,
+}
+
+/// How far a worker says that an attempt has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Records and bytes read.
+    pub progress: (u64, u64),
+    /// Whether it has not begun.
+    pub queued: bool,
 }
 
 /// How an attempt ended.
@@ -233,24 +293,50 @@ pub enum AttemptEnd {
     Aborted,
     /// Its worker gave it back.
     Abandoned,
+    /// It was taken back before it began, for a worker that has nothing to do.
+    Withdrawn,
+}
+
+/// An attempt that this leader saw end.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub end: AttemptEnd,
+    /// What it was.
+    pub lease: Lease,
+    /// When it ended.
+    pub at: Millis,
 }
 
 /// The attempts of one job that this leader knows.
 #[derive(Clone, Debug, Default)]
 pub struct Leases {
     live: BTreeMap<AttemptNumber, Lease>,
-    ended: BTreeMap<AttemptNumber, (TaskId, AttemptEnd)>,
-    live_of_task: BTreeMap<TaskId, u32>,
+    ended: BTreeMap<AttemptNumber, Ended>,
+    /// Where the live ones are, by task: one, or two when one is a backup.
+    of_task: BTreeMap<TaskId, Vec<AttemptNumber>>,
+    /// Where they are, by worker.
+    of_worker: BTreeMap<WorkerId, BTreeSet<AttemptNumber>>,
+    /// Tasks of each kind with a live attempt.
+    tasks: [u32; 2],
+    /// Live backups.
+    backups: u32,
+    /// Live attempts of each kind that wait in their workers.
+    queued: [u32; 2],
 }
 
 impl Leases {
     /// Gives out an attempt, or takes one over that is running.
     pub fn grant(&mut self, number: AttemptNumber, lease: Lease) {
+        assert!(!self.live.contains_key(&number), "attempt {number} is under way already");
         self.ended.remove(&number);
-        let task = lease.task;
-        if self.live.insert(number, lease).is_none() {
-            *self.live_of_task.entry(task).or_default() += 1;
-        }
+        let of_task = self.of_task.entry(lease.task).or_default();
+        self.tasks[lease.task.kind.slot()] += u32::from(of_task.is_empty());
+        of_task.push(number);
+        self.of_worker.entry(lease.worker).or_default().insert(number);
+        self.backups += u32::from(lease.backup);
+        self.queued[lease.task.kind.slot()] += u32::from(lease.queued);
+        self.live.insert(number, lease);
     }
 
     /// An attempt under way.
@@ -262,62 +348,92 @@ impl Leases {
     /// How an attempt at this task ended, if this leader saw it end.
     #[must_use]
     pub fn ended(&self, number: AttemptNumber) -> Option<AttemptEnd> {
-        self.ended.get(&number).map(|(_, end)| *end)
+        self.ended.get(&number).map(|ended| ended.end)
     }
 
     /// Whether this leader gave out, or took over, an attempt with this number at this task.
     #[must_use]
     pub fn knows(&self, number: AttemptNumber, task: TaskId) -> bool {
         let live = self.live.get(&number).map(|lease| lease.task);
-        live.or(self.ended.get(&number).map(|(task, _)| *task)) == Some(task)
+        live.or(self.ended.get(&number).map(|ended| ended.lease.task)) == Some(task)
     }
 
-    /// Renews a lease; progress, where it is told, counts when it grew.
+    /// Renews a lease; progress, where it is told, counts when it grew. An attempt that waits for
+    /// a slot is not expected to make any.
     pub fn renew(
         &mut self,
         number: AttemptNumber,
         worker: WorkerId,
         now: Millis,
         lease_ms: u64,
-        progress: Option<(u64, u64)>,
+        told: Option<Heard>,
     ) {
         let Some(lease) = self.live.get_mut(&number) else { return };
-        lease.worker = worker;
+        if lease.worker != worker {
+            let old = std::mem::replace(&mut lease.worker, worker);
+            remove_from(&mut self.of_worker, old, number);
+            self.of_worker.entry(worker).or_default().insert(number);
+        }
         lease.renewed = now;
         lease.until = now.plus(lease_ms);
         lease.running = true;
-        if let Some(progress) = progress
-            && progress != lease.progress
-        {
-            lease.progress = progress;
+        let Some(told) = told else { return };
+        if lease.queued || told.queued {
+            (lease.begun, lease.progressed) = (now, now);
+            let queued = &mut self.queued[lease.task.kind.slot()];
+            *queued = *queued + u32::from(told.queued) - u32::from(lease.queued);
+            lease.queued = told.queued;
+        }
+        if told.progress != lease.progress {
+            lease.progress = told.progress;
             lease.progressed = now;
         }
     }
 
     /// Ends an attempt.
-    pub fn end(&mut self, number: AttemptNumber, end: AttemptEnd) -> Option<Lease> {
+    pub fn end(&mut self, number: AttemptNumber, end: AttemptEnd, at: Millis) -> Option<Lease> {
         let lease = self.live.remove(&number)?;
-        let left =
-            self.live_of_task.get_mut(&lease.task).expect("a live attempt's task is counted");
-        *left -= 1;
-        if *left == 0 {
-            self.live_of_task.remove(&lease.task);
+        let of_task =
+            self.of_task.get_mut(&lease.task).expect("a live attempt is known by its task");
+        of_task.retain(|other| *other != number);
+        if of_task.is_empty() {
+            self.of_task.remove(&lease.task);
+            self.tasks[lease.task.kind.slot()] -= 1;
         }
-        self.ended.insert(number, (lease.task, end));
+        remove_from(&mut self.of_worker, lease.worker, number);
+        self.backups -= u32::from(lease.backup);
+        self.queued[lease.task.kind.slot()] -= u32::from(lease.queued);
+        self.ended.insert(number, Ended { end, lease, at });
         Some(lease)
+    }
+
+    /// The attempts at a task that are under way.
+    #[must_use]
+    pub fn of_task(&self, task: TaskId) -> &[AttemptNumber] {
+        self.of_task.get(&task).map_or(&[], Vec::as_slice)
+    }
+
+    /// The attempts that a worker has.
+    pub fn of_worker(&self, worker: WorkerId) -> impl Iterator<Item = AttemptNumber> {
+        self.of_worker.get(&worker).into_iter().flatten().copied()
     }
 
     /// Whether an attempt at this task is under way.
     #[must_use]
     pub fn has_live(&self, task: TaskId) -> bool {
-        self.live_of_task.contains_key(&task)
+        self.of_task.contains_key(&task)
     }
 
-    /// How many tasks of a kind have an attempt under way.
+    /// How many tasks of a kind have an attempt that has begun.
     #[must_use]
     pub fn running(&self, kind: TaskKind) -> u32 {
-        let tasks = self.live_of_task.keys().filter(|task| task.kind == kind).count();
-        u32::try_from(tasks).unwrap_or(u32::MAX)
+        self.tasks[kind.slot()].saturating_sub(self.queued[kind.slot()])
+    }
+
+    /// How many attempts are under way.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.live.len()
     }
 
     /// Whether nothing is under way.
@@ -326,9 +442,20 @@ impl Leases {
         self.live.is_empty()
     }
 
+    /// How many of them are backups.
+    #[must_use]
+    pub fn backups(&self) -> u32 {
+        self.backups
+    }
+
     /// All that is under way.
     pub fn iter(&self) -> impl Iterator<Item = (AttemptNumber, &Lease)> {
         self.live.iter().map(|(number, lease)| (*number, lease))
+    }
+
+    /// All that this leader saw end.
+    pub fn iter_ended(&self) -> impl Iterator<Item = (AttemptNumber, &Ended)> {
+        self.ended.iter().map(|(number, ended)| (*number, ended))
     }
 
     /// The attempts that fulfil a condition.
@@ -342,6 +469,20 @@ impl Leases {
         for lease in self.live.values_mut() {
             lease.until = lease.until.plus(gap_ms);
             lease.progressed = lease.progressed.plus(gap_ms);
+            lease.begun = lease.begun.plus(gap_ms);
+        }
+    }
+}
+
+fn remove_from(
+    of_worker: &mut BTreeMap<WorkerId, BTreeSet<AttemptNumber>>,
+    worker: WorkerId,
+    number: AttemptNumber,
+) {
+    if let Some(numbers) = of_worker.get_mut(&worker) {
+        numbers.remove(&number);
+        if numbers.is_empty() {
+            of_worker.remove(&worker);
         }
     }
 }

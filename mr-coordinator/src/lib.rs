@@ -5,8 +5,7 @@
 //! `publish`, `output` and `cleanup` on the shared filesystem, `driver` and `service` between the
 //! network, the log and the scheduler.
 //!
-//! Not here yet: speculative attempts, priorities and fair shares, streaming and its blobs, logs
-//! of tasks, sampling for a total order.
+//! Not here yet: streaming and its blobs, logs of tasks, sampling for a total order.
 
 // The thin half may; the pure modules deny it for themselves.
 #![allow(clippy::disallowed_types)]
@@ -14,12 +13,14 @@
 pub mod codec;
 pub mod command;
 pub mod failure;
+pub mod flow;
 pub mod ids;
 pub mod job;
 pub mod leases;
 pub mod limits;
 pub mod machine;
 pub mod schedule;
+pub mod scheduling;
 pub mod snapshot;
 pub mod spec;
 
@@ -29,6 +30,7 @@ pub mod output;
 pub mod plan;
 pub mod publish;
 pub mod root;
+pub mod sample;
 
 mod cli;
 mod config;
@@ -36,6 +38,7 @@ pub mod driver;
 pub mod lanes;
 mod run;
 pub mod service;
+pub mod views;
 pub mod wire;
 
 pub use cli::main;

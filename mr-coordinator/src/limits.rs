@@ -49,6 +49,27 @@ pub const SPLIT_BYTES_SMALL: u64 = 1024 * 1024;
 pub const RUNS_PER_REPLY_MAX: usize = 15_000;
 /// Splits in all map assignments of one reply, likewise.
 pub const SPLITS_PER_REPLY_MAX: usize = 4_000;
+/// Arguments of one job.
+pub const ARGS_MAX: usize = 256;
+/// Bytes of all arguments of one job: they travel in the replicated spec and in each assignment.
+pub const ARG_BYTES_MAX: usize = 64 * 1024;
+/// The widest record of one width, in bytes.
+pub const RECORD_BYTES_MAX: u32 = 16 * 1024 * 1024;
+/// The longest line that a job may allow, in bytes: a worker holds it in memory.
+pub const LINE_BYTES_MAX: u32 = 64 * 1024 * 1024;
+/// The longest line without a wish of the user's.
+pub const LINE_BYTES_DEFAULT: u32 = 16 * 1024 * 1024;
+/// How many times its size an input may unpack to without a wish of the user's: honest gzip stays
+/// below 1,033.
+pub const EXPANSION_DEFAULT: u32 = 2_000;
+/// The longest key, in bytes.
+pub const KEY_BYTES_MAX: u32 = 8 * 1024 * 1024;
+/// Keys that are looked at for cut points: the leader holds them in memory.
+pub const SAMPLES_MAX: u32 = 1_000_000;
+/// Keys that are looked at without a wish of the user's.
+pub const SAMPLES_DEFAULT: u32 = 100_000;
+/// Bytes of all cut points of one job: every map reads them.
+pub const CUTS_BYTES_MAX: usize = 1024 * 1024;
 /// Counters of one attempt.
 pub const ATTEMPT_COUNTERS_MAX: usize = 64;
 /// Different counter names of one job.
@@ -61,6 +82,18 @@ pub const TEXT_BYTES_MAX: usize = 4_096;
 pub const ATTEMPTS_MAX: u32 = 100;
 /// Counted failures of a task without a wish of the user's.
 pub const ATTEMPTS_DEFAULT: u32 = 4;
+/// The highest priority of a job.
+pub const PRIORITY_MAX: u8 = 9;
+/// Queues with a weight of their own, and the largest weight.
+pub const QUEUES_MAX: usize = 256;
+/// The largest weight of a queue: shares are compared in whole numbers.
+pub const QUEUE_WEIGHT_MAX: u32 = 1_000_000;
+/// Jobs that one job may come after: each is looked for at every submission and every end.
+pub const AFTER_MAX: usize = 16;
+/// Records that one job may leave out: each is replicated with its path.
+pub const SKIP_MAX: u32 = 10_000;
+/// Tasks that a worker may keep ready beyond its slots.
+pub const PREFETCH_MAX: u32 = SLOTS_MAX;
 /// Workers that may be lost while running one task before it counts as poison.
 pub const LOST_WORKERS_MAX: usize = 3;
 /// How often the committed output of one map task may turn out lost.

@@ -6,7 +6,7 @@
 
 #![deny(clippy::disallowed_types)]
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use imbl::OrdMap;
@@ -173,6 +173,9 @@ impl Machine {
             let verdict = if same { Verdict::AlreadyAccepted } else { Verdict::TokenConflict };
             return Response::of_job(verdict, Some(known));
         }
+        if spec.scheduling.after.iter().any(|before| self.job(*before).is_none()) {
+            return Response::of_job(Verdict::AfterUnknown, None);
+        }
         let active = || self.jobs.values().filter(|job| !job.state.terminal());
         if active().count() >= JOBS_ACTIVE_MAX {
             return Response::of_job(Verdict::TooMany, None);
@@ -194,8 +197,10 @@ impl Machine {
             committed: [0, 0],
             bytes_committed: 0,
             retries: [0, 0],
+            taken_back: 0,
             counters: Arc::new(Counters::default()),
             reduce_floor: AttemptNumber::default(),
+            skipped: 0,
             cause: None,
             submitted_unix_ms: unix_ms,
             ended_unix_ms: 0,
@@ -224,16 +229,22 @@ impl Machine {
 
     fn finish(&mut self, at: Applied, id: JobId, unix_ms: u64) -> Response {
         let response = self.step(at, id, |job| job.finish(unix_ms));
-        let ended: Vec<u64> = self
-            .jobs
-            .iter()
-            .filter(|(_, job)| job.state.terminal())
-            .map(|(number, _)| *number)
-            .collect();
-        for number in ended.iter().take(ended.len().saturating_sub(JOBS_ENDED_MAX)) {
-            self.drop_job(*number);
+        let ended = self.jobs.values().filter(|job| job.state.terminal());
+        let ended: Vec<(u64, JobId)> = ended.map(|job| (job.number, job.id)).collect();
+        let surplus = ended.len().saturating_sub(JOBS_ENDED_MAX);
+        if surplus > 0 {
+            let awaited = self.awaited();
+            for (number, _) in ended.iter().filter(|(_, id)| !awaited.contains(id)).take(surplus) {
+                self.drop_job(*number);
+            }
         }
         response
+    }
+
+    /// The jobs that others come after, which are yet to be planned.
+    fn awaited(&self) -> BTreeSet<JobId> {
+        let queued = self.jobs.values().filter(|job| job.state == JobState::Queued);
+        queued.flat_map(|job| job.spec.scheduling.after.iter().copied()).collect()
     }
 
     fn register(
@@ -281,8 +292,10 @@ impl Machine {
             self.digest = self.digest.wrapping_sub(snapshot::job_digest(old));
         }
         self.digest = self.digest.wrapping_add(snapshot::job_digest(&job));
-        self.numbers.insert(job.id, job.number);
-        self.tokens.insert(job.token.clone(), job.number);
+        if !self.jobs.contains_key(&job.number) {
+            self.numbers.insert(job.id, job.number);
+            self.tokens.insert(job.token.clone(), job.number);
+        }
         self.jobs.insert(job.number, job);
     }
 

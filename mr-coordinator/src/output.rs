@@ -76,7 +76,7 @@ pub fn check(root: &Root, spec: &Spec, can_exchange: bool) -> Result<String, Out
         Ok(metadata) if !metadata.is_dir() => Err(exists(", and is no directory")),
         Ok(_) if spec.overwrite => Ok(key),
         Ok(_) => match spec.output_format {
-            OutputFormat::Text => Err(exists("")),
+            OutputFormat::Text | OutputFormat::Raw => Err(exists("")),
             OutputFormat::Lab if has_results(&place, spec)? => Err(exists(", with results in it")),
             OutputFormat::Lab => Ok(key),
         },
@@ -135,7 +135,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::{plan, spec::InputFormat};
+    use crate::{plan, scheduling::Scheduling, spec::InputFormat};
 
     fn spec(output: &str, output_format: OutputFormat, overwrite: bool) -> Spec {
         Spec {
@@ -152,6 +152,8 @@ mod tests {
             name: String::new(),
             slow_ms: 0,
             overwrite,
+            flow: crate::flow::Flow::default(),
+            scheduling: Scheduling::default(),
         }
     }
 

@@ -13,16 +13,18 @@ use std::{
 
 use crate::{
     codec::{Decoder, Encoder},
+    flow::Partitioner,
     glob,
     ids::{JobId, WORK_ROOT, job_directory},
     limits::*,
     root::{PathError, Root, create_dir, read_file, shown, sync_dir, write_file},
+    sample,
     schedule::Trouble,
-    spec::{BadSpec, InputFormat, Plan, PlanRoot, Spec, Split, put_plan, take_plan},
+    spec::{BadSpec, Cuts, InputFormat, Packing, Plan, PlanRoot, Spec, Split, put_plan, take_plan},
 };
 
 /// What a plan file begins with; the digit is the version.
-const MAGIC: &[u8; 8] = b"FLOTPLN1";
+const MAGIC: &[u8; 8] = b"FLOTPLN2";
 /// The largest plan file.
 const PLAN_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// How deep directories are followed: beyond any honest tree, and an end to circles of links.
@@ -77,6 +79,10 @@ pub struct Input {
     pub bytes: u64,
     /// When it was modified, in nanoseconds since 1970.
     pub modified_ns: u64,
+    /// How it is compressed.
+    pub packing: Packing,
+    /// What the job calls files like this one.
+    pub tag: String,
 }
 
 /// The files that a spec's inputs name, in the order of the patterns and, within one, of the bytes
@@ -85,8 +91,10 @@ pub struct Input {
 /// # Errors
 /// [`PlanError`] naming the first pattern that cannot be taken.
 pub fn inputs(root: &Root, spec: &Spec) -> Result<Vec<Input>, PlanError> {
-    let mut found = Found { root, files: Vec::new(), path_bytes: 0, directories: 0 };
-    for pattern in &spec.inputs {
+    let mut found =
+        Found { root, files: Vec::new(), path_bytes: 0, directories: 0, tag: String::new() };
+    for (number, pattern) in spec.inputs.iter().enumerate() {
+        found.tag = spec.flow.tags.get(number).cloned().unwrap_or_default();
         match pattern.strip_prefix('@') {
             Some(list) => {
                 for line in read_list(root, list)? {
@@ -97,6 +105,17 @@ pub fn inputs(root: &Root, spec: &Spec) -> Result<Vec<Input>, PlanError> {
         }
     }
     Ok(found.files)
+}
+
+/// Checks that a spec's inputs could be names below the root, without looking for them.
+///
+/// # Errors
+/// [`PlanError::Path`] naming the first that cannot.
+pub fn check_names(root: &Root, spec: &Spec) -> Result<(), PlanError> {
+    for pattern in &spec.inputs {
+        root.normal(pattern.strip_prefix('@').unwrap_or(pattern))?;
+    }
+    Ok(())
 }
 
 /// The lines of a file of inputs.
@@ -114,6 +133,8 @@ struct Found<'a> {
     files: Vec<Input>,
     path_bytes: usize,
     directories: usize,
+    /// What files of the present pattern are called.
+    tag: String,
 }
 
 impl Found<'_> {
@@ -230,7 +251,9 @@ impl Found<'_> {
         }
         let modified_ns = modified_ns(metadata);
         let bytes = metadata.len();
-        self.files.push(Input { path: named.to_owned(), real, bytes, modified_ns });
+        let packing = packing(&real).map_err(|error| PathError::io(named, error))?;
+        let (path, tag) = (named.to_owned(), self.tag.clone());
+        self.files.push(Input { path, real, bytes, modified_ns, packing, tag });
         Ok(())
     }
 }
@@ -239,6 +262,28 @@ fn too_many() -> BadSpec {
     let problem =
         format!("more than {INPUT_FILES_MAX} files, or {INPUT_PATH_BYTES_MAX} bytes of paths");
     BadSpec::new("inputs", problem)
+}
+
+/// How a file is compressed: by its name, or else by its first bytes.
+fn packing(path: &Path) -> io::Result<Packing> {
+    use io::Read;
+    const GZIP: [u8; 3] = [0x1f, 0x8b, 0x08];
+    const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+    let named = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("gz") => Some(Packing::Gzip),
+        Some("zst") => Some(Packing::Zstd),
+        Some(_) | None => None,
+    };
+    if let Some(named) = named {
+        return Ok(named);
+    }
+    let mut head = Vec::with_capacity(ZSTD.len());
+    fs::File::open(path)?.take(ZSTD.len() as u64).read_to_end(&mut head)?;
+    Ok(match &head[..] {
+        head if head.starts_with(&GZIP) => Packing::Gzip,
+        head if head.starts_with(&ZSTD) => Packing::Zstd,
+        _ => Packing::None,
+    })
 }
 
 fn join(named: &str, name: &str) -> String {
@@ -262,8 +307,12 @@ fn modified_ns(metadata: &Metadata) -> u64 {
 pub fn split(spec: &Spec, files: &[Input], slots: u32) -> Result<Plan, BadSpec> {
     match spec.input_format {
         InputFormat::Whole => split_whole(files),
-        InputFormat::Text if spec.split_bytes > 0 => split_text(files, spec.split_bytes),
-        InputFormat::Text => {
+        InputFormat::Text | InputFormat::KeyValue | InputFormat::Fixed(_)
+            if spec.split_bytes > 0 =>
+        {
+            split_text(files, spec.split_bytes)
+        }
+        InputFormat::Text | InputFormat::KeyValue | InputFormat::Fixed(_) => {
             let total: u64 = files.iter().map(|file| file.bytes).sum();
             let share = total.div_ceil(4 * u64::from(slots.max(1)));
             let mut largest = share.clamp(SPLIT_BYTES_SMALL, SPLIT_BYTES_DEFAULT);
@@ -287,14 +336,17 @@ fn split_whole(files: &[Input]) -> Result<Plan, BadSpec> {
     tasks.finish()
 }
 
-/// Pieces of at most `largest` bytes; neighbours that fit together share a task. Empty files have
-/// no record, so they have no piece.
+/// Pieces of at most `largest` bytes, but compressed files whole; neighbours that fit together share
+/// a task. Empty files have no record, so they have no piece.
 fn split_text(files: &[Input], largest: u64) -> Result<Plan, BadSpec> {
     let mut tasks = Tasks::default();
     for file in files {
         let mut start = 0;
         while start < file.bytes {
-            let bytes = largest.min(file.bytes - start);
+            let bytes = match file.packing {
+                Packing::None => largest.min(file.bytes - start),
+                Packing::Gzip | Packing::Zstd => file.bytes,
+            };
             tasks.add(piece(file, start, bytes), |task| task.bytes + bytes > largest);
             if tasks.done.len() > MAPS_MAX as usize {
                 break;
@@ -312,6 +364,8 @@ fn piece(file: &Input, start: u64, bytes: u64) -> Split {
         bytes,
         file_bytes: file.bytes,
         modified_ns: file.modified_ns,
+        packing: file.packing,
+        tag: file.tag.clone(),
     }
 }
 
@@ -354,7 +408,7 @@ impl Tasks {
             let problem = format!("it makes more than {MAPS_MAX} map tasks: take a larger one");
             return Err(BadSpec::new("split_bytes", problem));
         }
-        Ok(Plan { maps: self.done })
+        Ok(Plan { maps: self.done, cuts: None })
     }
 }
 
@@ -368,31 +422,51 @@ pub fn make(
     spec: &Spec,
     slots: u32,
 ) -> Result<(PlanRoot, Plan), PlanError> {
-    let plan = split(spec, &inputs(root, spec)?, slots)?;
+    let files = inputs(root, spec)?;
+    let mut plan = split(spec, &files, slots)?;
+    if let Partitioner::Range { samples, key_bytes } = spec.flow.partitioner {
+        plan.cuts = Some(cut(root, job, spec, &files, (samples, key_bytes))?);
+    }
     let mut out = Encoder::new();
     out.raw(MAGIC);
     put_plan(&mut out, &plan);
     let bytes = out.finish();
     let digest = *blake3::hash(&bytes).as_bytes();
-    store(root, job, &digest, &bytes).map_err(PlanError::Store)?;
+    store(root, job, &plan_name(&digest), &bytes).map_err(PlanError::Store)?;
     let maps = u32::try_from(plan.maps.len()).expect("MAPS_MAX was checked");
     Ok((PlanRoot { digest, maps, bytes: plan.bytes() }, plan))
 }
 
-fn store(root: &Root, job: JobId, digest: &[u8; 32], bytes: &[u8]) -> io::Result<()> {
+/// Finds and stores the cut points of a total order.
+fn cut(
+    root: &Root,
+    job: JobId,
+    spec: &Spec,
+    files: &[Input],
+    (samples, key_bytes): (u32, u32),
+) -> Result<Cuts, PlanError> {
+    let cuts = sample::cuts(spec, files, samples, key_bytes)?;
+    let bytes = sample::encode(&cuts);
+    let name = format!("cuts-{}", blake3::hash(&bytes).to_hex());
+    store(root, job, &name, &bytes).map_err(PlanError::Store)?;
+    Ok(Cuts { path: format!("{}/{name}", job_directory(job)), crc: crc32c::crc32c(&bytes) })
+}
+
+/// Stores a file in the job's directory, durably. It is named by its content, so that two leaders
+/// cannot disturb each other.
+fn store(root: &Root, job: JobId, name: &str, bytes: &[u8]) -> io::Result<()> {
     let work = root.join(WORK_ROOT);
     let directory = root.join(&job_directory(job));
     create_dir(&work)?;
     create_dir(&directory)?;
-    let draft = directory.join(format!("plan-{}.draft", uuid::Uuid::new_v4()));
+    let draft = directory.join(format!("{}.draft", uuid::Uuid::new_v4()));
     write_file(&draft, bytes)?;
-    fs::rename(&draft, directory.join(plan_name(digest)))?;
+    fs::rename(&draft, directory.join(name))?;
     sync_dir(&directory)?;
     sync_dir(&work)?;
     sync_dir(root.path())
 }
 
-/// A plan's file is named by its content, so that two leaders cannot disturb each other.
 fn plan_name(digest: &[u8; 32]) -> String {
     format!("plan-{}", blake3::Hash::from_bytes(*digest).to_hex())
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use proptest::prelude::*;
 
 use super::*;
-use crate::spec::OutputFormat;
+use crate::{flow::Flow, scheduling::Scheduling, spec::OutputFormat};
 
 fn spec(inputs: &[&str]) -> Spec {
     Spec {
@@ -22,6 +22,8 @@ fn spec(inputs: &[&str]) -> Spec {
         name: String::new(),
         slow_ms: 0,
         overwrite: false,
+        flow: Flow::default(),
+        scheduling: Scheduling::default(),
     }
 }
 
@@ -140,7 +142,14 @@ fn plan_is_stored_and_read_back_and_damage_is_noticed() {
 }
 
 fn file(name: &str, bytes: u64) -> Input {
-    Input { path: name.into(), real: PathBuf::from(name), bytes, modified_ns: 1 }
+    Input {
+        path: name.into(),
+        real: PathBuf::from(name),
+        bytes,
+        modified_ns: 1,
+        packing: Packing::None,
+        tag: String::new(),
+    }
 }
 
 #[test]

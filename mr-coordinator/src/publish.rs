@@ -27,6 +27,11 @@ use crate::{
 /// The file that says that all results are there.
 pub const SUCCESS_FILE: &str = "_SUCCESS";
 
+/// The directory of the results that names what was left out of them, if anything was.
+pub const SKIPPED_DIRECTORY: &str = "_skipped";
+/// The file in it: a line for each record, `PATH:OFFSET TASK`.
+pub const SKIPPED_FILE: &str = "records";
+
 /// The largest `_SUCCESS` file that is read: 4,096 parts and 120 counters take a tenth of it.
 const SUCCESS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
@@ -58,6 +63,8 @@ pub struct Publication {
     pub parts: Vec<Part>,
     /// Its counters.
     pub counters: BTreeMap<String, u64>,
+    /// The records that were left out, a line for each.
+    pub skipped: Vec<String>,
 }
 
 /// What `_SUCCESS` says.
@@ -302,6 +309,7 @@ impl<'a> Run<'a> {
         })?;
         let staging = self.staging.clone();
         self.move_parts(&staging)?;
+        self.write_skipped(&staging)?;
         self.write_success(&staging)?;
         self.step("removing strangers", |run| run.remove_strangers(&staging))?;
         self.step("syncing staging", |run| sync_dir(&run.staging))?;
@@ -313,6 +321,7 @@ impl<'a> Run<'a> {
     fn publish_into(&mut self) -> Result<(), PublishError> {
         let output = self.output.clone();
         self.move_parts(&output)?;
+        self.write_skipped(&output)?;
         self.step("syncing the output", |run| sync_dir(&run.output))?;
         self.write_success(&output)?;
         self.step("syncing the output", |run| sync_dir(&run.output))?;
@@ -323,7 +332,7 @@ impl<'a> Run<'a> {
     fn move_parts(&mut self, to: &Path) -> Result<(), PublishError> {
         let mut lost = Vec::new();
         for part in &self.publication.parts {
-            let name = self.publication.spec.output_format.part_name(part.partition);
+            let name = self.publication.spec.part_name(part.partition);
             let place = to.join(&name);
             if self.step("verifying a part in its place", |_| is_part(&place, part))? {
                 continue;
@@ -354,10 +363,25 @@ impl<'a> Run<'a> {
         Err(PublishError::Lost(lost))
     }
 
+    /// Names the records that were left out, if there are any.
+    fn write_skipped(&mut self, to: &Path) -> Result<(), PublishError> {
+        if self.publication.skipped.is_empty() {
+            return Ok(());
+        }
+        let directory = to.join(SKIPPED_DIRECTORY);
+        let mut lines = self.publication.skipped.join("\n");
+        lines.push('\n');
+        self.step("naming what was left out", |_| {
+            fs::create_dir_all(&directory)?;
+            write_file(&directory.join(SKIPPED_FILE), lines.as_bytes())?;
+            sync_dir(&directory)
+        })
+    }
+
     /// Writes `_SUCCESS`, whole: its name appears when its content is durable.
     fn write_success(&mut self, to: &Path) -> Result<(), PublishError> {
         let part = |part: &Part| SuccessPart {
-            name: self.publication.spec.output_format.part_name(part.partition),
+            name: self.publication.spec.part_name(part.partition),
             bytes: part.bytes,
             crc32c: format!("{:08x}", part.crc),
         };
@@ -381,10 +405,13 @@ impl<'a> Run<'a> {
 
     /// What is in staging beside the results was put there by nobody.
     fn remove_strangers(&self, staging: &Path) -> io::Result<()> {
-        let format = self.publication.spec.output_format;
+        let spec = &self.publication.spec;
         let parts = self.publication.parts.iter();
-        let mut names: Vec<String> = parts.map(|part| format.part_name(part.partition)).collect();
+        let mut names: Vec<String> = parts.map(|part| spec.part_name(part.partition)).collect();
         names.push(SUCCESS_FILE.to_owned());
+        if !self.publication.skipped.is_empty() {
+            names.push(SKIPPED_DIRECTORY.to_owned());
+        }
         for entry in fs::read_dir(staging)? {
             let entry = entry?;
             if names.iter().any(|name| entry.file_name() == name.as_str()) {

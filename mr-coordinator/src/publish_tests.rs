@@ -4,6 +4,7 @@
 use super::*;
 use crate::{
     ids::{AttemptId, AttemptNumber, TaskId},
+    scheduling::Scheduling,
     spec::InputFormat,
 };
 
@@ -42,7 +43,7 @@ fn scene(output_format: OutputFormat, overwrite: bool) -> Scene {
     let parts = (0..PARTS)
         .map(|partition| {
             let number = AttemptNumber { epoch: 1, sequence: partition };
-            let source = AttemptId { job, task: TaskId::reduce(partition), number }.file();
+            let source = AttemptId { job, task: TaskId::reduce(partition), number }.part();
             let bytes = content(partition);
             Part { partition, source, bytes: bytes.len() as u64, crc: crc32c::crc32c(&bytes) }
         })
@@ -61,10 +62,13 @@ fn scene(output_format: OutputFormat, overwrite: bool) -> Scene {
         name: String::new(),
         slow_ms: 0,
         overwrite,
+        flow: crate::flow::Flow::default(),
+        scheduling: Scheduling::default(),
     };
     let counters = BTreeMap::from([("MAP_TASKS".to_owned(), 1)]);
     let output_key = "results/out".to_owned();
-    let publication = Publication { job, epoch: 1, spec, output_key, parts, counters };
+    let skipped = Vec::new();
+    let publication = Publication { job, epoch: 1, spec, output_key, parts, counters, skipped };
     let scene = Scene { _directory: directory, root, publication };
     scene.make_parts();
     scene
@@ -104,14 +108,14 @@ impl Scene {
 
     /// Exactly the right results, and no trace of how they came.
     fn check(&self, beside: &[&str]) {
-        let format = self.publication.spec.output_format;
-        let mut expected: Vec<String> = (0..PARTS).map(|part| format.part_name(part)).collect();
+        let spec = &self.publication.spec;
+        let mut expected: Vec<String> = (0..PARTS).map(|part| spec.part_name(part)).collect();
         expected.push(SUCCESS_FILE.to_owned());
         expected.extend(beside.iter().map(|&name| name.to_owned()));
         expected.sort();
         assert_eq!(self.names("results/out"), expected);
         for partition in 0..PARTS {
-            let file = self.output().join(format.part_name(partition));
+            let file = self.output().join(spec.part_name(partition));
             assert_eq!(fs::read(file).unwrap(), content(partition), "part {partition}");
         }
         assert!(is_published(&self.output(), self.publication.job).unwrap());
@@ -177,7 +181,7 @@ fn whole_or_nothing(scene: &Scene) {
     if scene.output().exists() {
         assert!(is_published(&scene.output(), scene.publication.job).unwrap());
         for partition in 0..PARTS {
-            let name = scene.publication.spec.output_format.part_name(partition);
+            let name = scene.publication.spec.part_name(partition);
             assert_eq!(fs::read(scene.output().join(name)).unwrap(), content(partition));
         }
     }
@@ -327,4 +331,19 @@ fn strangers_in_staging_do_not_get_out() {
     fs::create_dir(staging.join("more")).unwrap();
     scene.publish(1).unwrap();
     scene.check(&[]);
+}
+
+#[test]
+fn records_that_were_left_out_are_named_whatever_happens() {
+    for format in [OutputFormat::Text, OutputFormat::Lab] {
+        let mut scene = match format {
+            OutputFormat::Text | OutputFormat::Raw => scene(format, false),
+            OutputFormat::Lab => with_existing_output(format, false, &["pg-a.txt"]),
+        };
+        scene.publication.skipped = vec!["in/a.txt:3 map 0".into(), "in/a.txt:9 map 0".into()];
+        scene.crash_everywhere(|steps| steps as u64 + 1, |_| {});
+        let named = scene.output().join(SKIPPED_DIRECTORY).join(SKIPPED_FILE);
+        assert_eq!(fs::read_to_string(named).unwrap(), "in/a.txt:3 map 0\nin/a.txt:9 map 0\n");
+        assert!(is_published(&scene.output(), scene.publication.job).unwrap());
+    }
 }

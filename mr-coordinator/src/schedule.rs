@@ -3,28 +3,41 @@
 //!
 //! Decides assignment, re-execution, what is proposed to the log and what callers are answered.
 //! Every effect that changes a job is a proposal first; what the log made of it comes back as
-//! [`Event::Applied`] with the job as it is then. Jobs are served in order of submission, several
-//! at a time. Deliberately absent: speculative copies of slow attempts, priorities and fair shares.
+//! [`Event::Applied`] with the job as it is then. A step costs what it changes, not what there is:
+//! everything that looks at all jobs, workers or attempts happens ten times a second at most.
 
 #![deny(clippy::disallowed_types)]
 
 mod active;
+mod assign;
+mod backups;
+mod exclusion;
 mod jobs;
 mod messages;
+mod order;
+mod pending;
 mod reports;
+mod view;
 mod workers;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 pub use self::messages::{
     AppliedTo, Assignment, Effect, Event, Now, Order, ProposalId, PublishOutcome, Reply,
-    ReportAnswer, ReportEnd, Run, Settings, Ticket, Trouble, Work,
+    ReportAnswer, ReportEnd, Run, Settings, Ticket, Trouble, Wants, Work,
 };
-use self::{active::Active, workers::Waiting};
+use self::{active::Active, assign::Waiting};
+pub use self::{
+    order::Weights,
+    view::{AttemptStanding, AttemptView, TasksView, WorkerView},
+};
 use crate::{
     command::Command,
-    ids::{JobId, TaskKind},
-    job::Job,
+    ids::{JobId, TaskKind, WorkerId},
+    job::{Job, JobState},
     leases::{Millis, Roster},
     machine::{Machine, Response},
 };
@@ -47,7 +60,20 @@ pub struct Scheduler {
     roster: Roster,
     jobs: BTreeMap<u64, Active>,
     numbers: BTreeMap<JobId, u64>,
+    /// Jobs that may have a step to take.
+    due: BTreeSet<u64>,
+    /// Whether a queued job may have to be admitted.
+    admit_due: bool,
+    /// Ended jobs, as far as they are remembered: what others come after.
+    ended: BTreeMap<JobId, JobState>,
     polls: BTreeMap<Ticket, Waiting>,
+    poll_of: BTreeMap<WorkerId, Ticket>,
+    /// Slots of all polls that wait.
+    free_slots_waiting: u64,
+    /// The poll that came in this step.
+    fresh: Option<Ticket>,
+    /// Polls that came with reports which are not answered yet.
+    report_polls: BTreeMap<Ticket, (WorkerId, u128, Wants)>,
     proposals: BTreeMap<ProposalId, AppliedTo>,
     last_proposal: u64,
     effects: Vec<Effect>,
@@ -64,6 +90,10 @@ pub struct Progress {
     pub planning: bool,
     /// What kept its last step from being taken, if something did.
     pub waiting_for: Option<String>,
+    /// Backups given out: maps, reduces.
+    pub backups: [u32; 2],
+    /// The names of workers that get no more of its tasks.
+    pub excluded: Vec<String>,
     /// Grows with every change that a caller can see.
     pub version: u64,
 }
@@ -86,14 +116,19 @@ impl Scheduler {
             roster,
             jobs: BTreeMap::new(),
             numbers: BTreeMap::new(),
+            due: BTreeSet::new(),
+            admit_due: true,
+            ended: BTreeMap::new(),
             polls: BTreeMap::new(),
+            poll_of: BTreeMap::new(),
+            free_slots_waiting: 0,
+            fresh: None,
+            report_polls: BTreeMap::new(),
             proposals: BTreeMap::new(),
             last_proposal: 0,
             effects: Vec::new(),
         };
-        for job in state.jobs() {
-            scheduler.observe(job);
-        }
+        scheduler.resync(state);
         scheduler
     }
 
@@ -112,16 +147,20 @@ impl Scheduler {
             Event::Register { ticket, name, incarnation, slots, apps, running } => {
                 self.register(ticket, name, incarnation, slots, apps, running);
             }
-            Event::Poll { ticket, worker, incarnation, free_slots } => {
-                self.poll(ticket, worker, incarnation, free_slots);
+            Event::Poll { ticket, worker, incarnation, wants } => {
+                self.poll(ticket, worker, incarnation, wants);
             }
-            Event::PollDropped { ticket } => drop(self.polls.remove(&ticket)),
+            Event::PollDropped { ticket } => {
+                self.drop_poll(ticket);
+                self.report_polls.remove(&ticket);
+            }
+            Event::Drain { ticket, name } => self.drain(ticket, &name),
             Event::Undelivered { attempts } => self.undelivered(&attempts),
             Event::Heartbeat { ticket, worker, incarnation, running } => {
                 self.heartbeat(ticket, worker, incarnation, &running);
             }
-            Event::Report { ticket, worker, attempt, end } => {
-                self.report(ticket, worker, attempt, end);
+            Event::Report { ticket, worker, attempt, end, poll } => {
+                self.report(ticket, worker, attempt, end, poll);
             }
             Event::Deregister { ticket, worker, incarnation } => {
                 self.deregister(ticket, worker, incarnation);
@@ -152,9 +191,25 @@ impl Scheduler {
             ],
             retries: active.unrecorded_retries,
             planning: active.planning(),
+            backups: active.pace.backups,
+            excluded: self.excluded_workers(active),
             waiting_for: active.waiting_for.clone(),
             version: active.version,
         })
+    }
+
+    fn excluded_workers(&self, active: &Active) -> Vec<String> {
+        if active.trust.is_whole() {
+            return Vec::new();
+        }
+        let excluded = self.roster.iter().filter(|w| self.excluded(active, w.record.id));
+        excluded.map(|worker| worker.record.name.clone()).collect()
+    }
+
+    /// The version of a job as callers see it; `None` when it has ended or is unknown.
+    #[must_use]
+    pub fn version(&self, job: JobId) -> Option<u64> {
+        Some(self.jobs.get(self.numbers.get(&job)?)?.version)
     }
 
     /// How many workers were heard from lately.
@@ -166,7 +221,7 @@ impl Scheduler {
     /// How many attempts are under way.
     #[must_use]
     pub fn attempts(&self) -> usize {
-        self.jobs.values().map(|active| active.leases.iter().count()).sum()
+        self.jobs.values().map(|active| active.leases.len()).sum()
     }
 
     /// Ids of jobs that have not ended.
@@ -195,6 +250,15 @@ impl Scheduler {
         }
         self.expire_leases();
         self.expire_polls();
+        let now = self.now;
+        for (number, active) in &mut self.jobs {
+            active.offered |= active.pending.ripen(now);
+            active.offered |= active.look_for_slow(now);
+            // Tasks are kept from a worker for a while, and a worker from a job.
+            active.offered |= active.waiting() > 0;
+            self.due.insert(*number);
+        }
+        self.admit_due = true;
     }
 
     fn propose(&mut self, command: Command, to: AppliedTo) {
@@ -208,8 +272,11 @@ impl Scheduler {
         self.effects.push(Effect::Reply { ticket, reply });
     }
 
+    /// A job that is about to change; it is looked at again at the end of the step.
     fn active(&mut self, job: JobId) -> Option<&mut Active> {
-        self.jobs.get_mut(self.numbers.get(&job)?)
+        let number = *self.numbers.get(&job)?;
+        self.due.insert(number);
+        self.jobs.get_mut(&number)
     }
 
     /// Takes in what the log made of a proposal.
@@ -229,13 +296,17 @@ impl Scheduler {
                 self.reply(ticket, Reply::Cancelled { verdict, job });
             }
             AppliedTo::Register { ticket, running } => self.registered(ticket, &running, response),
-            AppliedTo::Success { ticket } => {
-                self.reply(ticket, Reply::Report(ReportAnswer::of(response.verdict)));
+            AppliedTo::Success { ticket, attempt } => {
+                let now = self.now;
+                if let Some(active) = self.active(attempt.job) {
+                    active.settle(attempt.task, now);
+                }
+                self.reply_report(ticket, ReportAnswer::of(response.verdict));
             }
             AppliedTo::Failure { ticket, attempt } => {
                 self.failure_applied(&attempt);
                 if let Some(ticket) = ticket {
-                    self.reply(ticket, Reply::Report(ReportAnswer::Noted));
+                    self.reply_report(ticket, ReportAnswer::Noted);
                 }
             }
             AppliedTo::Invalidation { map, reduces } => self.invalidation_over(&map, &reduces),
@@ -250,10 +321,10 @@ impl Scheduler {
             AppliedTo::Nothing => {}
             AppliedTo::Submit(ticket)
             | AppliedTo::Cancel(ticket)
-            | AppliedTo::Register { ticket, .. }
-            | AppliedTo::Success { ticket } => self.reply(ticket, Reply::Busy),
+            | AppliedTo::Register { ticket, .. } => self.reply(ticket, Reply::Busy),
+            AppliedTo::Success { ticket, .. } => self.reply_busy(ticket),
             AppliedTo::Failure { ticket, attempt } => match ticket {
-                Some(ticket) => self.reply(ticket, Reply::Busy),
+                Some(ticket) => self.reply_busy(ticket),
                 None => self.failure_applied(&attempt),
             },
             AppliedTo::Invalidation { map, reduces } => self.invalidation_over(&map, &reduces),
@@ -261,17 +332,38 @@ impl Scheduler {
         }
     }
 
+    /// A report is to be sent again, and with it the poll that it brought.
+    fn reply_busy(&mut self, ticket: Ticket) {
+        self.report_polls.remove(&ticket);
+        self.reply(ticket, Reply::Busy);
+    }
+
     /// Takes in the whole replicated state: what became of a proposal was not learned.
     fn resync(&mut self, state: &Machine) {
+        let now = self.now;
+        self.ended.clear();
         for job in state.jobs() {
             self.observe(job);
+            let gone = |before: &&JobId| state.job(**before).is_none();
+            let gone = job.spec.scheduling.after.iter().find(gone).copied();
+            if let Some(active) = self.active(job.id) {
+                active.settle_all(now);
+                active.dependency_gone = gone;
+            }
         }
     }
 
     /// Takes in a job as the log has it. Older states than the one known are ignored.
     fn observe(&mut self, job: &Arc<Job>) {
+        self.due.insert(job.number);
+        self.admit_due = true;
         if job.state.terminal() {
+            self.ended.insert(job.id, job.state);
             self.forget(job);
+            return;
+        }
+        // Answers of the log overtake each other: an earlier state does not bring a job back.
+        if self.ended.contains_key(&job.id) {
             return;
         }
         let (now, floor) = (self.now, self.version_floor);

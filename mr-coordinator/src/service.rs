@@ -5,6 +5,7 @@
 //! anything is proposed.
 
 mod jobs;
+mod views;
 mod workers;
 
 use std::{sync::Arc, time::Duration};
@@ -92,7 +93,13 @@ impl Desk {
             Ok(Ok(Told::Reply(Reply::Busy))) => Err(maybe(Status::unavailable(
                 "the record was not confirmed; the request can be repeated",
             ))),
-            Ok(Ok(told @ (Told::Reply(_) | Told::View(..) | Told::Changed))) => Ok(told),
+            Ok(Ok(
+                told @ (Told::Reply(_)
+                | Told::View(..)
+                | Told::Tasks(_)
+                | Told::Workers(_)
+                | Told::Changed),
+            )) => Ok(told),
             // The leadership or the daemon ended meanwhile.
             Ok(Err(_)) => Err(self.with_leader(maybe(Status::unavailable(
                 "this member stopped leading before it could answer",

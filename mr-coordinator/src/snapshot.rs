@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::{
     codec::{BadBytes, Decoder, Encoder},
     command::{put_plan_root, put_texts, take_plan_root, take_texts},
-    failure::{put_cause, take_cause},
+    failure::{Record, put_cause, put_record, take_cause, take_record},
     ids::{AttemptNumber, JobId, TaskId, WorkerId, put_number, put_task, take_number, take_task},
     job::{Counters, Job, JobState, Manifest, Task},
     machine::{Machine, WorkerRecord},
@@ -128,11 +128,13 @@ fn head_item(job: &Job) -> Vec<u8> {
         out.u32(pair[1]);
     }
     out.u64(job.bytes_committed);
+    out.u32(job.taken_back);
     put_texts(&mut out, &job.counters.names);
     for sum in &job.counters.sums {
         out.u64(*sum);
     }
     put_number(&mut out, job.reduce_floor);
+    out.u32(job.skipped);
     out.option(job.cause.as_deref(), put_cause);
     out.u64(job.submitted_unix_ms);
     out.u64(job.ended_unix_ms);
@@ -155,6 +157,12 @@ fn task_item(job: u64, id: TaskId, task: &Task) -> Vec<u8> {
     out.option(task.invalidated, put_number);
     out.u32(task.invalidations);
     out.option(task.previous_hash, Encoder::u64);
+    for records in [&task.suspects, &task.skipped] {
+        out.count(records.len());
+        for record in records {
+            put_record(&mut out, record);
+        }
+    }
     out.finish()
 }
 
@@ -293,6 +301,7 @@ fn take_head(from: &mut Decoder<'_>, spec: (u64, Arc<Spec>)) -> Result<Job, BadB
     let committed = [from.u32()?, from.u32()?];
     let retries = [from.u32()?, from.u32()?];
     let bytes_committed = from.u64()?;
+    let taken_back = from.u32()?;
     let names = take_texts(from)?;
     let sums = names.iter().map(|_| from.u64()).collect::<Result<_, _>>()?;
     Ok(Job {
@@ -309,8 +318,10 @@ fn take_head(from: &mut Decoder<'_>, spec: (u64, Arc<Spec>)) -> Result<Job, BadB
         committed,
         bytes_committed,
         retries,
-        counters: Arc::new(Counters { names, sums }),
+        taken_back,
+        counters: Arc::new(Counters { names: Arc::new(names), sums }),
         reduce_floor: take_number(from)?,
+        skipped: from.u32()?,
         cause: from.option(take_cause)?.map(Arc::new),
         submitted_unix_ms: from.u64()?,
         ended_unix_ms: from.u64()?,
@@ -327,6 +338,9 @@ fn take_task_item(from: &mut Decoder<'_>, job: &mut Job) -> Result<(), BadBytes>
     let numbers = |from: &mut Decoder<'_>| -> Result<Vec<AttemptNumber>, BadBytes> {
         (0..from.count()?).map(|_| take_number(from)).collect()
     };
+    let records = |from: &mut Decoder<'_>| -> Result<Vec<Record>, BadBytes> {
+        (0..from.count()?).map(|_| take_record(from)).collect()
+    };
     let task = Task {
         committed: committed.map(Arc::new),
         failed: numbers(from)?,
@@ -334,6 +348,8 @@ fn take_task_item(from: &mut Decoder<'_>, job: &mut Job) -> Result<(), BadBytes>
         invalidated: from.option(take_number)?,
         invalidations: from.u32()?,
         previous_hash: from.option(Decoder::u64)?,
+        suspects: records(from)?,
+        skipped: records(from)?,
     };
     if id.number >= job.total(id.kind) || job.tasks.contains_key(&id) {
         return Err(BadBytes::Wrong("a task's number cannot be"));

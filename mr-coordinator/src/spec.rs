@@ -6,7 +6,10 @@
 
 use crate::{
     codec::{BadBytes, Decoder, Encoder},
+    flow::{Flow, put_flow, take_flow},
+    ids::TaskKind,
     limits::*,
+    scheduling::{Scheduling, put_scheduling, take_scheduling},
 };
 
 /// How inputs become records.
@@ -16,6 +19,22 @@ pub enum InputFormat {
     Text,
     /// A record is a file.
     Whole,
+    /// A record is a line, key and value parted by its first TAB.
+    KeyValue,
+    /// A record is so many bytes.
+    Fixed(u32),
+}
+
+/// How an input file is compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Packing {
+    /// Not at all.
+    #[default]
+    None,
+    /// As gzip members.
+    Gzip,
+    /// As zstd frames.
+    Zstd,
 }
 
 /// How results are written.
@@ -25,17 +44,8 @@ pub enum OutputFormat {
     Text,
     /// mr-out-0 ...: key, space, value, LF.
     Lab,
-}
-
-impl OutputFormat {
-    /// The name of a partition's file.
-    #[must_use]
-    pub fn part_name(self, partition: u32) -> String {
-        match self {
-            Self::Text => format!("part-{partition:05}"),
-            Self::Lab => format!("mr-out-{partition}"),
-        }
-    }
+    /// part-00000 ...: key and value.
+    Raw,
 }
 
 /// What a job is to do. Every number has its final value: defaults are filled in before.
@@ -47,7 +57,7 @@ pub struct Spec {
     pub inputs: Vec<String>,
     /// The directory of the results, as the user named it.
     pub output: String,
-    /// Reduce partitions.
+    /// Reduce partitions; 0: what maps write is the result.
     pub reduces: u32,
     /// How inputs become records.
     pub input_format: InputFormat,
@@ -67,6 +77,10 @@ pub struct Spec {
     pub slow_ms: u64,
     /// Replace an existing output.
     pub overwrite: bool,
+    /// How its data flows.
+    pub flow: Flow,
+    /// What it asks of the scheduler.
+    pub scheduling: Scheduling,
 }
 
 /// A spec that makes no sense.
@@ -109,7 +123,11 @@ impl Spec {
             return Err(BadSpec::new("inputs", problem));
         }
         check_path("output", &self.output)?;
-        check_range("reduces", self.reduces.into(), 1, REDUCES_MAX.into())?;
+        check_range("reduces", self.reduces.into(), 0, REDUCES_MAX.into())?;
+        if let InputFormat::Fixed(width) = self.input_format {
+            check_range("record_bytes", width.into(), 1, RECORD_BYTES_MAX.into())?;
+        }
+        self.flow.check(self.inputs.len())?;
         if self.split_bytes != 0 {
             check_range("split_bytes", self.split_bytes, SPLIT_BYTES_MIN, u64::MAX)?;
         }
@@ -117,7 +135,24 @@ impl Spec {
         let timeout = self.task_timeout_ms;
         check_range("task_timeout_ms", timeout, TASK_TIMEOUT_MS_MIN, TASK_TIMEOUT_MS_MAX)?;
         check_range("max_attempts", self.max_attempts.into(), 1, ATTEMPTS_MAX.into())?;
-        check_range("slow_ms", self.slow_ms, 0, SLOW_MS_MAX)
+        check_range("slow_ms", self.slow_ms, 0, SLOW_MS_MAX)?;
+        self.scheduling.check()
+    }
+
+    /// Which tasks leave the parts of the output.
+    #[must_use]
+    pub fn last_kind(&self) -> TaskKind {
+        if self.reduces == 0 { TaskKind::Map } else { TaskKind::Reduce }
+    }
+
+    /// The name of a part's file.
+    #[must_use]
+    pub fn part_name(&self, part: u32) -> String {
+        let name = match self.output_format {
+            OutputFormat::Text | OutputFormat::Raw => format!("part-{part:05}"),
+            OutputFormat::Lab => format!("mr-out-{part}"),
+        };
+        if self.flow.compress_output { format!("{name}.zst") } else { name }
     }
 
     /// A digest that two specs share only when they are the same.
@@ -157,7 +192,12 @@ fn check_path(field: &'static str, path: &str) -> Result<(), BadSpec> {
     Ok(())
 }
 
-fn check_range(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), BadSpec> {
+pub(crate) fn check_range(
+    field: &'static str,
+    value: u64,
+    min: u64,
+    max: u64,
+) -> Result<(), BadSpec> {
     if (min..=max).contains(&value) {
         return Ok(());
     }
@@ -165,7 +205,7 @@ fn check_range(field: &'static str, value: u64, min: u64, max: u64) -> Result<()
 }
 
 /// A piece of an input file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Split {
     /// The path as the user named it.
     pub path: String,
@@ -177,6 +217,10 @@ pub struct Split {
     pub file_bytes: u64,
     /// Its modification time when it was planned, in nanoseconds since 1970.
     pub modified_ns: u64,
+    /// How it is compressed; such a file is one split.
+    pub packing: Packing,
+    /// What the job calls files like this one.
+    pub tag: String,
 }
 
 /// What each map task reads: fixed once and never made anew.
@@ -184,6 +228,17 @@ pub struct Split {
 pub struct Plan {
     /// The pieces of each map task, in order.
     pub maps: Vec<Vec<Split>>,
+    /// Where the cut points of a total order are.
+    pub cuts: Option<Cuts>,
+}
+
+/// A file of cut points, in the job's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cuts {
+    /// Its path, relative to the shared root.
+    pub path: String,
+    /// CRC-32C of its bytes.
+    pub crc: u32,
 }
 
 /// What the log holds of a plan.
@@ -223,10 +278,16 @@ pub(crate) fn put_spec(out: &mut Encoder, spec: &Spec) {
     out.u8(match spec.input_format {
         InputFormat::Text => 1,
         InputFormat::Whole => 2,
+        InputFormat::KeyValue => 3,
+        InputFormat::Fixed(_) => 4,
     });
+    if let InputFormat::Fixed(width) = spec.input_format {
+        out.u32(width);
+    }
     out.u8(match spec.output_format {
         OutputFormat::Text => 1,
         OutputFormat::Lab => 2,
+        OutputFormat::Raw => 3,
     });
     out.u64(spec.split_bytes);
     out.u64(spec.lease_ms);
@@ -235,6 +296,8 @@ pub(crate) fn put_spec(out: &mut Encoder, spec: &Spec) {
     out.text(&spec.name);
     out.u64(spec.slow_ms);
     out.u8(u8::from(spec.overwrite));
+    put_flow(out, &spec.flow);
+    put_scheduling(out, &spec.scheduling);
 }
 
 pub(crate) fn take_spec(from: &mut Decoder<'_>) -> Result<Spec, BadBytes> {
@@ -246,11 +309,14 @@ pub(crate) fn take_spec(from: &mut Decoder<'_>) -> Result<Spec, BadBytes> {
         input_format: match from.u8()? {
             1 => InputFormat::Text,
             2 => InputFormat::Whole,
+            3 => InputFormat::KeyValue,
+            4 => InputFormat::Fixed(from.u32()?),
             other => return Err(BadBytes::tag("input format", other)),
         },
         output_format: match from.u8()? {
             1 => OutputFormat::Text,
             2 => OutputFormat::Lab,
+            3 => OutputFormat::Raw,
             other => return Err(BadBytes::tag("output format", other)),
         },
         split_bytes: from.u64()?,
@@ -260,6 +326,8 @@ pub(crate) fn take_spec(from: &mut Decoder<'_>) -> Result<Spec, BadBytes> {
         name: from.text()?,
         slow_ms: from.u64()?,
         overwrite: from.u8()? != 0,
+        flow: take_flow(from)?,
+        scheduling: take_scheduling(from)?,
     })
 }
 
@@ -274,8 +342,18 @@ pub fn put_plan(out: &mut Encoder, plan: &Plan) {
             out.u64(split.bytes);
             out.u64(split.file_bytes);
             out.u64(split.modified_ns);
+            out.u8(match split.packing {
+                Packing::None => 0,
+                Packing::Gzip => 1,
+                Packing::Zstd => 2,
+            });
+            out.text(&split.tag);
         }
     }
+    out.option(plan.cuts.as_ref(), |out, cuts| {
+        out.text(&cuts.path);
+        out.u32(cuts.crc);
+    });
 }
 
 /// Reads a plan.
@@ -293,9 +371,17 @@ pub fn take_plan(from: &mut Decoder<'_>) -> Result<Plan, BadBytes> {
                 bytes: from.u64()?,
                 file_bytes: from.u64()?,
                 modified_ns: from.u64()?,
+                packing: match from.u8()? {
+                    0 => Packing::None,
+                    1 => Packing::Gzip,
+                    2 => Packing::Zstd,
+                    other => return Err(BadBytes::tag("packing", other)),
+                },
+                tag: from.text()?,
             });
         }
         plan.maps.push(splits);
     }
+    plan.cuts = from.option(|from| Ok(Cuts { path: from.text()?, crc: from.u32()? }))?;
     Ok(plan)
 }

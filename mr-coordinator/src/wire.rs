@@ -8,12 +8,15 @@ use std::collections::BTreeMap;
 use proto::mapreduce as pb;
 
 use crate::{
-    failure::{Cause, Failure, Reason},
-    ids::{AttemptId, AttemptNumber, JobId, TaskId, TaskKind, file_name},
+    failure::{Cause, Failure, Reason, Record},
+    flow::{Compression, Flow, LongLines, Partitioner},
+    ids::{AttemptId, AttemptNumber, JobId, PART_FILE, RUN_FILE, TaskId, TaskKind},
     job::{Job, JobState},
+    leases::Heard,
     limits::*,
     schedule::{Assignment, Order, Progress, ReportAnswer, ReportEnd, Run, Work, visible_version},
-    spec::{BadSpec, InputFormat, OutputFormat, Spec, Split},
+    scheduling::{PRIORITY_DEFAULT, QUEUE_DEFAULT, Scheduling},
+    spec::{BadSpec, InputFormat, OutputFormat, Packing, Spec, Split},
 };
 
 /// A message that makes no sense: what is wrong with it.
@@ -32,18 +35,21 @@ impl BadMessage {
 /// # Errors
 /// [`BadSpec`] naming the field.
 pub fn spec(wire: pb::JobSpec) -> Result<Spec, BadSpec> {
-    let unknown = |field| BadSpec { field, problem: "the format is not known".to_owned() };
     let input_format = match pb::InputFormat::try_from(wire.input_format) {
         Ok(pb::InputFormat::Unspecified | pb::InputFormat::Text) => InputFormat::Text,
         Ok(pb::InputFormat::Whole) => InputFormat::Whole,
+        Ok(pb::InputFormat::KeyValue) => InputFormat::KeyValue,
+        Ok(pb::InputFormat::Fixed) => InputFormat::Fixed(wire.record_bytes),
         Err(_) => return Err(unknown("input_format")),
     };
     let output_format = match pb::OutputFormat::try_from(wire.output_format) {
         Ok(pb::OutputFormat::Unspecified | pb::OutputFormat::Text) => OutputFormat::Text,
         Ok(pb::OutputFormat::Lab) => OutputFormat::Lab,
+        Ok(pb::OutputFormat::Raw) => OutputFormat::Raw,
         Err(_) => return Err(unknown("output_format")),
     };
-    let or = |value, default| if value == 0 { default } else { value };
+    let flow = flow(&wire)?;
+    let scheduling = scheduling(&wire, output_format)?;
     let spec = Spec {
         app: wire.app,
         inputs: wire.inputs,
@@ -54,25 +60,90 @@ pub fn spec(wire: pb::JobSpec) -> Result<Spec, BadSpec> {
         split_bytes: wire.split_bytes,
         lease_ms: or(wire.lease_ms, LEASE_MS_DEFAULT),
         task_timeout_ms: or(wire.task_timeout_ms, TASK_TIMEOUT_MS_DEFAULT),
-        max_attempts: if wire.max_attempts == 0 { ATTEMPTS_DEFAULT } else { wire.max_attempts },
+        max_attempts: or(wire.max_attempts, ATTEMPTS_DEFAULT),
         name: wire.name,
         slow_ms: wire.slow_ms,
         overwrite: wire.overwrite,
+        flow,
+        scheduling,
     };
     spec.check()?;
     Ok(spec)
 }
 
+fn unknown(field: &'static str) -> BadSpec {
+    BadSpec { field, problem: "the value is not known".to_owned() }
+}
+
+/// The value, or the default if it is 0.
+fn or<T: PartialEq + Default>(value: T, default: T) -> T {
+    if value == T::default() { default } else { value }
+}
+
+fn flow(wire: &pb::JobSpec) -> Result<Flow, BadSpec> {
+    let partitioner = match pb::Partitioner::try_from(wire.partitioner) {
+        Ok(pb::Partitioner::Unspecified | pb::Partitioner::Hash) => Partitioner::Hash,
+        Ok(pb::Partitioner::Prefix) => Partitioner::Prefix(wire.prefix_bytes),
+        Ok(pb::Partitioner::Range) => Partitioner::Range {
+            samples: or(wire.samples, SAMPLES_DEFAULT),
+            key_bytes: wire.sample_key_bytes,
+        },
+        Err(_) => return Err(unknown("partitioner")),
+    };
+    Ok(Flow {
+        args: wire.args.clone().into_iter().collect(),
+        tags: wire.input_tags.clone(),
+        strip_cr: wire.strip_cr,
+        line_bytes_max: or(wire.line_bytes_max, LINE_BYTES_DEFAULT),
+        long_lines: match pb::LongLines::try_from(wire.long_lines) {
+            Ok(pb::LongLines::Unspecified | pb::LongLines::Fail) => LongLines::Fail,
+            Ok(pb::LongLines::Skip) => LongLines::Skip,
+            Ok(pb::LongLines::Cut) => LongLines::Cut,
+            Err(_) => return Err(unknown("long_lines")),
+        },
+        expansion_max: or(wire.expansion_max, EXPANSION_DEFAULT),
+        partitioner,
+        compression: match pb::Compression::try_from(wire.compression) {
+            Ok(pb::Compression::Unspecified) => Compression::Auto,
+            Ok(pb::Compression::None) => Compression::None,
+            Ok(pb::Compression::Lz4) => Compression::Lz4,
+            Err(_) => return Err(unknown("compression")),
+        },
+        compress_output: wire.compress_output,
+    })
+}
+
 /// What a job is to do, for the wire.
 #[must_use]
 pub fn spec_to_wire(spec: &Spec) -> pb::JobSpec {
-    let input_format = match spec.input_format {
-        InputFormat::Text => pb::InputFormat::Text,
-        InputFormat::Whole => pb::InputFormat::Whole,
+    let (input_format, record_bytes) = match spec.input_format {
+        InputFormat::Text => (pb::InputFormat::Text, 0),
+        InputFormat::Whole => (pb::InputFormat::Whole, 0),
+        InputFormat::KeyValue => (pb::InputFormat::KeyValue, 0),
+        InputFormat::Fixed(width) => (pb::InputFormat::Fixed, width),
     };
     let output_format = match spec.output_format {
         OutputFormat::Text => pb::OutputFormat::Text,
         OutputFormat::Lab => pb::OutputFormat::Lab,
+        OutputFormat::Raw => pb::OutputFormat::Raw,
+    };
+    let flow = &spec.flow;
+    let (partitioner, prefix_bytes, samples, sample_key_bytes) = match flow.partitioner {
+        Partitioner::Hash => (pb::Partitioner::Hash, 0, 0, 0),
+        Partitioner::Prefix(bytes) => (pb::Partitioner::Prefix, bytes, 0, 0),
+        Partitioner::Range { samples, key_bytes } => {
+            (pb::Partitioner::Range, 0, samples, key_bytes)
+        }
+    };
+    let long_lines = match flow.long_lines {
+        LongLines::Fail => pb::LongLines::Fail,
+        LongLines::Skip => pb::LongLines::Skip,
+        LongLines::Cut => pb::LongLines::Cut,
+    };
+    let compression = match flow.compression {
+        Compression::Auto => pb::Compression::Unspecified,
+        Compression::None => pb::Compression::None,
+        Compression::Lz4 => pb::Compression::Lz4,
     };
     pb::JobSpec {
         app: spec.app.clone(),
@@ -88,6 +159,57 @@ pub fn spec_to_wire(spec: &Spec) -> pb::JobSpec {
         name: spec.name.clone(),
         slow_ms: spec.slow_ms,
         overwrite: spec.overwrite,
+        args: flow.args.clone().into_iter().collect(),
+        record_bytes,
+        strip_cr: flow.strip_cr,
+        line_bytes_max: flow.line_bytes_max,
+        long_lines: long_lines.into(),
+        partitioner: partitioner.into(),
+        prefix_bytes,
+        samples,
+        sample_key_bytes,
+        compression: compression.into(),
+        compress_output: flow.compress_output,
+        input_tags: flow.tags.clone(),
+        expansion_max: flow.expansion_max,
+        ..scheduling_to_wire(&spec.scheduling)
+    }
+}
+
+/// What a job asks of the scheduler, with defaults filled in.
+fn scheduling(wire: &pb::JobSpec, output_format: OutputFormat) -> Result<Scheduling, BadSpec> {
+    let speculation = match pb::Speculation::try_from(wire.speculation) {
+        // The labs count executions.
+        Ok(pb::Speculation::Unspecified) => output_format != OutputFormat::Lab,
+        Ok(pb::Speculation::On) => true,
+        Ok(pb::Speculation::Off) => false,
+        Err(_) => return Err(BadSpec::new("speculation", "the choice is not known")),
+    };
+    let priority = wire.priority.map_or(Ok(PRIORITY_DEFAULT), u8::try_from);
+    let after = wire.after.iter().map(|job| job.parse()).collect::<Result<Vec<JobId>, _>>();
+    let queue = if wire.queue.is_empty() { QUEUE_DEFAULT } else { &wire.queue };
+    Ok(Scheduling {
+        priority: priority.unwrap_or(u8::MAX),
+        queue: queue.to_owned(),
+        speculation,
+        after: after.map_err(|error| BadSpec::new("after", error.to_string()))?,
+        max_skip: wire.max_skip,
+        wait_for_workers: wire.wait_for_workers,
+        nondeterministic_ok: wire.nondeterministic_ok,
+    })
+}
+
+fn scheduling_to_wire(wishes: &Scheduling) -> pb::JobSpec {
+    let on = if wishes.speculation { pb::Speculation::On } else { pb::Speculation::Off };
+    pb::JobSpec {
+        priority: Some(wishes.priority.into()),
+        queue: wishes.queue.clone(),
+        speculation: on.into(),
+        after: wishes.after.iter().map(JobId::to_string).collect(),
+        max_skip: wishes.max_skip,
+        wait_for_workers: wishes.wait_for_workers,
+        nondeterministic_ok: wishes.nondeterministic_ok,
+        ..pb::JobSpec::default()
     }
 }
 
@@ -116,16 +238,19 @@ pub fn attempt(wire: Option<pb::AttemptId>) -> Result<AttemptId, BadMessage> {
     Ok(AttemptId { job: job_id(&wire.job)?, task: TaskId { kind, number: wire.task }, number })
 }
 
+pub(crate) fn kind_to_wire(kind: TaskKind) -> pb::TaskKind {
+    match kind {
+        TaskKind::Map => pb::TaskKind::Map,
+        TaskKind::Reduce => pb::TaskKind::Reduce,
+    }
+}
+
 /// An attempt's name, for the wire.
 #[must_use]
 pub fn attempt_to_wire(attempt: &AttemptId) -> pb::AttemptId {
-    let kind = match attempt.task.kind {
-        TaskKind::Map => pb::TaskKind::Map,
-        TaskKind::Reduce => pb::TaskKind::Reduce,
-    };
     pb::AttemptId {
         job: attempt.job.to_string(),
-        kind: kind.into(),
+        kind: kind_to_wire(attempt.task.kind).into(),
         task: attempt.task.number,
         epoch: attempt.number.epoch,
         sequence: attempt.number.sequence,
@@ -188,9 +313,13 @@ pub fn report_end(
     use pb::report_request::End;
     match wire {
         Some(End::Success(success)) => {
-            if success.file != file_name(attempt.task.kind) {
-                let expected = file_name(attempt.task.kind);
-                return Err(BadMessage::new(format!("the file of this attempt is `{expected}`")));
+            let known = match attempt.task.kind {
+                TaskKind::Map => &[RUN_FILE, PART_FILE][..],
+                TaskKind::Reduce => &[PART_FILE],
+            };
+            if !known.contains(&success.file.as_str()) {
+                let known = known.join(" or ");
+                return Err(BadMessage::new(format!("the file of this attempt is {known}")));
             }
             Ok(ReportEnd::Success {
                 bytes: success.bytes,
@@ -224,9 +353,13 @@ fn failure(wire: pb::FailureReason) -> Result<Failure, BadMessage> {
     let kind = wire.kind.ok_or_else(|| BadMessage::new("the failure has no reason"))?;
     let reason = match kind {
         Kind::User(user) => {
-            Reason::User { message: user.message, path: user.path, offset: user.offset }
+            let pb::UserError { message, path, offset, permanent, exact } = user;
+            Reason::User { message, path, offset, permanent, exact }
         }
-        Kind::Exit(exit) => Reason::Exit { code: exit.code, signal: exit.signal },
+        Kind::Exit(exit) => {
+            let pb::UserExit { code, signal, path, offset, exact } = exit;
+            Reason::Exit { code, signal, path, offset, exact }
+        }
         Kind::Input(input) => {
             Reason::Input { path: input.path, message: input.message, permanent: input.permanent }
         }
@@ -241,13 +374,15 @@ fn failure(wire: pb::FailureReason) -> Result<Failure, BadMessage> {
     Ok(Failure { reason, stderr_tail: wire.stderr_tail })
 }
 
-fn failure_to_wire(failure: &Failure) -> pb::FailureReason {
+pub(crate) fn failure_to_wire(failure: &Failure) -> pb::FailureReason {
     use pb::failure_reason::Kind;
     let kind = match failure.reason.clone() {
-        Reason::User { message, path, offset } => {
-            Kind::User(pb::UserError { message, path, offset })
+        Reason::User { message, path, offset, permanent, exact } => {
+            Kind::User(pb::UserError { message, path, offset, permanent, exact })
         }
-        Reason::Exit { code, signal } => Kind::Exit(pb::UserExit { code, signal }),
+        Reason::Exit { code, signal, path, offset, exact } => {
+            Kind::Exit(pb::UserExit { code, signal, path, offset, exact })
+        }
         Reason::Input { path, message, permanent } => {
             Kind::Input(pb::InputError { path, message, permanent })
         }
@@ -287,6 +422,21 @@ pub fn orders(orders: &[Order]) -> Vec<pb::AttemptOrder> {
     orders.iter().map(order).collect()
 }
 
+/// How far a worker says that an attempt has come.
+///
+/// # Errors
+/// When its name makes no sense.
+pub fn heard(wire: pb::AttemptProgress) -> Result<(AttemptId, Heard), BadMessage> {
+    let heard = Heard { progress: (wire.records, wire.bytes), queued: wire.queued };
+    Ok((attempt(wire.attempt)?, heard))
+}
+
+/// Tasks for a worker.
+#[must_use]
+pub fn assignments(given: &[Assignment]) -> pb::Assignments {
+    pb::Assignments { assignments: given.iter().map(assignment).collect() }
+}
+
 /// A task for a worker.
 #[must_use]
 pub fn assignment(assignment: &Assignment) -> pb::Assignment {
@@ -295,7 +445,11 @@ pub fn assignment(assignment: &Assignment) -> pb::Assignment {
         Work::Map(plan) => {
             let splits = plan.maps.get(task.number as usize);
             let splits = splits.map(|splits| splits.iter().map(split).collect());
-            pb::assignment::Work::Map(pb::MapWork { splits: splits.unwrap_or_default() })
+            let cuts = plan.cuts.clone();
+            let (cuts_path, cuts_crc) = cuts.map_or_else(Default::default, |is| (is.path, is.crc));
+            let splits = splits.unwrap_or_default();
+            let skip = assignment.skip.iter().map(record).collect();
+            pb::assignment::Work::Map(pb::MapWork { splits, skip, cuts_path, cuts_crc })
         }
         Work::Reduce(runs) => {
             let runs = runs.iter().map(run).collect();
@@ -309,7 +463,12 @@ pub fn assignment(assignment: &Assignment) -> pb::Assignment {
         spec: Some(pb::JobSpec { inputs: Vec::new(), ..spec_to_wire(&assignment.spec) }),
         attempt_dir: assignment.attempt.directory(),
         work: Some(work),
+        careful: assignment.careful,
     }
+}
+
+pub(crate) fn record(record: &Record) -> pb::SkippedRecord {
+    pb::SkippedRecord { path: record.path.clone(), offset: record.offset }
 }
 
 fn split(split: &Split) -> pb::Split {
@@ -319,6 +478,13 @@ fn split(split: &Split) -> pb::Split {
         bytes: split.bytes,
         file_bytes: split.file_bytes,
         modified_ns: split.modified_ns,
+        packing: match split.packing {
+            Packing::None => pb::Packing::Unspecified,
+            Packing::Gzip => pb::Packing::Gzip,
+            Packing::Zstd => pb::Packing::Zstd,
+        }
+        .into(),
+        tag: split.tag.clone(),
     }
 }
 
@@ -326,7 +492,7 @@ fn run(run: &Run) -> pb::InputRun {
     pb::InputRun {
         map_task: run.attempt.task.number,
         attempt: Some(attempt_to_wire(&run.attempt)),
-        path: run.attempt.file(),
+        path: run.attempt.run(),
         bytes: run.bytes,
         footer_crc: run.footer_crc,
     }
@@ -351,9 +517,10 @@ pub fn job(job: &Job, progress: Option<&Progress>, workers: usize) -> pb::Job {
             + progress.map_or(0, |progress| progress.retries[kind.slot()]),
         bytes_committed,
         bytes_total,
+        backups: progress.map_or(0, |progress| progress.backups[kind.slot()]),
     };
     let outputs = match job.state {
-        JobState::Succeeded => outputs(&job.spec),
+        JobState::Succeeded => outputs(job),
         JobState::Queued
         | JobState::Mapping
         | JobState::Reducing
@@ -378,6 +545,7 @@ pub fn job(job: &Job, progress: Option<&Progress>, workers: usize) -> pb::Job {
         workers: u32::try_from(workers).unwrap_or(u32::MAX),
         outputs,
         waiting_for: progress.and_then(|is| is.waiting_for.clone()).unwrap_or_default(),
+        excluded_workers: progress.map(|is| is.excluded.clone()).unwrap_or_default(),
     }
 }
 
@@ -393,10 +561,10 @@ fn counters_to_wire(job: &Job) -> std::collections::HashMap<String, u64> {
 
 /// The output files of a job, in partition order, as the user named the output.
 #[must_use]
-pub fn outputs(spec: &Spec) -> Vec<String> {
-    let directory = spec.output.trim_end_matches('/');
-    let name = |partition| format!("{directory}/{}", spec.output_format.part_name(partition));
-    (0..spec.reduces).map(name).collect()
+pub fn outputs(job: &Job) -> Vec<String> {
+    let directory = job.spec.output.trim_end_matches('/');
+    let name = |part| format!("{directory}/{}", job.spec.part_name(part));
+    (0..job.total(job.spec.last_kind())).map(name).collect()
 }
 
 fn state(state: JobState, progress: Option<&Progress>) -> pb::JobState {
@@ -450,20 +618,41 @@ mod tests {
     }
 
     #[test]
+    fn speculation_is_off_in_lab_format_unless_it_is_asked_for() {
+        let speculation = |format: pb::OutputFormat, wish: pb::Speculation| {
+            let wire =
+                pb::JobSpec { output_format: format.into(), speculation: wish.into(), ..wire() };
+            let spec = spec(wire).unwrap();
+            assert_eq!(self::spec(spec_to_wire(&spec)).as_ref(), Ok(&spec));
+            spec.scheduling.speculation
+        };
+        use pb::{OutputFormat, Speculation};
+        assert!(speculation(OutputFormat::Text, Speculation::Unspecified));
+        assert!(!speculation(OutputFormat::Text, Speculation::Off));
+        assert!(!speculation(OutputFormat::Lab, Speculation::Unspecified));
+        assert!(speculation(OutputFormat::Lab, Speculation::On));
+    }
+
+    #[test]
     fn wrong_specs_are_refused_by_field() {
         type Change = fn(&mut pb::JobSpec);
-        let wrong: [(&str, Change); 11] = [
+        let wrong: [(&str, Change); 16] = [
             ("app", |spec| spec.app = String::new()),
             ("app", |spec| spec.app = "x".repeat(NAME_BYTES_MAX + 1)),
             ("inputs", |spec| spec.inputs.clear()),
             ("inputs", |spec| spec.inputs = vec!["a\0b".into()]),
             ("inputs", |spec| spec.inputs = vec!["x".repeat(10 << 20)]),
             ("output", |spec| spec.output = String::new()),
-            ("reduces", |spec| spec.reduces = 0),
+            ("record_bytes", |spec| spec.input_format = pb::InputFormat::Fixed.into()),
             ("reduces", |spec| spec.reduces = 4_097),
             ("input_format", |spec| spec.input_format = 99),
             ("lease_ms", |spec| spec.lease_ms = 1),
             ("max_attempts", |spec| spec.max_attempts = 1_000_000),
+            ("priority", |spec| spec.priority = Some(10)),
+            ("priority", |spec| spec.priority = Some(1_000)),
+            ("queue", |spec| spec.queue = "q\n".into()),
+            ("speculation", |spec| spec.speculation = 9),
+            ("after", |spec| spec.after = vec!["yesterday".into()]),
         ];
         for (field, change) in wrong {
             let mut wire = wire();
@@ -484,7 +673,8 @@ mod tests {
             report_end(Some(pb::report_request::End::Success(success)), &id)
         };
         assert!(report("data.run", ATTEMPT_COUNTERS_MAX).is_ok());
-        assert!(report("part", 1).is_err());
+        assert!(report("part", 1).is_ok());
+        assert!(report("plan", 1).is_err());
         assert!(report("../data.run", 1).is_err());
         assert!(report("data.run", ATTEMPT_COUNTERS_MAX + 1).is_err());
         assert!(report_end(None, &id).is_err());

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests panic as tests do")]
 #![allow(clippy::disallowed_types, reason = "the tests are not pure")]
+#![allow(dead_code, reason = "not every test uses all of the bench")]
 
 mod bench;
 
@@ -57,7 +58,7 @@ async fn bad_submissions_are_refused_and_leave_nothing() {
     };
     for (change, expected, words) in [
         ((|s| s.app = String::new()) as fn(&mut pb::JobSpec), Code::InvalidArgument, "app: "),
-        (|s| s.reduces = 0, Code::InvalidArgument, "reduces: "),
+        (|s| s.reduces = 4_097, Code::InvalidArgument, "reduces: "),
         (|s| s.inputs = vec!["in/*.md".into()], Code::NotFound, "`in/*.md` matches no file"),
         (|s| s.inputs = vec!["../x".into()], Code::InvalidArgument, "inputs: "),
         (|s| s.inputs = vec!["/etc/passwd".into()], Code::InvalidArgument, "outside"),
@@ -179,7 +180,13 @@ async fn task_that_fails_for_good_fails_the_job_with_its_reason() {
     let id = bench.submit(spec(), "t").await.unwrap().job.unwrap().id;
     let work = worker.work().await;
     let attempt = work[0].attempt.clone().unwrap();
-    let user = pb::UserError { message: "boom".into(), path: "in/a.txt".into(), offset: 3 };
+    let user = pb::UserError {
+        message: "boom".into(),
+        path: "in/a.txt".into(),
+        offset: 3,
+        exact: true,
+        ..Default::default()
+    };
     let failure = |kind| pb::FailureReason { kind: Some(kind), stderr_tail: "last words".into() };
     let noted = failure(pb::failure_reason::Kind::User(user));
     assert_eq!(worker.report(&attempt, End::Failure(noted)).await.unwrap(), Verdict::Noted);

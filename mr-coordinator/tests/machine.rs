@@ -13,6 +13,7 @@ use mr_coordinator::{
     job::{JobState, Success, Verdict},
     limits::{JOBS_ACTIVE_MAX, JOBS_ENDED_MAX},
     machine::{Machine, Response},
+    scheduling::Scheduling,
     spec::{InputFormat, OutputFormat, PlanRoot, Spec},
 };
 use raft::{Applied, CHUNK_BYTES_MAX, Capture, GroupTime, Index, StateMachine, Term};
@@ -84,6 +85,8 @@ fn spec(reduces: u32, number: u128) -> Spec {
         name: String::new(),
         slow_ms: 0,
         overwrite: false,
+        flow: mr_coordinator::flow::Flow::default(),
+        scheduling: Scheduling::default(),
     }
 }
 
@@ -352,6 +355,41 @@ fn jobs_are_bounded_and_the_oldest_ended_one_is_forgotten_with_its_token() {
     assert!(log.machine.job(JobId(4)).is_none());
     assert!(log.machine.job_of_token("4").is_none());
     assert!(log.machine.job(JobId(5)).is_some());
+    check_snapshot(&log.machine);
+}
+
+#[test]
+fn ended_job_is_remembered_as_long_as_another_waits_for_it() {
+    let mut log = Log::new();
+    let mut apply = |command: &Command| {
+        log.index += 1;
+        let at = Applied { index: Index(log.index), term: Term(1), time: GroupTime(0) };
+        log.machine.apply(at, &command.encode()).verdict
+    };
+    let after = |number: u128, before: u128| {
+        let mut spec = spec(1, number);
+        spec.scheduling.after = vec![JobId(before)];
+        submitted(JobId(number), &number.to_string(), spec)
+    };
+    assert_eq!(apply(&after(2, 1)), Verdict::AfterUnknown);
+    apply(&submitted(JobId(1), "1", spec(1, 1)));
+    assert_eq!(apply(&after(2, 1)), Verdict::Accepted);
+    let mut end = |number: u128, submit: bool| {
+        let job = JobId(number);
+        if submit {
+            apply(&submitted(job, &number.to_string(), spec(1, number)));
+        }
+        apply(&Command::Cancelling { job });
+        apply(&Command::Finished { job, unix_ms: 1 });
+    };
+    end(1, false);
+    for number in 0..JOBS_ENDED_MAX as u128 + 5 {
+        end(10_000 + number, true);
+    }
+    end(2, false);
+    end(50_000, true);
+    assert!(log.machine.job(JobId(1)).is_none(), "nobody waits for it any more");
+    assert_eq!(log.machine.jobs().count(), JOBS_ENDED_MAX);
     check_snapshot(&log.machine);
 }
 

@@ -1,10 +1,17 @@
 //! The scheduler in its world: random schedules from seeds, and the cases of mapreduce.md 6.6 that
 //! need no process.
 
+#![allow(dead_code, reason = "not every test uses all of the world")]
+
 mod world;
 
-use mr_coordinator::{failure::CauseKind, ids::TaskKind, job::JobState, schedule::ReportAnswer};
-use world::{CALM, STORM, Weather, World};
+use mr_coordinator::{
+    failure::CauseKind,
+    ids::TaskKind,
+    job::JobState,
+    schedule::{Effect, Reply, ReportAnswer},
+};
+use world::{CALM, STORM, Weather, World, drawn::Tally};
 
 /// How many seeds a test of many runs.
 fn seeds() -> u64 {
@@ -16,14 +23,78 @@ fn seeds() -> u64 {
 
 const MINUTE: u64 = 60_000;
 
+/// How many drawn schedules there are; `SCHEDULES_FROM` and `SCHEDULES` choose others.
+fn schedules() -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let from = number("SCHEDULES_FROM").unwrap_or(0);
+    let count = number("SCHEDULES").unwrap_or_else(|| {
+        match std::env::var("FLOTILLA_TEST_DEPTH").as_deref() {
+            Ok("deep") => 1_000_000,
+            Ok("ci") => 100_000,
+            Ok(_) | Err(_) => 4_000,
+        }
+    });
+    from..from + count
+}
+
+/// M1 to M6: at most one accepted attempt per task, counters and results as those of a run of one
+/// task after the other, every job ends, whatever happens.
+#[test]
+fn any_schedule_ends_with_the_results_of_a_sequential_run() {
+    let (range, threads) = (schedules(), std::thread::available_parallelism().unwrap().get());
+    let mut tally = Tally::default();
+    std::thread::scope(|scope| {
+        let part = |thread| {
+            let range = range.clone();
+            scope.spawn(move || {
+                let mut tally = Tally::default();
+                for seed in range.skip(thread).step_by(threads) {
+                    let lived = std::panic::catch_unwind(|| World::live_through(seed));
+                    match lived {
+                        Ok(one) => tally.add(&one),
+                        Err(panic) => {
+                            eprintln!("the schedule of seed {seed} went wrong");
+                            std::panic::resume_unwind(panic);
+                        }
+                    }
+                }
+                tally
+            })
+        };
+        for thread in (0..threads).map(part).collect::<Vec<_>>() {
+            tally.add(&thread.join().unwrap());
+        }
+    });
+    println!("{tally:?}");
+    // Everything happens somewhere, or the schedules show less than they seem to.
+    if tally.schedules >= 1_000 {
+        for (what, count) in [
+            ("success", tally.succeeded),
+            ("failure", tally.failed),
+            ("cancelled", tally.cancelled),
+            ("dependency", tally.dependency),
+            ("backup", tally.backups),
+            ("skipped record", tally.skipped),
+        ] {
+            assert!(count > 0, "no {what} in {} schedules", tally.schedules);
+        }
+    }
+}
+
+/// F1. What comes out is compared with a sequential run in `world/model.rs`.
 #[test]
 fn calm_world_runs_each_task_once() {
-    for workers in 1..=4 {
-        let mut world = World::new(workers as u64, CALM, workers);
-        let job = world.submit(1, 8, 10, "wc");
-        assert!(world.run(5 * MINUTE, |world| world.state(job) == Some(JobState::Succeeded)));
-        assert_eq!(world.executions, 18);
-        assert_eq!(world.job(job).unwrap().retries, [0, 0]);
+    for seed in 0..20 {
+        for (workers, slots) in [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2), (8, 1), (8, 2)] {
+            let mut world = World::new(seed, CALM, workers);
+            for worker in 0..workers {
+                world.set_up(worker, (slots, (seed % 3) as u32), 1);
+            }
+            let job = world.submit(1, 8, 10, "wc");
+            assert!(world.run(5 * MINUTE, |world| world.state(job) == Some(JobState::Succeeded)));
+            assert_eq!(world.executions, 18);
+            assert_eq!(world.job(job).unwrap().retries, [0, 0]);
+        }
     }
 }
 
@@ -101,6 +172,7 @@ fn two_workers_of_one_name_cost_no_task_and_the_second_comes_when_the_first_is_g
     }
 }
 
+/// F6.
 #[test]
 fn late_report_of_a_paused_worker_loses_the_race() {
     let mut world = World::new(1, CALM, 2);
@@ -115,6 +187,7 @@ fn late_report_of_a_paused_worker_loses_the_race() {
     assert!(!world.verdicts.iter().any(|(id, answer)| *id == attempt && accepted(answer)));
 }
 
+/// F7.
 #[test]
 fn late_report_wins_while_nobody_else_committed() {
     let mut world = World::new(3, CALM, 1);
@@ -276,4 +349,137 @@ fn stalled_leader_takes_nobody_for_lost() {
     );
     assert_eq!(world.job(job).unwrap().retries, [0, 0]);
     assert_eq!(world.job(job).unwrap().committed[TaskKind::Map.slot()], 8);
+}
+
+/// F9.
+#[test]
+fn calls_that_are_doubled_lost_and_late_cost_no_job() {
+    let weather = Weather { message_lost: 200, message_doubled: 1_000, delay_ms: 3_000, ..CALM };
+    for seed in 0..seeds() {
+        let mut world = World::new(seed, weather, 3);
+        let job = world.submit(1, 8, 10, "wc");
+        assert!(world.run(200 * MINUTE, World::all_ended), "seed {seed}: {:?}", states(&world));
+        if world.job(job).is_none() {
+            continue; // Its submission was lost.
+        }
+        // A late heartbeat can make a worker look lost, three times even.
+        let poisoned = world.job(job).unwrap().cause.as_ref().map(|cause| cause.kind)
+            == Some(CauseKind::PoisonTask);
+        let succeeded = world.state(job) == Some(JobState::Succeeded);
+        assert!(succeeded || poisoned, "seed {seed}: {:?}", states(&world));
+    }
+}
+
+/// F15.
+#[test]
+fn leader_change_behind_any_record_costs_no_execution() {
+    let life = |change_leader_at: Option<u64>| {
+        let mut world = World::new(7, CALM, 3);
+        world.change_leader_at = change_leader_at;
+        let job = world.submit(1, 8, 10, "wc");
+        // A submission that the old leader took along is sent again.
+        world.run(5_000, |world| world.job(job).is_some());
+        if world.job(job).is_none() {
+            world.submit(1, 8, 10, "wc");
+        }
+        let succeeded = |world: &World| world.state(job) == Some(JobState::Succeeded);
+        assert!(world.run(5 * MINUTE, succeeded), "{change_leader_at:?}: {:?}", states(&world));
+        assert_eq!(world.executions, 18, "{change_leader_at:?}");
+        assert_eq!(world.job(job).unwrap().retries, [0, 0], "{change_leader_at:?}");
+        world.records()
+    };
+    let records = life(None);
+    assert!(records > 20, "{records}");
+    for at in 1..=records {
+        life(Some(at));
+    }
+}
+
+/// F18.
+#[test]
+fn leader_that_is_cut_off_from_the_log_acknowledges_nothing() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, CALM, 3);
+        let job = world.submit(1, 8, 10, "wc");
+        assert!(world.run(MINUTE, |world| world.job(job).is_some_and(|job| job.committed[0] > 2)));
+        let (committed, verdicts) = (world.job(job).unwrap().committed, world.verdicts.len());
+        world.isolate_leader(4_000);
+        let log = world.job(job).unwrap();
+        for (attempt, answer) in &world.verdicts[verdicts..] {
+            let in_log = log.result(attempt.task).is_some_and(|is| is.attempt == attempt.number);
+            assert!(in_log || *answer != ReportAnswer::Accepted, "{attempt}");
+        }
+        assert_eq!(world.job(job).unwrap().committed, committed);
+        world.change_leader();
+        assert!(world.run(5 * MINUTE, |world| world.state(job) == Some(JobState::Succeeded)));
+    }
+}
+
+/// F19.
+#[test]
+fn leader_that_was_stopped_and_wakes_up_acknowledges_nothing() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, CALM, 3);
+        let job = world.submit(1, 8, 10, "wc");
+        assert!(world.run(MINUTE, |world| world.job(job).is_some_and(|job| job.committed[0] > 2)));
+        let effects = world.change_leader_and_wake_the_old_one_later(|world| {
+            let succeeded = |world: &World| world.state(job) == Some(JobState::Succeeded);
+            assert!(world.run(5 * MINUTE, succeeded));
+        });
+        // It may propose, which the log refuses it, and repeat what was acknowledged before; new
+        // acknowledgements would be answers.
+        let accepted = |effect: &&Effect| {
+            matches!(effect, Effect::Reply { reply: Reply::Report { answer, .. }, .. }
+                if *answer == ReportAnswer::Accepted)
+        };
+        assert_eq!(effects.iter().filter(accepted).count(), 0, "seed {seed}");
+        let published = |effect: &&Effect| matches!(effect, Effect::Publish { .. });
+        assert_eq!(effects.iter().filter(published).count(), 0, "seed {seed}");
+    }
+}
+
+/// F20 and F21, as decisions: the map is run again, once, and what reduces wrote stays.
+#[test]
+fn lost_map_output_is_made_again_once() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, CALM, 3);
+        let job = world.submit(1, 8, 10, "wc");
+        let reducing = |world: &World| world.job(job).is_some_and(|job| job.committed[1] > 0);
+        assert!(world.run(5 * MINUTE, reducing));
+        let lost = world.committed_map(job, 2);
+        world.damaged.insert(lost);
+        assert!(world.run(5 * MINUTE, |world| world.state(job) == Some(JobState::Succeeded)));
+        let accepted = |kind: TaskKind| {
+            let of_kind = world.verdicts.iter().filter(|(id, _)| id.task.kind == kind);
+            of_kind.filter(|(_, answer)| *answer == ReportAnswer::Accepted).count()
+        };
+        assert_eq!([accepted(TaskKind::Map), accepted(TaskKind::Reduce)], [9, 10], "seed {seed}");
+    }
+}
+
+/// F22.
+#[test]
+fn map_that_writes_something_else_the_second_time_resets_reduces_unless_that_is_fine() {
+    for (fine, again) in [(false, true), (true, false)] {
+        for seed in 0..20 {
+            let mut world = World::new(seed, CALM, 3);
+            let job = world.submit_as(1, (8, 10), "wc", |spec| {
+                spec.scheduling.nondeterministic_ok = fine;
+            });
+            world.models.get_mut(&job).unwrap().nondeterministic = true;
+            let reducing = |world: &World| world.job(job).is_some_and(|job| job.committed[1] > 0);
+            assert!(world.run(5 * MINUTE, reducing));
+            let first = world.committed_reduces(job);
+            world.damaged.insert(world.committed_map(job, 2));
+            let taken_back = |world: &World| world.job(job).unwrap().taken_back > 0;
+            assert!(world.run(5 * MINUTE, taken_back));
+            let mapped = |world: &World| world.job(job).unwrap().committed[0] == 8;
+            assert!(world.run(5 * MINUTE, mapped));
+            let left = world.committed_reduces(job);
+            assert_eq!(left.is_empty(), again, "seed {seed}, {fine}: {left:?}");
+            assert!(again || left.is_superset(&first));
+            let succeeded = |world: &World| world.state(job) == Some(JobState::Succeeded);
+            assert!(world.run(5 * MINUTE, succeeded), "{:?}", states(&world));
+        }
+    }
 }

@@ -1,34 +1,74 @@
 //! What an app is: a mapper, a fold that combines, a reducer.
 //!
 //! Apps are chosen by name at run time and compiled by type: an [`App`] becomes a [`Program`], whose
-//! two calls are the only dynamic ones, so that a mapper's emit is inlined into its loop. Options,
-//! own partitioners, setup and typed codecs have their places here and come when an app needs them.
+//! two calls are the only dynamic ones, so that a mapper's emit is inlined into its loop.
 
 use crate::{
+    args::{Arg, Args},
+    collect::Collector,
+    combine::prefix,
     failure::Failure,
     fold::Fold,
     map::{self, MapTask},
     merge::Merge,
-    outcome::{Outcome, Progress},
-    reduce::{self, Part, ReduceTask},
-    spill::Collector,
+    outcome::{Counters, Outcome, Progress},
+    part::Part,
+    partition::Partitioner,
+    record::{Block, Record, Records},
+    reduce::{self, ReduceTask},
 };
 
 /// A MapReduce program, as its author writes it.
 pub trait App: Send + Sync + 'static {
-    /// The name by which jobs ask for it.
-    const NAME: &'static str;
-    /// How the values of a key become fewer within a map.
+    /// How the values of a key become fewer within a map; [`crate::fold::Keep`]: not at all.
     type Fold: Fold;
     /// What reads records.
     type Mapper: Mapper<Fold = Self::Fold>;
     /// What reads groups.
     type Reducer: Reducer;
 
+    /// The name by which jobs ask for it.
+    fn name(&self) -> &'static str;
+
+    /// The arguments that it takes; a job with others is refused.
+    fn args(&self) -> &'static [Arg] {
+        &[]
+    }
+
     /// A mapper for one task.
-    fn mapper(&self) -> Self::Mapper;
+    ///
+    /// # Errors
+    /// When the job's arguments will not do.
+    fn mapper(&self, task: &Context) -> Result<Self::Mapper, Failure>;
+
     /// A reducer for one task.
-    fn reducer(&self) -> Self::Reducer;
+    ///
+    /// # Errors
+    /// When the job's arguments will not do.
+    fn reducer(&self, task: &Context) -> Result<Self::Reducer, Failure>;
+
+    /// Its own way of spreading keys over the reduces, if it has one.
+    ///
+    /// # Errors
+    /// When the job's arguments will not do.
+    fn partitioner(&self, _task: &Context) -> Result<Option<Box<dyn Partitioner>>, Failure> {
+        Ok(None)
+    }
+}
+
+/// What a task is told about itself.
+#[derive(Debug, Clone, Default)]
+pub struct Context {
+    /// The job's id.
+    pub job: String,
+    /// The task's number among the maps, or its partition.
+    pub task: u32,
+    /// How many reduce partitions there are; 0: the maps' results are the job's.
+    pub partitions: u32,
+    /// What a record of the inputs is.
+    pub records: Records,
+    /// The job's arguments.
+    pub args: Args,
 }
 
 /// Turns records into pairs. One mapper serves one task.
@@ -37,20 +77,46 @@ pub trait Mapper: Send {
     type Fold: Fold;
 
     /// Maps one record.
+    ///
+    /// # Errors
+    /// [`Failure::user`] to be tried again, [`Failure::fatal`] if that is of no use.
     fn map(&mut self, record: Record<'_>, out: &mut Emitter<'_, Self::Fold>)
     -> Result<(), Failure>;
 
-    /// Maps a block of whole records; an app for which a block is as good as its records saves a
-    /// call for each.
+    /// Maps a block of whole records; an app for which a block is as good as its records
+    /// ([`Block::is_text`]) saves a call for each.
+    ///
+    /// # Errors
+    /// As [`Mapper::map`].
     fn map_block(
         &mut self,
         block: Block<'_>,
         out: &mut Emitter<'_, Self::Fold>,
     ) -> Result<(), Failure> {
+        self.map_records(block, out)
+    }
+
+    /// Maps a block record by record.
+    ///
+    /// # Errors
+    /// As [`Mapper::map`].
+    fn map_records(
+        &mut self,
+        block: Block<'_>,
+        out: &mut Emitter<'_, Self::Fold>,
+    ) -> Result<(), Failure> {
         for record in block.records() {
-            out.position = record.offset;
+            out.at_record(record.offset);
             self.map(record, out)?;
         }
+        Ok(())
+    }
+
+    /// Is called when all records were mapped.
+    ///
+    /// # Errors
+    /// As [`Mapper::map`].
+    fn finish(&mut self, _out: &mut Emitter<'_, Self::Fold>) -> Result<(), Failure> {
         Ok(())
     }
 }
@@ -58,68 +124,33 @@ pub trait Mapper: Send {
 /// Turns the values of one key into results. One reducer serves one task.
 pub trait Reducer: Send {
     /// Reduces one group. Values that it leaves are skipped.
+    ///
+    /// # Errors
+    /// [`Failure::user`] to be tried again, [`Failure::fatal`] if that is of no use.
     fn reduce(
         &mut self,
         key: &[u8],
         values: &mut Values<'_>,
         out: &mut Output<'_>,
     ) -> Result<(), Failure>;
-}
 
-/// One record. Bytes are as they are in the file; nobody has checked that they are UTF-8.
-#[derive(Debug, Clone, Copy)]
-pub struct Record<'a> {
-    /// The input's path, as the user named it.
-    pub document: &'a str,
-    /// Where the record begins in its file.
-    pub offset: u64,
-    /// A line without its line feed, or the whole file.
-    pub value: &'a [u8],
-}
-
-/// Whole records that lie side by side in one file.
-#[derive(Debug, Clone, Copy)]
-pub struct Block<'a> {
-    /// The input's path, as the user named it.
-    pub document: &'a str,
-    /// Where the block begins in its file.
-    pub offset: u64,
-    /// The records, line feeds included.
-    pub bytes: &'a [u8],
-    /// Whether its records are lines; otherwise it is one record.
-    pub lines: bool,
-}
-
-impl<'a> Block<'a> {
-    /// Its records.
-    pub fn records(self) -> impl Iterator<Item = Record<'a>> {
-        let mut at = 0;
-        let mut done = false;
-        std::iter::from_fn(move || {
-            if done || (self.lines && at == self.bytes.len()) {
-                return None;
-            }
-            let rest = &self.bytes[at..];
-            let end = self.lines.then(|| memchr::memchr(b'\n', rest)).flatten();
-            let record = Record {
-                document: self.document,
-                offset: self.offset + at as u64,
-                value: &rest[..end.unwrap_or(rest.len())],
-            };
-            match end {
-                Some(end) => at += end + 1,
-                None => done = true,
-            }
-            Some(record)
-        })
+    /// Is called when all groups were reduced.
+    ///
+    /// # Errors
+    /// As [`Reducer::reduce`].
+    fn finish(&mut self, _out: &mut Output<'_>) -> Result<(), Failure> {
+        Ok(())
     }
 }
 
 /// Takes what a mapper emits.
 pub struct Emitter<'t, F: Fold> {
     pub(crate) collector: &'t mut Collector<F>,
-    /// Where the record that is being mapped begins, for the message if that fails.
+    pub(crate) counters: &'t mut Counters,
+    /// Where the record, or the block, begins that is being mapped, for the message if that fails.
     pub(crate) position: u64,
+    /// Whether it is the record.
+    pub(crate) exact: bool,
 }
 
 impl<F: Fold> Emitter<'_, F> {
@@ -128,47 +159,105 @@ impl<F: Fold> Emitter<'_, F> {
     pub fn emit(&mut self, key: &[u8], input: F::Input<'_>) {
         self.collector.add(key, input);
     }
+
+    /// Writes a result as these pieces, whatever the job's format, in a job without reduces; in
+    /// any other the map fails at the end of the block.
+    #[inline]
+    pub fn write_raw(&mut self, pieces: &[&[u8]]) {
+        self.collector.write_raw(pieces);
+    }
+
+    /// Counts something of the app's own.
+    ///
+    /// # Errors
+    /// When there are too many counters, or the name is too long.
+    pub fn count(&mut self, counter: &str, count: u64) -> Result<(), Failure> {
+        self.counters.count(counter, count)
+    }
+
+    /// The record that begins there is being mapped.
+    #[inline]
+    pub(crate) fn at_record(&mut self, offset: u64) {
+        self.position = offset;
+        self.exact = true;
+    }
 }
 
 /// The values of one key: by map task, and in the order of emission within one. A cursor, so that a
 /// group may be larger than memory.
 pub struct Values<'m> {
-    pub(crate) merge: &'m mut Merge,
-    pub(crate) key: &'m [u8],
-    pub(crate) taken: bool,
-    pub(crate) count: &'m mut u64,
-    pub(crate) progress: &'m mut Progress,
+    merge: &'m mut Merge,
+    key: &'m [u8],
+    prefix: u64,
+    taken: bool,
+    /// How many values were read, of all groups.
+    count: &'m mut u64,
+    progress: &'m mut Progress,
 }
 
-impl Values<'_> {
+impl<'m> Values<'m> {
+    /// The values of the key at which `merge` stands.
+    pub(crate) fn new(
+        merge: &'m mut Merge,
+        key: &'m [u8],
+        count: &'m mut u64,
+        progress: &'m mut Progress,
+    ) -> Self {
+        Self { merge, key, prefix: prefix(key), taken: false, count, progress }
+    }
+
     /// The next value, if there is one.
+    ///
+    /// # Errors
+    /// When a map's result turns out lost, which is no fault of the app's: hand it on.
     #[allow(clippy::should_implement_trait, reason = "it lends, which an iterator cannot")]
+    #[inline]
     pub fn next(&mut self) -> Result<Option<&[u8]>, Failure> {
         if self.taken {
             self.merge.advance()?;
             self.taken = false;
         }
-        match self.merge.top() {
-            Some((key, value)) if key == self.key => {
-                self.taken = true;
-                *self.count += 1;
-                self.progress.advance(1, (key.len() + value.len()) as u64);
-                Ok(Some(value))
-            }
-            Some(_) | None => Ok(None),
+        let value = self.merge.value_of(self.key, self.prefix);
+        if let Some(value) = value {
+            self.taken = true;
+            *self.count += 1;
+            self.progress.advance(1, (self.key.len() + value.len()) as u64);
         }
+        Ok(value)
     }
 }
 
 /// Takes what a reducer writes.
 pub struct Output<'p> {
     pub(crate) part: &'p mut Part,
+    pub(crate) counters: &'p mut Counters,
 }
 
 impl Output<'_> {
-    /// Writes a result.
+    /// Writes a result in the job's format.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    #[inline]
     pub fn write(&mut self, key: &[u8], value: &[u8]) -> Result<(), Failure> {
         self.part.write(key, value)
+    }
+
+    /// Writes a result as these pieces, whatever the job's format.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    #[inline]
+    pub fn write_raw(&mut self, pieces: &[&[u8]]) -> Result<(), Failure> {
+        self.part.write_raw(pieces)
+    }
+
+    /// Counts something of the app's own.
+    ///
+    /// # Errors
+    /// When there are too many counters, or the name is too long.
+    pub fn count(&mut self, counter: &str, count: u64) -> Result<(), Failure> {
+        self.counters.count(counter, count)
     }
 }
 
@@ -176,46 +265,36 @@ impl Output<'_> {
 pub trait Program: Send + Sync {
     /// The name by which jobs ask for it.
     fn name(&self) -> &'static str;
+    /// The arguments that it takes.
+    fn args(&self) -> &'static [Arg];
     /// Runs a map task.
-    fn map(&self, task: &MapTask, progress: &mut Progress) -> Result<Outcome, Failure>;
+    ///
+    /// # Errors
+    /// Why it failed.
+    fn map(&self, task: MapTask, progress: &mut Progress) -> Result<Outcome, Failure>;
     /// Runs a reduce task.
+    ///
+    /// # Errors
+    /// Why it failed.
     fn reduce(&self, task: &ReduceTask, progress: &mut Progress) -> Result<Outcome, Failure>;
 }
 
 impl<A: App> Program for A {
     fn name(&self) -> &'static str {
-        A::NAME
+        App::name(self)
     }
 
-    fn map(&self, task: &MapTask, progress: &mut Progress) -> Result<Outcome, Failure> {
+    fn args(&self) -> &'static [Arg] {
+        App::args(self)
+    }
+
+    fn map(&self, task: MapTask, progress: &mut Progress) -> Result<Outcome, Failure> {
+        task.context.args.check(App::name(self), App::args(self))?;
         map::run(self, task, progress)
     }
 
     fn reduce(&self, task: &ReduceTask, progress: &mut Progress) -> Result<Outcome, Failure> {
+        task.context.args.check(App::name(self), App::args(self))?;
         reduce::run(self, task, progress)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn values(bytes: &[u8], lines: bool) -> Vec<(u64, Vec<u8>)> {
-        let block = Block { document: "d", offset: 10, bytes, lines };
-        block.records().map(|record| (record.offset, record.value.to_vec())).collect()
-    }
-
-    #[test]
-    fn lines_keep_all_but_their_line_feed() {
-        let expected = [(10, b"a\r".to_vec()), (13, b"".to_vec()), (14, b"b".to_vec())];
-        assert_eq!(values(b"a\r\n\nb", true), expected);
-        assert_eq!(values(b"a\r\n\nb\n", true), expected);
-        assert_eq!(values(b"", true), []);
-    }
-
-    #[test]
-    fn a_file_is_one_record_even_if_empty() {
-        assert_eq!(values(b"a\nb\n", false), [(10, b"a\nb\n".to_vec())]);
-        assert_eq!(values(b"", false), [(10, b"".to_vec())]);
     }
 }

@@ -4,9 +4,9 @@ use std::{io, sync::Arc, time::Duration};
 
 use daemon::Failure;
 use proto::mapreduce::{
-    Abandoned, AttemptId, DeregisterRequest, FailureReason, HeartbeatReply, HeartbeatRequest,
-    PollReply, PollRequest, RegisterReply, RegisterRequest, ReportRequest, Success, Verdict,
-    report_request,
+    Abandoned, Assignment, AttemptId, DeregisterRequest, FailureReason, HeartbeatReply,
+    HeartbeatRequest, PollReply, PollRequest, RegisterReply, RegisterRequest, ReportRequest,
+    Success, Verdict, report_request,
 };
 use tokio::{sync::watch, time::sleep};
 use tonic::{Code, Status};
@@ -36,6 +36,21 @@ pub(crate) struct Identity {
     pub(crate) incarnation: Vec<u8>,
     pub(crate) slots: u32,
     pub(crate) apps: Vec<String>,
+}
+
+/// How many tasks are asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Wants {
+    /// To start at once.
+    pub(crate) free_slots: u32,
+    /// To keep ready.
+    pub(crate) ready: u32,
+}
+
+impl Wants {
+    pub(crate) fn is_nothing(self) -> bool {
+        self == Self::default()
+    }
 }
 
 /// How an attempt's end is reported.
@@ -115,10 +130,11 @@ pub(crate) async fn poll(
     lane: &Lane,
     identity: &Identity,
     worker: u64,
-    free_slots: u32,
+    wants: Wants,
 ) -> Result<PollReply, Status> {
     let incarnation = identity.incarnation.clone().into();
-    let request = PollRequest { worker, incarnation, free_slots };
+    let Wants { free_slots, ready: prefetch } = wants;
+    let request = PollRequest { worker, incarnation, free_slots, prefetch };
     let call = |mut client: crate::session::Client| {
         let request = request.clone();
         async move { client.poll(request).await }
@@ -139,14 +155,16 @@ pub(crate) async fn heartbeat(
 }
 
 /// Reports the end of an attempt until there is a verdict; nothing if the coordinator will never
-/// take this report.
+/// take this report. What the worker wants is asked for with it: the tasks that come with the
+/// verdict save it a poll.
 pub(crate) async fn report(
     lane: &Lane,
     identity: &Identity,
     mut registered: watch::Receiver<Option<u64>>,
     attempt: &AttemptId,
     ending: &Ending,
-) -> Option<Verdict> {
+    wants: Wants,
+) -> Option<(Verdict, Vec<Assignment>)> {
     loop {
         // The number may change when the coordinator does.
         let worker = (*registered.wait_for(Option::is_some).await.ok()?)?;
@@ -159,13 +177,19 @@ pub(crate) async fn report(
                 Ending::Failure(reason) => report_request::End::Failure(reason),
                 Ending::Abandoned => report_request::End::Abandoned(Abandoned {}),
             }),
+            poll_free_slots: wants.free_slots,
+            poll_prefetch: wants.ready,
         };
         let call = |mut client: crate::session::Client| {
             let request = request.clone();
             async move { client.report(request).await }
         };
         match lane.call(CALL_LIMIT, call).await {
-            Ok(reply) => return Some(reply.verdict()),
+            Ok(reply) => {
+                let verdict = reply.verdict();
+                let work = reply.assignments.map(|work| work.assignments);
+                return Some((verdict, work.unwrap_or_default()));
+            }
             Err(status) if is_final(&status) => {
                 tracing::error!(error = %status, ?attempt, "the coordinator refuses a report");
                 return None;

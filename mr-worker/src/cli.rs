@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::{
     app::Program,
+    apps,
     config::Config,
     paths::Root,
     slot::{self, SlotCommand},
@@ -48,7 +49,10 @@ struct Flags {
     /// Run this many tasks at a time; 0: as many as there are processors
     #[arg(long, value_name = "COUNT")]
     slots: Option<u32>,
-    /// The memory of one map's table
+    /// Keep so many tasks ready for each slot; 0: none
+    #[arg(long, value_name = "COUNT")]
+    prefetch: Option<u32>,
+    /// The memory of one slot for sorting, combining and merging
     #[arg(long, value_name = "BYTES")]
     memory_bytes: Option<u64>,
     /// How long tasks may go on after the wish to stop
@@ -60,6 +64,9 @@ struct Flags {
     /// Serve metrics and health over HTTP on this address
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<String>,
+    /// Have the apps by which the labs test a MapReduce, too: they crash and dawdle
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    lab_apps: Option<bool>,
     /// Accept an admin address that other machines can reach
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     insecure: Option<bool>,
@@ -80,19 +87,22 @@ struct SlotArguments {
     root: PathBuf,
     #[arg(long)]
     memory_bytes: usize,
+    #[arg(long)]
+    lab_apps: bool,
 }
 
-/// The body of a worker's `main`, with the apps that it has. `slot_prefix` is what must stand before
-/// the subcommand `slot` when this very program is started again.
+/// The body of a worker's `main`, with the apps that it has of its own, which go before built-in
+/// ones of the same name. `slot_prefix` is what must stand before the subcommand `slot` when this
+/// very program is started again.
 pub fn main(
     arguments: impl IntoIterator<Item = OsString>,
     slot_prefix: &[&str],
-    programs: &'static [&'static dyn Program],
+    own: &'static [&'static dyn Program],
 ) -> Code {
     runtime::main(NAME, || {
         let arguments: Arguments = flags::parse(arguments)?;
         if let Some(Command::Slot(slot)) = &arguments.command {
-            return Ok(serve_slot(slot, programs)?);
+            return Ok(serve_slot(slot, own)?);
         }
         let given = flags::given(&[&arguments.process, &arguments.own])?;
         let file = arguments.process.config.as_deref();
@@ -105,15 +115,17 @@ pub fn main(
             }
             Some(Command::Slot(_)) | None => {
                 let slot = this_program(slot_prefix);
+                let programs = apps::all(own, config.lab_apps);
                 runtime::run(NAME, &config.process, &config, |shutdown| {
-                    worker::run(&config, programs, slot, shutdown)
+                    worker::run(&config, &programs, slot, shutdown)
                 })
             }
         }
     })
 }
 
-fn serve_slot(slot: &SlotArguments, programs: &[&'static dyn Program]) -> Result<(), Failure> {
+fn serve_slot(slot: &SlotArguments, own: &[&'static dyn Program]) -> Result<(), Failure> {
+    let programs = &apps::all(own, slot.lab_apps);
     let root = Root::open(&slot.root).map_err(|error| {
         Failure::configuration("a slot cannot open the shared root").because(error)
     })?;

@@ -2,16 +2,18 @@
 //!
 //! A key is copied into the arena when it is first seen; an entry holds its first eight bytes, so
 //! that most words are compared without touching the arena, and the same eight bytes lead the sort.
-//! The partition of a key is computed only when the table is drained, once for each distinct key.
+//! Which partition a key goes to is asked only when the table is drained, once for each distinct
+//! key.
 
-use std::{
-    cmp::Ordering,
-    hash::{BuildHasher, Hasher},
-};
+use std::hash::{BuildHasher, Hasher};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use crate::fold::{Arena, Fold, FoldError, Slice};
+use crate::{
+    failure::Failure,
+    fold::{Arena, Fold, FoldError, Slice, VALUE_BYTES_MAX},
+    partition::Partitioning,
+};
 
 /// The longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 8 << 20;
@@ -27,6 +29,7 @@ const PREFIX_BYTES: usize = 8;
 pub(crate) struct Table<F: Fold> {
     entries: HashTable<Entry<F::State>>,
     arena: Arena,
+    arena_bytes: usize,
     fold: F,
     hash: KeyHash,
 }
@@ -47,10 +50,12 @@ pub(crate) struct Sorted<S> {
 }
 
 impl<F: Fold> Table<F> {
-    /// An empty table.
-    pub(crate) fn new() -> Self {
+    /// An empty table for a budget of so many bytes, and the pair that exceeds it.
+    pub(crate) fn new(budget: usize) -> Self {
         let hash = KeyHash { long: DefaultHashBuilder::default() };
-        Self { entries: HashTable::new(), arena: Arena::default(), fold: F::default(), hash }
+        let arena_bytes = budget + KEY_BYTES_MAX + VALUE_BYTES_MAX;
+        let arena = Arena::with_capacity(arena_bytes);
+        Self { entries: HashTable::new(), arena, arena_bytes, fold: F::default(), hash }
     }
 
     /// Takes one more value of `key`.
@@ -96,29 +101,34 @@ impl<F: Fold> Table<F> {
         self.arena.used() + self.entries.len() * ENTRY_COST
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+    /// How many keys there are.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// All entries, by partition and key.
-    pub(crate) fn sorted(&self, partitions: u32) -> Vec<Sorted<F::State>> {
-        let mut sorted: Vec<_> = self
-            .entries
-            .iter()
-            .map(|entry| Sorted {
-                partition: partition_of(self.arena.get(entry.key), partitions),
+    pub(crate) fn sorted(
+        &self,
+        partitioning: &Partitioning,
+        partitions: u32,
+    ) -> Result<Vec<Sorted<F::State>>, Failure> {
+        let mut sorted = Vec::with_capacity(self.entries.len());
+        for entry in &self.entries {
+            sorted.push(Sorted {
+                partition: partitioning.of(self.arena.get(entry.key), partitions)?,
                 key: entry.key,
                 prefix: entry.prefix,
                 state: entry.state,
-            })
-            .collect();
+            });
+        }
         // Keys are distinct, so stability has nothing to keep.
         sorted.sort_unstable_by(|left, right| {
             (left.partition, left.prefix)
                 .cmp(&(right.partition, right.prefix))
                 .then_with(|| self.arena.get(left.key).cmp(self.arena.get(right.key)))
         });
-        sorted
+        Ok(sorted)
     }
 
     pub(crate) fn key(&self, entry: &Sorted<F::State>) -> &[u8] {
@@ -129,15 +139,16 @@ impl<F: Fold> Table<F> {
     pub(crate) fn values(
         &self,
         entry: &Sorted<F::State>,
-        each: &mut dyn FnMut(&[u8]) -> Result<(), crate::failure::Failure>,
-    ) -> Result<(), crate::failure::Failure> {
+        each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         self.fold.values(&entry.state, &self.arena, each)
     }
 
-    /// Forgets everything and keeps the memory.
+    /// Forgets everything, and gives the memory back: what comes next may need it for more keys, or
+    /// for longer ones.
     pub(crate) fn clear(&mut self) {
-        self.entries.clear();
-        self.arena.clear();
+        self.entries = HashTable::new();
+        self.arena = Arena::with_capacity(self.arena_bytes);
     }
 }
 
@@ -161,19 +172,6 @@ pub(crate) fn prefix(key: &[u8]) -> u64 {
             byte(0) | byte(length / 2) | byte(length - 1)
         }
     }
-}
-
-/// Orders keys of which the prefixes are known.
-#[inline]
-pub(crate) fn compare(left: (u64, &[u8]), right: (u64, &[u8])) -> Ordering {
-    left.0.cmp(&right.0).then_with(|| left.1.cmp(right.1))
-}
-
-/// The labs' partition of a key: its FNV-1a hash of 32 bits, the sign bit cleared, modulo
-/// `partitions`.
-pub fn partition_of(key: &[u8], partitions: u32) -> u32 {
-    let step = |hash: u32, &byte: &u8| (hash ^ u32::from(byte)).wrapping_mul(16_777_619);
-    (key.iter().fold(2_166_136_261, step) & 0x7fff_ffff) % partitions.max(1)
 }
 
 /// A hash that differs from process to process, so that no input can be made to collide.
@@ -201,17 +199,6 @@ mod tests {
     use crate::fold::Sum;
 
     #[test]
-    fn partitions_are_those_of_the_labs() {
-        let of = |key: &[u8]| partition_of(key, 1 << 31);
-        assert_eq!(of(b""), 18_652_613);
-        assert_eq!(of(b"a"), 1_678_518_572);
-        assert_eq!(of(b"foobar"), 1_067_252_072);
-        assert_eq!(of(b"the"), 873_378_332);
-        let ten: Vec<u32> = (b'a'..=b'j').map(|key| partition_of(&[key], 10)).collect();
-        assert_eq!(ten, [2, 9, 0, 5, 6, 3, 4, 3, 4, 1]);
-    }
-
-    #[test]
     fn a_prefix_is_the_first_eight_bytes() {
         for length in 0..20 {
             let key: Vec<u8> = (1..=length).map(|byte| byte * 11).collect();
@@ -224,7 +211,7 @@ mod tests {
 
     #[test]
     fn keys_that_differ_in_zeros_or_tails_stay_apart() {
-        let mut table: Table<Sum> = Table::new();
+        let mut table: Table<Sum> = Table::new(1 << 20);
         let keys: [&[u8]; 7] =
             [b"", b"\0", b"\0\0", b"abcdefgh", b"abcdefgh\0", b"abcdefghi", b"b"];
         for (times, key) in keys.iter().enumerate() {
@@ -232,7 +219,7 @@ mod tests {
                 table.add(key, 1).unwrap();
             }
         }
-        let sorted = table.sorted(1);
+        let sorted = table.sorted(&Partitioning::Hash, 1).unwrap();
         let found: Vec<(&[u8], u64)> =
             sorted.iter().map(|entry| (table.key(entry), entry.state)).collect();
         let expected: Vec<(&[u8], u64)> =
@@ -242,8 +229,8 @@ mod tests {
 
     #[test]
     fn a_key_beyond_the_limit_is_refused() {
-        let mut table: Table<Sum> = Table::new();
+        let mut table: Table<Sum> = Table::new(1 << 20);
         assert_eq!(table.add(&vec![b'a'; KEY_BYTES_MAX + 1], 1), Err(FoldError::KeyTooLong));
-        assert!(table.is_empty());
+        assert_eq!(table.len(), 0);
     }
 }

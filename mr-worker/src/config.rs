@@ -6,12 +6,15 @@ use daemon::{Failure, ports};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    collect::{MEMORY_BYTES_MAX, MEMORY_BYTES_MIN},
     session::is_address,
-    spill::{MEMORY_BYTES_MAX, MEMORY_BYTES_MIN},
 };
 
 /// The most slots of one worker.
 pub const SLOTS_MAX: u32 = 1_024;
+
+/// The most tasks that are kept ready for one slot: a worker lists all in its heartbeats.
+pub const PREFETCH_MAX: u32 = 3;
 
 /// The longest name, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -33,12 +36,16 @@ pub struct Config {
     pub name: String,
     /// How many tasks run at a time; 0: as many as there are processors.
     pub slots: u32,
-    /// The memory of one map's table, in bytes.
+    /// How many tasks are kept ready for each slot, so that it need not wait for the next one.
+    pub prefetch: u32,
+    /// The memory of one slot for sorting, combining and merging, in bytes.
     pub memory_bytes: u64,
     /// How long tasks may go on after the wish to stop, in milliseconds.
     pub drain_grace_ms: u64,
     /// After how long without any coordinator to give up, in milliseconds.
     pub coordinator_lost_timeout_ms: u64,
+    /// Whether it has the apps by which the labs test a MapReduce.
+    pub lab_apps: bool,
     /// Where to serve metrics and health over HTTP.
     pub admin: String,
     /// Whether to accept an admin address that other machines can reach.
@@ -53,9 +60,11 @@ impl Default for Config {
             root: PathBuf::from("."),
             name: String::new(),
             slots: 0,
-            memory_bytes: 64 << 20,
+            prefetch: 1,
+            memory_bytes: 256 << 20,
             drain_grace_ms: 30_000,
             coordinator_lost_timeout_ms: 600_000,
+            lab_apps: false,
             admin: format!("127.0.0.1:{}", ports::MR_WORKER_ADMIN),
             insecure: false,
         }
@@ -96,6 +105,20 @@ impl Config {
                 "slots is {slots}, but must be 0 to {SLOTS_MAX}"
             ))),
         }
+    }
+
+    /// How many tasks are kept ready for all slots together.
+    ///
+    /// # Errors
+    /// Configuration, beyond the limit.
+    pub(crate) fn ready_count(&self) -> Result<u32, Failure> {
+        if self.prefetch > PREFETCH_MAX {
+            return Err(Failure::configuration(format!(
+                "prefetch is {}, but must be 0 to {PREFETCH_MAX}",
+                self.prefetch
+            )));
+        }
+        Ok(self.prefetch * self.slot_count()?)
     }
 
     /// The memory of a map's table.
@@ -161,11 +184,13 @@ mod tests {
             let mut config = Config::default();
             change(&mut config);
             config.slot_count().is_err()
+                || config.ready_count().is_err()
                 || config.table_bytes().is_err()
                 || config.worker_name(1).is_err()
         };
         assert!(!refused(|_| {}));
         assert!(refused(|config| config.slots = SLOTS_MAX + 1));
+        assert!(refused(|config| config.prefetch = PREFETCH_MAX + 1));
         assert!(refused(|config| config.memory_bytes = 1));
         assert!(refused(|config| config.memory_bytes = u64::MAX));
         assert!(refused(|config| config.name = "n".repeat(NAME_BYTES_MAX + 1)));

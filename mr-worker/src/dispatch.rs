@@ -4,8 +4,18 @@
 //! Every wait is a task of [`Dispatch::tasks`] that ends with an event; the loop takes one event at
 //! a time and never waits for anything else, so heartbeats go out whatever users' code and the file
 //! system do. Attempts go on while the coordinator is away.
+//!
+//! Some tasks are kept ready for slots that will be free: a slot then never waits for the
+//! coordinator. Tasks are asked for with reports, for the slot that this frees, and with a poll for
+//! what is missing beyond that. Answers may cross, so that more tasks come than were wanted; these
+//! are kept ready as well, and the coordinator, which is told that they have not begun, takes them
+//! back when another worker is idle.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use daemon::{Failure, Readiness, Shutdown};
 use proto::mapreduce::{
@@ -21,10 +31,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
-    calls::{self, Ending, Identity, REFUSED_PAUSE},
+    calls::{self, Ending, Identity, REFUSED_PAUSE, Wants},
     paths::Root,
     session::{Coordinators, Lane},
     slot::{Counts, End, Slot},
+    task,
 };
 
 /// The bounds of what a coordinator may choose as the time between heartbeats.
@@ -43,6 +54,8 @@ pub(crate) struct Setup {
     pub(crate) root: Arc<Root>,
     pub(crate) coordinators: Arc<Coordinators>,
     pub(crate) slots: Vec<Slot>,
+    /// How many tasks to keep ready.
+    pub(crate) ready: u32,
     pub(crate) drain_grace: Duration,
     pub(crate) lost_timeout: Duration,
     pub(crate) readiness: Readiness,
@@ -64,10 +77,17 @@ pub(crate) struct Dispatch {
     attempts: HashMap<AttemptId, Attempt>,
     /// Slots without an attempt. Every other one is in the task of its attempt.
     idle: Vec<Slot>,
+    /// How many tasks to keep ready, and those that are.
+    ready_max: u32,
+    ready: VecDeque<Assignment>,
+    /// What reports on their way ask for.
+    asked: Wants,
     tasks: JoinSet<Event>,
     registering: bool,
     beating: bool,
-    polling: Option<AbortHandle>,
+    /// Polls on their way; the last one counts, the coordinator ends the others.
+    polling: Vec<(u64, AbortHandle, Wants)>,
+    polls: u64,
     heartbeat: Interval,
     draining: Draining,
 }
@@ -82,6 +102,8 @@ struct Attempt {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// It waits for a slot.
+    Ready,
     Running,
     /// It is being stopped, to be given back.
     GivenUp,
@@ -102,9 +124,9 @@ enum Draining {
 enum Event {
     Registered(Result<RegisterReply, Failure>, Vec<AttemptId>),
     Beaten(Result<HeartbeatReply, Status>, Vec<AttemptId>),
-    Polled(Result<PollReply, Status>),
+    Polled(u64, Result<PollReply, Status>),
     Ended(AttemptId, Slot, End),
-    Judged(AttemptId, Option<Verdict>),
+    Judged(AttemptId, Option<(Verdict, Vec<Assignment>)>, Wants),
     Removed,
 }
 
@@ -123,10 +145,14 @@ impl Dispatch {
             registered: watch::Sender::new(None),
             attempts: HashMap::new(),
             idle: setup.slots,
+            ready_max: setup.ready,
+            ready: VecDeque::new(),
+            asked: Wants::default(),
             tasks: JoinSet::new(),
             registering: false,
             beating: false,
-            polling: None,
+            polling: Vec::new(),
+            polls: 0,
             heartbeat: heartbeats(HEARTBEAT_FIRST),
             draining: Draining::No,
         }
@@ -173,9 +199,9 @@ impl Dispatch {
         match event {
             Event::Registered(reply, asked) => self.on_registered(reply?, &asked),
             Event::Beaten(reply, asked) => self.on_beaten(reply, &asked),
-            Event::Polled(reply) => self.on_polled(reply),
+            Event::Polled(poll, reply) => self.on_polled(poll, reply),
             Event::Ended(attempt, slot, end) => self.on_ended(attempt, slot, end),
-            Event::Judged(attempt, verdict) => self.on_judged(&attempt, verdict),
+            Event::Judged(attempt, judged, asked) => self.on_judged(&attempt, judged, asked),
             Event::Removed => {}
         }
         Ok(())
@@ -223,7 +249,8 @@ impl Dispatch {
         let asked: Vec<AttemptId> = self.attempts.keys().cloned().collect();
         let running = self.attempts.iter().map(|(id, attempt)| {
             let (records, bytes) = attempt.counts.get();
-            AttemptProgress { attempt: Some(id.clone()), records, bytes }
+            let queued = attempt.stage == Stage::Ready;
+            AttemptProgress { attempt: Some(id.clone()), records, bytes, queued }
         });
         let request = HeartbeatRequest {
             worker,
@@ -245,7 +272,12 @@ impl Dispatch {
         self.beating = false;
         match reply {
             Ok(reply) if reply.reregister => self.register(),
-            Ok(reply) => self.obey(reply.orders, asked),
+            Ok(reply) => {
+                self.obey(reply.orders, asked);
+                if reply.drain {
+                    self.drain();
+                }
+            }
             Err(error) => {
                 tracing::warn!(%error, "the coordinator refuses a heartbeat");
                 self.register();
@@ -260,43 +292,64 @@ impl Dispatch {
                 continue;
             }
             // One that is being reported gets its verdict anyway.
-            if let Some(attempt) = self.attempts.get(asked)
-                && attempt.stage != Stage::Reporting
-            {
-                tracing::info!(attempt = %name(asked), reason = order.reason, "stopping an attempt");
-                attempt.abort.cancel();
+            let stage = self.attempts.get(asked).map(|attempt| attempt.stage);
+            match stage {
+                None | Some(Stage::Reporting) => {}
+                // It has no slot and no directory.
+                Some(Stage::Ready) => {
+                    tracing::debug!(attempt = %name(asked), reason = order.reason, "taken back");
+                    self.attempts.remove(asked);
+                    self.ready.retain(|ready| ready.attempt.as_ref() != Some(asked));
+                }
+                Some(Stage::Running | Stage::GivenUp) => {
+                    tracing::info!(attempt = %name(asked), reason = order.reason, "stopping an attempt");
+                    self.attempts[asked].abort.cancel();
+                }
             }
         }
     }
 
     // Work.
 
+    /// What is missing and was not asked for with a report.
+    fn wants(&self) -> Wants {
+        let ready = self.ready.len() as u32;
+        Wants {
+            free_slots: (self.idle.len() as u32).saturating_sub(self.asked.free_slots),
+            ready: self.ready_max.saturating_sub(ready).saturating_sub(self.asked.ready),
+        }
+    }
+
+    /// Asks for what is missing. A poll that asks for fewer slots is overtaken: the coordinator
+    /// answers it at once.
     fn poll(&mut self) {
         let worker = *self.registered.borrow();
         let Some(worker) = worker else { return };
-        if self.polling.is_some() || self.idle.is_empty() || self.draining != Draining::No {
+        let wants = self.wants();
+        let asked = self.polling.last().map(|(_, _, wants)| wants.free_slots);
+        let enough = asked.is_some_and(|asked| asked >= wants.free_slots);
+        if enough || wants.is_nothing() || self.draining != Draining::No {
             return;
         }
-        let free = self.idle.len() as u32;
         let (lane, identity) = (self.work.clone(), Arc::clone(&self.identity));
-        self.polling = Some(self.tasks.spawn(async move {
-            let reply = calls::poll(&lane, &identity, worker, free).await;
+        self.polls += 1;
+        let number = self.polls;
+        let abort = self.tasks.spawn(async move {
+            let reply = calls::poll(&lane, &identity, worker, wants).await;
             if reply.is_err() {
                 sleep(REFUSED_PAUSE).await;
             }
-            Event::Polled(reply)
-        }));
+            Event::Polled(number, reply)
+        });
+        self.polling.push((number, abort, wants));
     }
 
-    fn on_polled(&mut self, reply: Result<PollReply, Status>) {
-        self.polling = None;
+    fn on_polled(&mut self, number: u64, reply: Result<PollReply, Status>) {
+        self.polling.retain(|(poll, _, _)| *poll != number);
         match reply.map(|reply| reply.kind) {
-            Ok(Some(poll_reply::Kind::Assignments(work))) => {
-                for assignment in work.assignments {
-                    self.start(assignment);
-                }
-            }
+            Ok(Some(poll_reply::Kind::Assignments(work))) => self.take_in(work.assignments),
             Ok(Some(poll_reply::Kind::Idle(_))) => {}
+            Ok(Some(poll_reply::Kind::Drain(_))) => self.drain(),
             Ok(Some(poll_reply::Kind::Reregister(_)) | None) => self.register(),
             Err(error) => {
                 tracing::warn!(%error, "the coordinator refuses a poll");
@@ -305,38 +358,56 @@ impl Dispatch {
         }
     }
 
-    fn start(&mut self, assignment: Assignment) {
-        let Some(id) = assignment.attempt.clone() else {
-            tracing::warn!("an assignment without an attempt is ignored");
-            return;
-        };
-        if self.attempts.contains_key(&id) {
-            tracing::warn!(attempt = %name(&id), "an assignment came twice");
-            return;
+    /// Takes in tasks, and starts those for which there are slots.
+    fn take_in(&mut self, work: Vec<Assignment>) {
+        for assignment in work {
+            let Some(id) = assignment.attempt.clone() else {
+                tracing::warn!("an assignment without an attempt is ignored");
+                continue;
+            };
+            if self.attempts.contains_key(&id) {
+                tracing::warn!(attempt = %name(&id), "an assignment came twice");
+                continue;
+            }
+            let attempt = Attempt {
+                dir: assignment.attempt_dir.clone(),
+                counts: Arc::default(),
+                abort: CancellationToken::new(),
+                stage: Stage::Ready,
+            };
+            self.attempts.insert(id.clone(), attempt);
+            if self.draining == Draining::No {
+                self.ready.push_back(assignment);
+            } else {
+                self.report(id, Ending::Abandoned);
+            }
         }
-        let attempt = Attempt {
-            dir: assignment.attempt_dir.clone(),
-            counts: Arc::default(),
-            abort: CancellationToken::new(),
-            stage: Stage::Running,
-        };
-        let (counts, abort) = (Arc::clone(&attempt.counts), attempt.abort.clone());
-        self.attempts.insert(id.clone(), attempt);
-        let slot = if self.draining == Draining::No { self.idle.pop() } else { None };
-        let Some(mut slot) = slot else {
-            tracing::warn!(attempt = %name(&id), "an assignment without a slot is given back");
-            self.report(id, Ending::Abandoned);
-            return;
-        };
-        tracing::debug!(attempt = %name(&id), "an attempt starts");
-        self.tasks.spawn(async move {
-            let end = slot.run(&assignment, &counts, &abort).await;
-            Event::Ended(id, slot, end)
-        });
+        self.start_ready();
+    }
+
+    /// Starts what is ready, as far as there are slots.
+    fn start_ready(&mut self) {
+        while !self.idle.is_empty()
+            && let Some(assignment) = self.ready.pop_front()
+        {
+            let Some(id) = assignment.attempt.clone() else { continue };
+            let Some(attempt) = self.attempts.get_mut(&id) else { continue };
+            let Some(mut slot) = self.idle.pop() else { return };
+            attempt.stage = Stage::Running;
+            let (counts, abort) = (Arc::clone(&attempt.counts), attempt.abort.clone());
+            tracing::debug!(attempt = %name(&id), "an attempt starts");
+            let root = Arc::clone(&self.root);
+            self.tasks.spawn(async move {
+                let end = slot.run(&assignment, &counts, &abort).await;
+                Event::Ended(id, slot, located(end, root, assignment).await)
+            });
+        }
     }
 
     fn on_ended(&mut self, id: AttemptId, slot: Slot, end: End) {
         self.idle.push(slot);
+        // The slot goes on before anything else is done about its last attempt.
+        self.start_ready();
         let Some(attempt) = self.attempts.get_mut(&id) else { return };
         let outcome = match &end {
             End::Success(_) => "success",
@@ -351,7 +422,7 @@ impl Dispatch {
                 self.report(id, Ending::Failure(reason));
             }
             (End::Aborted, Stage::GivenUp) => self.report(id, Ending::Abandoned),
-            (End::Aborted, Stage::Running | Stage::Reporting) => self.forget(&id),
+            (End::Aborted, Stage::Ready | Stage::Running | Stage::Reporting) => self.forget(&id),
         }
     }
 
@@ -359,15 +430,29 @@ impl Dispatch {
         if let Some(attempt) = self.attempts.get_mut(&id) {
             attempt.stage = Stage::Reporting;
         }
+        // No more than what one attempt leaves behind: other reports ask for theirs.
+        let wants = self.wants();
+        let one = |wanted: u32| if self.draining == Draining::No { wanted.min(1) } else { 0 };
+        let wants = Wants { free_slots: one(wants.free_slots), ready: one(wants.ready) };
+        self.asked.free_slots += wants.free_slots;
+        self.asked.ready += wants.ready;
         let (lane, identity) = (self.work.clone(), Arc::clone(&self.identity));
         let registered = self.registered.subscribe();
         self.tasks.spawn(async move {
-            let verdict = calls::report(&lane, &identity, registered, &id, &ending).await;
-            Event::Judged(id, verdict)
+            let judged = calls::report(&lane, &identity, registered, &id, &ending, wants).await;
+            Event::Judged(id, judged, wants)
         });
     }
 
-    fn on_judged(&mut self, id: &AttemptId, verdict: Option<Verdict>) {
+    fn on_judged(
+        &mut self,
+        id: &AttemptId,
+        judged: Option<(Verdict, Vec<Assignment>)>,
+        asked: Wants,
+    ) {
+        self.asked.free_slots -= asked.free_slots;
+        self.asked.ready -= asked.ready;
+        let (verdict, work) = judged.map_or((None, Vec::new()), |(is, work)| (Some(is), work));
         tracing::debug!(attempt = %name(id), ?verdict, "judged");
         match verdict {
             // The directory is the coordinator's now. An unknown verdict may mean that.
@@ -378,6 +463,7 @@ impl Dispatch {
                 self.forget(id);
             }
         }
+        self.take_in(work);
     }
 
     /// Drops an attempt and its directory.
@@ -397,12 +483,22 @@ impl Dispatch {
 
     // The end.
 
+    /// Somebody wants this worker to stop: the process is told to, or the coordinator says so.
     fn drain(&mut self) {
+        if self.draining != Draining::No {
+            return;
+        }
         tracing::info!(attempts = self.attempts.len(), "draining");
         self.readiness.not_ready("draining");
         self.draining = Draining::Grace(Instant::now() + self.drain_grace);
-        if let Some(poll) = self.polling.take() {
+        for (_, poll, _) in self.polling.drain(..) {
             poll.abort();
+        }
+        // What has not begun is given back at once.
+        for assignment in std::mem::take(&mut self.ready) {
+            if let Some(id) = assignment.attempt {
+                self.report(id, Ending::Abandoned);
+            }
         }
     }
 
@@ -440,12 +536,26 @@ impl Dispatch {
             Draining::No => false,
             Draining::Over => true,
             Draining::Grace(_) | Draining::Last(_) => {
-                let calls = [self.registering, self.beating, self.polling.is_some()];
+                let calls = [self.registering, self.beating];
                 let calls = calls.into_iter().filter(|&waits| waits).count();
                 self.attempts.is_empty() && self.tasks.len() <= calls
             }
         }
     }
+}
+
+/// Looks which record a careful attempt was at when its process ended.
+async fn located(end: End, root: Arc<Root>, assignment: Assignment) -> End {
+    let End::Failure(mut reason) = end else { return end };
+    if !assignment.careful {
+        return End::Failure(reason);
+    }
+    let looked = tokio::task::spawn_blocking(move || {
+        task::locate(&mut reason, &root, &assignment);
+        reason
+    });
+    let lost = |error: JoinError| task::internal(format!("a look at an attempt's place: {error}"));
+    End::Failure(looked.await.unwrap_or_else(lost))
 }
 
 fn heartbeats(period: Duration) -> Interval {

@@ -4,7 +4,7 @@
 //! attempt that wrote them. Deciding whether a failure counts, or is retried, is the coordinator's.
 
 use std::{
-    io,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
@@ -12,14 +12,14 @@ use std::{
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The app refused its input or panicked.
-    #[error("the app failed at {path}:{offset}: {message}")]
+    #[error("the app failed{}: {message}", place.as_ref().map(ToString::to_string).unwrap_or_default())]
     User {
         /// The app's words, or the panic's with its place.
         message: String,
-        /// The document that was being read; empty in a reduce.
-        path: String,
-        /// Where in the document the record, or the block that holds it, begins.
-        offset: u64,
+        /// What was being read; nothing in a reduce.
+        place: Option<Place>,
+        /// Whether another attempt would fail the same way, in the app's own judgement.
+        permanent: bool,
     },
     /// An input could not be read.
     #[error("input {path}: {message}")]
@@ -55,10 +55,32 @@ pub enum Failure {
     Internal(String),
 }
 
+/// Where in the inputs something happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The document, as the user named it.
+    pub document: String,
+    /// Where the record, or the block that holds it, begins.
+    pub offset: u64,
+    /// Whether it is the record, and not only its block.
+    pub exact: bool,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, " at {}:{}", self.document, self.offset)
+    }
+}
+
 impl Failure {
-    /// An app's refusal of what it was given; the engine adds document and offset.
+    /// An app's refusal of what it was given, to be tried again; the engine adds the place.
     pub fn user(message: impl Into<String>) -> Self {
-        Self::User { message: message.into(), path: String::new(), offset: 0 }
+        Self::User { message: message.into(), place: None, permanent: false }
+    }
+
+    /// An app's refusal that no other attempt would change: the job fails at once.
+    pub fn fatal(message: impl Into<String>) -> Self {
+        Self::User { message: message.into(), place: None, permanent: true }
     }
 
     /// The failure of an operation on one of the attempt's own files.
@@ -81,10 +103,10 @@ impl Failure {
     }
 
     /// Names the place that the app was reading, where it is not named yet.
-    pub(crate) fn at(self, document: &str, position: u64) -> Self {
+    pub(crate) fn at(self, at: impl FnOnce() -> Place) -> Self {
         match self {
-            Self::User { message, path, offset } if path.is_empty() && offset == 0 => {
-                Self::User { message, path: document.to_owned(), offset: position }
+            Self::User { message, place: None, permanent } => {
+                Self::User { message, place: Some(at()), permanent }
             }
             other => other,
         }

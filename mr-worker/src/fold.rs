@@ -1,16 +1,20 @@
 //! How the values of one key become fewer before they leave a map: the combiner.
 //!
-//! A fold works twice: in the table, on values as the mapper emits them, and when spilled pieces
-//! meet again, on values as they were written. Both must have the same effect, so that a run does
-//! not depend on how much memory its map had.
+//! A fold works twice: in the table, on values as the mapper emits them, and when sorted pieces
+//! meet, on values as they were written. Both must have the same effect, so that a run does not
+//! depend on how much memory its map had; [`check`] tests an own fold for that.
 
-use crate::failure::Failure;
+use crate::{codec::number, failure::Failure};
 
 /// The longest value, in bytes.
 pub const VALUE_BYTES_MAX: usize = 8 << 20;
 
-/// A combiner. `State` is what the table keeps for each key; a new key begins with the default.
+/// A combiner: associative, and, since a key's values come from one map in the order of their
+/// emission and from several in that of the maps, it need not be commutative. `State` is what the
+/// table keeps for each key; a new key begins with the default.
 pub trait Fold: Default + Send + 'static {
+    /// Whether values become fewer. If they do not, they are sorted and never looked up.
+    const COMBINES: bool = true;
     /// What a mapper emits beside a key.
     type Input<'a>: Copy;
     /// What the table keeps.
@@ -31,6 +35,10 @@ pub trait Fold: Default + Send + 'static {
         arena: &Arena,
         each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure>;
+
+    /// Appends an emitted value as it is to be written: what [`Fold::values`] hands out of a state
+    /// that took nothing else.
+    fn write(&self, input: Self::Input<'_>, out: &mut Vec<u8>);
 
     /// Joins a written value to the one before it, of the same key, if they fold into one.
     fn join(&self, before: &mut Vec<u8>, value: &[u8]) -> Result<bool, Failure>;
@@ -75,6 +83,11 @@ struct Link {
 }
 
 impl Arena {
+    /// An arena with room for so many bytes. Room that is never used costs no memory.
+    pub(crate) fn with_capacity(bytes: usize) -> Self {
+        Self { bytes: Vec::with_capacity(bytes), ..Self::default() }
+    }
+
     /// Keeps a copy of `bytes`.
     pub(crate) fn store(&mut self, bytes: &[u8]) -> Slice {
         let offset = u32::try_from(self.bytes.len()).expect("the memory budget is below 4 GiB");
@@ -93,13 +106,6 @@ impl Arena {
         self.bytes.len() + self.links.len() * size_of::<Link>()
     }
 
-    /// Forgets everything and keeps the memory.
-    pub(crate) fn clear(&mut self) {
-        self.bytes.clear();
-        self.links.clear();
-        self.latest = Slice::default();
-    }
-
     /// Keeps a copy of `value`, or finds the one that was stored just before.
     fn intern(&mut self, value: &[u8]) -> Slice {
         if self.get(self.latest) != value {
@@ -112,6 +118,10 @@ impl Arena {
 /// Adds numbers; a written value is a LEB128 varint.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sum;
+
+/// Keeps the largest number; a written value is a LEB128 varint.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Max;
 
 impl Fold for Sum {
     type Input<'a> = u64;
@@ -134,12 +144,79 @@ impl Fold for Sum {
         each(&encoded)
     }
 
+    fn write(&self, input: u64, out: &mut Vec<u8>) {
+        put_varint(out, input);
+    }
+
     fn join(&self, before: &mut Vec<u8>, value: &[u8]) -> Result<bool, Failure> {
         let overflow = || Failure::user(FoldError::Overflow.to_string());
         let sum = number(before)?.checked_add(number(value)?).ok_or_else(overflow)?;
         before.clear();
         put_varint(before, sum);
         Ok(true)
+    }
+}
+
+impl Fold for Max {
+    type Input<'a> = u64;
+    type State = u64;
+
+    #[inline]
+    fn fold(&self, state: &mut u64, input: u64, _arena: &mut Arena) -> Result<(), FoldError> {
+        *state = input.max(*state);
+        Ok(())
+    }
+
+    fn values(
+        &self,
+        state: &u64,
+        arena: &Arena,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        Sum.values(state, arena, each)
+    }
+
+    fn write(&self, input: u64, out: &mut Vec<u8>) {
+        put_varint(out, input);
+    }
+
+    fn join(&self, before: &mut Vec<u8>, value: &[u8]) -> Result<bool, Failure> {
+        let largest = number(before)?.max(number(value)?);
+        before.clear();
+        put_varint(before, largest);
+        Ok(true)
+    }
+}
+
+/// Keeps every value, in the order of emission.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Keep;
+
+impl Fold for Keep {
+    const COMBINES: bool = false;
+    type Input<'a> = &'a [u8];
+    type State = List;
+
+    fn fold(&self, state: &mut List, input: &[u8], arena: &mut Arena) -> Result<(), FoldError> {
+        append(state, input, arena)
+    }
+
+    fn values(
+        &self,
+        state: &List,
+        arena: &Arena,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        Distinct.values(state, arena, each)
+    }
+
+    #[inline]
+    fn write(&self, input: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(input);
+    }
+
+    fn join(&self, _before: &mut Vec<u8>, _value: &[u8]) -> Result<bool, Failure> {
+        Ok(false)
     }
 }
 
@@ -161,22 +238,11 @@ impl Fold for Distinct {
 
     #[inline]
     fn fold(&self, state: &mut List, input: &[u8], arena: &mut Arena) -> Result<(), FoldError> {
-        if input.len() > VALUE_BYTES_MAX {
-            return Err(FoldError::ValueTooLong);
-        }
         let last = (state.last as usize).checked_sub(1);
         if last.is_some_and(|last| arena.get(arena.links[last].value) == input) {
             return Ok(());
         }
-        let value = arena.intern(input);
-        arena.links.push(Link { value, next: 0 });
-        let place = u32::try_from(arena.links.len()).expect("the memory budget is below 4 GiB");
-        match last {
-            Some(last) => arena.links[last].next = place,
-            None => state.first = place,
-        }
-        state.last = place;
-        Ok(())
+        append(state, input, arena)
     }
 
     fn values(
@@ -194,9 +260,29 @@ impl Fold for Distinct {
         Ok(())
     }
 
+    fn write(&self, input: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(input);
+    }
+
     fn join(&self, before: &mut Vec<u8>, value: &[u8]) -> Result<bool, Failure> {
         Ok(before == value)
     }
+}
+
+/// Puts a value behind a key's others.
+fn append(state: &mut List, input: &[u8], arena: &mut Arena) -> Result<(), FoldError> {
+    if input.len() > VALUE_BYTES_MAX {
+        return Err(FoldError::ValueTooLong);
+    }
+    let value = arena.intern(input);
+    arena.links.push(Link { value, next: 0 });
+    let place = u32::try_from(arena.links.len()).expect("the memory budget is below 4 GiB");
+    match (state.last as usize).checked_sub(1) {
+        Some(last) => arena.links[last].next = place,
+        None => state.first = place,
+    }
+    state.last = place;
+    Ok(())
 }
 
 /// The longest varint of 64 bits, in bytes.
@@ -229,17 +315,52 @@ pub(crate) fn get_varint(bytes: &[u8]) -> Option<(u64, usize)> {
     None
 }
 
-/// The number that a value of [`Sum`] stands for.
-pub fn number(value: &[u8]) -> Result<u64, Failure> {
-    match get_varint(value) {
-        Some((number, length)) if length == value.len() => Ok(number),
-        Some(_) | None => Err(Failure::user("a value is not a number")),
+/// What a fold makes of these values of one key: taken in one state, and written one by one and
+/// joined. The same, if the fold is one.
+///
+/// # Errors
+/// What differs, or what the fold refuses.
+pub fn check<F: Fold>(inputs: &[F::Input<'_>]) -> Result<(), Failure> {
+    let fold = F::default();
+    let refuse = |error: FoldError| Failure::user(error.to_string());
+    let (mut state, mut arena) = (F::State::default(), Arena::default());
+    let mut joined: Vec<Vec<u8>> = Vec::new();
+    for input in inputs {
+        fold.fold(&mut state, *input, &mut arena).map_err(refuse)?;
+        let mut value = Vec::new();
+        fold.write(*input, &mut value);
+        let fits = match joined.last_mut() {
+            Some(before) => fold.join(before, &value)?,
+            None => false,
+        };
+        if !fits {
+            joined.push(value);
+        }
     }
+    let mut folded = Vec::new();
+    fold.values(&state, &arena, &mut |value| {
+        folded.push(value.to_vec());
+        Ok(())
+    })?;
+    if folded == joined {
+        return Ok(());
+    }
+    let message = format!("folded in one state: {folded:?}; written and joined: {joined:?}");
+    Err(Failure::fatal(message))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folds_come_to_the_same_in_a_state_and_when_joined() {
+        check::<Sum>(&[1, 2, u64::MAX - 3]).unwrap();
+        check::<Max>(&[1, 300, 2, 300]).unwrap();
+        check::<Distinct>(&[b"a", b"a", b"b", b"", b"", b"a"]).unwrap();
+        check::<Keep>(&[b"a", b"a", b"", b"b"]).unwrap();
+        assert!(check::<Sum>(&[1, u64::MAX]).is_err());
+    }
 
     #[test]
     fn varints_of_every_length_come_back() {

@@ -1,10 +1,15 @@
 //! MapReduce workers: the data plane, and the daemon that runs it for a coordinator.
 //!
+//! **Apps** ([`app`]) are a mapper, a fold that combines and a reducer; [`lab`] takes the labs' two
+//! functions. [`main!`] makes a worker of one's own apps: whoever writes one begins with
+//! [`prelude`].
+//!
 //! **The data plane** is plain functions of files. A map ([`map`]) reads pieces of inputs
-//! ([`input`]) as blocks, lets an app ([`app`], [`apps`]) emit pairs into a combining table
-//! ([`combine`]) within a budget of memory, spills what does not fit, and leaves one run ([`run`])
-//! with all reduce partitions. A reduce ([`reduce`]) merges its partition of every run and leaves
-//! one part. [`local`] strings tasks to a job, for tests and for jobs without a cluster.
+//! ([`input`]) as blocks of records ([`record`]), lets an app emit pairs, which are collected
+//! (`collect.rs`) in a combining table ([`combine`]) or a sort buffer (`sort.rs`) within a budget of
+//! memory, spills what does not fit, and leaves one run ([`run`]) with all reduce partitions. A
+//! reduce ([`reduce`]) merges its partition of every run (`merge.rs`) and leaves one part
+//! ([`part`]). [`local`] strings tasks to a job, for tests and for jobs without a cluster.
 //!
 //! What makes it trustworthy: a task writes only below its own new directory; every byte of a run is
 //! under a checksum that its readers verify, and anything else than what was committed is the loss
@@ -17,34 +22,56 @@
 //! **The daemon** ([`worker`]) registers, asks for work, runs it in slots, which are processes of
 //! their own, tells that it lives, and reports. It decides nothing about jobs; when it cannot know
 //! (no coordinator answers), it goes on and keeps its results.
-//!
-//! Not here yet: streaming programs, compressed inputs and runs, sorting by value, total order,
-//! maps without reduces, and the other formats and partitioners.
 
 pub mod app;
 pub mod apps;
+pub mod args;
 mod calls;
 pub mod cli;
+pub mod codec;
+mod collect;
 pub mod combine;
 pub mod config;
 mod dispatch;
 pub mod failure;
 pub mod fold;
 pub mod input;
+pub mod lab;
 pub mod local;
 pub mod map;
 mod merge;
 pub mod outcome;
 mod panics;
+pub mod part;
+pub mod partition;
 pub mod paths;
+pub mod prelude;
+pub mod record;
 pub mod reduce;
 pub mod run;
 mod session;
 mod slot;
-mod spill;
-mod task;
+mod sort;
+pub mod task;
 pub mod words;
 pub mod worker;
 
 pub use config::Config;
 pub use slot::SlotCommand;
+
+/// The whole program of a worker that has these apps beside the built-in ones.
+///
+/// ```text
+/// mr_worker::main![Anagrams, Lengths];
+/// ```
+#[macro_export]
+macro_rules! main {
+    [$($app:expr),+ $(,)?] => {
+        fn main() -> $crate::Code {
+            const OWN: &[&dyn $crate::app::Program] = &[$(&$app),+];
+            $crate::cli::main(::std::env::args_os(), &[], OWN)
+        }
+    };
+}
+
+pub use daemon::Code;

@@ -3,5 +3,5 @@
 use daemon::Code;
 
 fn main() -> Code {
-    mr_worker::cli::main(std::env::args_os(), &[], mr_worker::apps::BUILT_IN)
+    mr_worker::cli::main(std::env::args_os(), &[], &[])
 }

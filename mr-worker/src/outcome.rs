@@ -2,8 +2,77 @@
 
 use std::collections::BTreeMap;
 
+use crate::failure::Failure;
+
+/// How many counters an attempt may have.
+pub const COUNTERS_MAX: usize = 64;
+
+/// The longest name of a counter, in bytes.
+pub const COUNTER_NAME_BYTES_MAX: usize = 64;
+
 /// The counters of an attempt by name. Only those of accepted attempts are added up.
-pub type Counters = BTreeMap<&'static str, u64>;
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    counts: BTreeMap<String, u64>,
+}
+
+impl Counters {
+    /// Adds to one of the engine's own.
+    pub(crate) fn add(&mut self, name: &'static str, count: u64) {
+        let sum = self.counts.entry(name.to_owned()).or_default();
+        *sum = sum.saturating_add(count);
+    }
+
+    /// Adds to one of an app's.
+    ///
+    /// # Errors
+    /// The app's, when there are too many or the name is empty or too long.
+    pub(crate) fn count(&mut self, name: &str, count: u64) -> Result<(), Failure> {
+        if let Some(sum) = self.counts.get_mut(name) {
+            *sum = sum.saturating_add(count);
+            return Ok(());
+        }
+        if name.is_empty() || name.len() > COUNTER_NAME_BYTES_MAX {
+            return Err(Failure::fatal(format!(
+                "a counter's name has {} bytes, not 1 to {COUNTER_NAME_BYTES_MAX}",
+                name.len()
+            )));
+        }
+        if self.counts.len() + OWN_COUNTERS_MAX >= COUNTERS_MAX {
+            let most = COUNTERS_MAX - OWN_COUNTERS_MAX;
+            return Err(Failure::fatal(format!("the app has more than {most} counters")));
+        }
+        self.counts.insert(name.to_owned(), count);
+        Ok(())
+    }
+
+    /// Adds all of others.
+    pub(crate) fn extend(&mut self, others: Counters) {
+        for (name, count) in others.counts {
+            let sum = self.counts.entry(name).or_default();
+            *sum = sum.saturating_add(count);
+        }
+    }
+
+    /// Adds what another attempt counted.
+    pub fn merge(&mut self, other: &Self) {
+        self.extend(other.clone());
+    }
+
+    /// One of them; 0 if there is none of that name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> u64 {
+        self.counts.get(name).copied().unwrap_or(0)
+    }
+
+    /// All, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.counts.iter().map(|(name, count)| (name.as_str(), *count))
+    }
+}
+
+/// How many counters the engine itself may add to an attempt's.
+const OWN_COUNTERS_MAX: usize = 16;
 
 /// Bytes of the inputs that belong to the map.
 pub const MAP_INPUT_BYTES: &str = "MAP_INPUT_BYTES";
@@ -17,6 +86,14 @@ pub const COMBINE_OUTPUT_RECORDS: &str = "COMBINE_OUTPUT_RECORDS";
 pub const REDUCE_INPUT_RECORDS: &str = "REDUCE_INPUT_RECORDS";
 /// Distinct keys that the reduce read.
 pub const REDUCE_INPUT_GROUPS: &str = "REDUCE_INPUT_GROUPS";
+/// Results of a map, in a job without reduces.
+pub const MAP_OUTPUT_RESULTS: &str = "MAP_OUTPUT_RESULTS";
+/// Records that were left out because attempts had failed on them.
+pub const SKIPPED_RECORDS: &str = "SKIPPED_RECORDS";
+/// Lines beyond the limit that were left out or cut off, as the job asked for.
+pub const LONG_LINES: &str = "LONG_LINES";
+/// Runs that a map wrote because its memory was full.
+pub const SPILLED_RUNS: &str = "SPILLED_RUNS";
 /// Results that the reducer wrote.
 pub const REDUCE_OUTPUT_RECORDS: &str = "REDUCE_OUTPUT_RECORDS";
 /// Bytes that the reducer wrote.

@@ -64,6 +64,22 @@ impl Root {
         &self.path
     }
 
+    /// Whether it lies on a file system that other machines serve: what is written there travels.
+    pub fn is_remote(&self) -> bool {
+        // The numbers of Linux: NFS, SMB, CIFS, Ceph, Lustre, FUSE, 9P.
+        const REMOTE: [i64; 8] = [
+            0x6969,
+            0x517b,
+            0xff53_4d42,
+            0xfe53_4d42,
+            0x00c3_6400,
+            0x0bd0_0bd0,
+            0x6573_5546,
+            0x0102_1997,
+        ];
+        rustix::fs::statfs(&self.path).is_ok_and(|is| REMOTE.contains(&is.f_type))
+    }
+
     /// Makes and removes a directory where attempts will write; the error names the directory that
     /// refuses.
     pub fn check_writable(&self) -> Result<(), PathError> {

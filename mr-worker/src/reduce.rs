@@ -1,31 +1,26 @@
 //! A reduce task: one partition of every map's run in, one part of the output out.
 
 use std::{
-    fs::File,
-    io::{self, Write},
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::PathBuf,
     thread,
     time::Duration,
 };
 
 use crate::{
-    app::{App, Output, Reducer, Values},
+    app::{App, Context, Output, Reducer, Values},
     failure::Failure,
-    merge::{FAN_IN_MAX, Merge, Origin, discard, drain, write_run},
+    merge::{Joined, Merge, Origin, Share, discard, drain, fitting, write_run},
     outcome::{
-        Counters, OUTPUT_BYTES, Outcome, Progress, REDUCE_INPUT_GROUPS, REDUCE_INPUT_RECORDS,
+        Counters, Outcome, Progress, REDUCE_INPUT_GROUPS, REDUCE_INPUT_RECORDS,
         REDUCE_OUTPUT_RECORDS,
     },
     panics,
-    run::{PartitionReader, Run, RunError, record_hash},
+    part::{Part, PartStyle},
+    partition::shown,
+    run::{Codec, Partition, Run, RunError},
 };
-
-/// The name of a reduce's output in its directory.
-pub const PART_FILE: &str = "part";
-
-/// How much output is gathered before it is written.
-const BUFFER_BYTES: usize = 256 << 10;
 
 /// A committed run of a map.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,30 +29,25 @@ pub struct InputRun {
     pub path: PathBuf,
     /// Its length.
     pub bytes: u64,
-    /// The checksum of its footer.
+    /// The checksum of its tail.
     pub footer_crc: u32,
-}
-
-/// How a result becomes a line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PartFormat {
-    /// Key, TAB, value, LF.
-    Text,
-    /// Key, space, value, LF, as the labs have it.
-    Lab,
 }
 
 /// A reduce task.
 #[derive(Debug, Clone)]
 pub struct ReduceTask {
+    /// What the app is told.
+    pub context: Context,
     /// Which partition.
     pub partition: u32,
     /// The runs, in the order of their map tasks.
     pub runs: Vec<InputRun>,
     /// How results are written.
-    pub format: PartFormat,
+    pub style: PartStyle,
     /// The attempt's directory; it exists.
     pub dir: PathBuf,
+    /// How much memory merging may use, in bytes.
+    pub memory_bytes: usize,
     /// How often a run that is missing or too short is looked for again, since a network file
     /// system may show late what another machine wrote.
     pub patience: Patience,
@@ -85,114 +75,171 @@ pub(crate) fn run<A: App>(
     task: &ReduceTask,
     progress: &mut Progress,
 ) -> Result<Outcome, Failure> {
+    let mut reducer = app.reducer(&task.context)?;
     let mut merge = open(task)?;
-    let mut reducer = app.reducer();
-    let mut part = Part::create(&task.dir, task.format)?;
-    let (mut groups, mut records) = (0, 0);
+    let mut part = Part::create(&task.dir, task.style)?;
+    let mut counters = Counters::default();
+    let mut tally = Tally::default();
     let mut key = Vec::new();
-    while let Some((next, _)) = merge.top() {
-        key.clear();
-        key.extend_from_slice(next);
-        groups += 1;
-        reduce_group(&mut reducer, &key, &mut merge, &mut part, &mut records, progress)?;
-    }
+    let reduced = catch_unwind(AssertUnwindSafe(|| {
+        let mut out = Output { part: &mut part, counters: &mut counters };
+        reduce_groups(&mut reducer, &mut merge, &mut key, &mut out, &mut tally, progress)
+    }));
+    reduced.unwrap_or_else(|panic| Err(Failure::user(panics::message(&*panic)))).map_err(
+        |failure| match failure {
+            Failure::User { message, place, permanent } => {
+                let message = format!("{message} (key {:?})", String::from_utf8_lossy(shown(&key)));
+                Failure::User { message, place, permanent }
+            }
+            other => other,
+        },
+    )?;
     progress.tell();
-    let mut outcome = part.finish()?;
-    outcome.counters.extend([(REDUCE_INPUT_GROUPS, groups), (REDUCE_INPUT_RECORDS, records)]);
+    let mut outcome = part.finish(REDUCE_OUTPUT_RECORDS)?;
+    outcome.counters.extend(counters);
+    outcome.counters.add(REDUCE_INPUT_GROUPS, tally.groups);
+    outcome.counters.add(REDUCE_INPUT_RECORDS, tally.records);
     Ok(outcome)
 }
 
-/// Lets the app reduce one group, and skips what it leaves.
-fn reduce_group<R: Reducer>(
+#[derive(Default)]
+struct Tally {
+    groups: u64,
+    records: u64,
+}
+
+/// Lets the app reduce one group after the other, and skips what it leaves. `key` is the one that it
+/// is at.
+fn reduce_groups<R: Reducer>(
     reducer: &mut R,
-    key: &[u8],
     merge: &mut Merge,
-    part: &mut Part,
-    records: &mut u64,
+    key: &mut Vec<u8>,
+    out: &mut Output<'_>,
+    tally: &mut Tally,
     progress: &mut Progress,
 ) -> Result<(), Failure> {
-    let mut values = Values { merge, key, taken: false, count: records, progress };
-    let mut out = Output { part };
-    let reduced = catch_unwind(AssertUnwindSafe(|| reducer.reduce(key, &mut values, &mut out)));
-    let result = reduced.unwrap_or_else(|panic| Err(Failure::user(panics::message(&*panic))));
-    result.map_err(|failure| match failure {
-        Failure::User { message, path, offset } => {
-            let message = format!("{message} (key {:?})", String::from_utf8_lossy(shown(key)));
-            Failure::User { message, path, offset }
+    while let Some((next, _)) = merge.top() {
+        key.clear();
+        key.extend_from_slice(next);
+        tally.groups += 1;
+        let mut values = Values::new(merge, key, &mut tally.records, progress);
+        reducer.reduce(key, &mut values, out)?;
+        while values.next()?.is_some() {}
+    }
+    reducer.finish(out)
+}
+
+/// A partition that waits to be merged.
+enum Waiting {
+    /// Of a committed run, by its place; nothing was read of it but what it needs.
+    Input(usize, (usize, bool)),
+    /// Of this attempt's own, with what it needs.
+    Own(PathBuf, (usize, bool)),
+}
+
+impl Waiting {
+    fn needs(&self) -> (usize, bool) {
+        match self {
+            Self::Input(_, needs) | Self::Own(_, needs) => *needs,
         }
-        other => other,
-    })?;
-    while values.next()?.is_some() {}
-    Ok(())
+    }
+
+    fn share(&self, task: &ReduceTask) -> Result<Share, Failure> {
+        match self {
+            Self::Input(input, _) => input_share(task, *input),
+            Self::Own(path, _) => own_share(path),
+        }
+    }
 }
 
-/// As much of a key as a message needs.
-fn shown(key: &[u8]) -> &[u8] {
-    const SHOWN_BYTES: usize = 100;
-    &key[..key.len().min(SHOWN_BYTES)]
-}
-
-/// Opens the partition of every run, in as many passes as the fan-in asks for.
+/// Opens the partition of every run, in as many passes as memory asks for.
 fn open(task: &ReduceTask) -> Result<Merge, Failure> {
     let mut passes = 0;
-    let mut sources: Vec<(Origin, u32)> =
-        (0..task.runs.len()).map(|input| (Origin::Input(input), task.partition)).collect();
-    while sources.len() > FAN_IN_MAX {
-        let mut merged = Vec::with_capacity(sources.len().div_ceil(FAN_IN_MAX));
-        for group in sources.chunks(FAN_IN_MAX) {
-            passes += 1;
-            let path = task.dir.join(format!("merge-{passes}.run"));
-            let merge = Merge::new(open_group(task, group)?)?;
-            let mut apart = |_: &mut Vec<u8>, _: &[u8]| Ok(false);
-            write_run(&path, 1, |writer| drain(merge, 0, writer, &path, &mut apart))?;
-            discard_own(group)?;
-            merged.push((Origin::Own(path), 0));
+    let mut waiting = Vec::new();
+    for input in 0..task.runs.len() {
+        let share = input_share(task, input)?;
+        if share.partition.bytes() > 0 {
+            waiting.push(Waiting::Input(input, share.needs()));
         }
-        sources = merged;
     }
-    let merge = Merge::new(open_group(task, &sources)?)?;
+    loop {
+        let fits = fitting(waiting.iter().map(Waiting::needs), task.memory_bytes);
+        if fits == waiting.len() {
+            break;
+        }
+        let mut merged = Vec::new();
+        let mut rest = &waiting[..];
+        while !rest.is_empty() {
+            let fits = fitting(rest.iter().map(Waiting::needs), task.memory_bytes);
+            let (group, behind) = rest.split_at(fits);
+            rest = behind;
+            passes += 1;
+            merged.push(merge_pass(task, group, passes)?);
+        }
+        waiting = merged;
+    }
+    let merge = merge(task, &waiting)?;
     // The readers keep the files open; their names are no longer needed.
-    discard_own(&sources)?;
+    discard_own(&waiting)?;
     Ok(merge)
 }
 
-fn discard_own(sources: &[(Origin, u32)]) -> Result<(), Failure> {
-    for (origin, _) in sources {
-        match origin {
-            Origin::Own(path) => discard(path)?,
-            Origin::Input(_) => {}
-        }
-    }
-    Ok(())
+fn merge(task: &ReduceTask, group: &[Waiting]) -> Result<Merge, Failure> {
+    let shares = group.iter().map(|waiting| waiting.share(task)).collect::<Result<Vec<_>, _>>()?;
+    Merge::new(shares, task.memory_bytes)
 }
 
-fn open_group(
-    task: &ReduceTask,
-    group: &[(Origin, u32)],
-) -> Result<Vec<(PartitionReader, Origin)>, Failure> {
-    let mut readers = Vec::with_capacity(group.len());
-    for (origin, partition) in group {
-        let run = match origin {
-            Origin::Input(input) => open_patiently(&task.runs[*input], task.patience),
-            Origin::Own(path) => Run::open(path, None),
-        };
-        let reader = run.and_then(|run| run.partition(*partition));
-        readers.push((reader.map_err(|error| origin.failure(&error))?, origin.clone()));
-    }
-    Ok(readers)
+fn merge_pass(task: &ReduceTask, group: &[Waiting], pass: u32) -> Result<Waiting, Failure> {
+    let path = task.dir.join(format!("merge-{pass}.run"));
+    let mut merge = merge(task, group)?;
+    write_run(&path, 1, Codec::None, |writer| {
+        let mut to = Joined::new(writer, &path, None);
+        drain(&mut merge, 0, &mut to)?;
+        to.finish()
+    })?;
+    discard_own(group)?;
+    let needs = own_share(&path)?.needs();
+    Ok(Waiting::Own(path, needs))
+}
+
+fn discard_own(group: &[Waiting]) -> Result<(), Failure> {
+    group.iter().try_for_each(|waiting| match waiting {
+        Waiting::Own(path, _) => discard(path),
+        Waiting::Input(..) => Ok(()),
+    })
+}
+
+fn own_share(path: &std::path::Path) -> Result<Share, Failure> {
+    let origin = Origin::Own(path.to_owned());
+    let partition = Run::open(path, None).and_then(|run| run.partition(0));
+    Ok(Share { partition: partition.map_err(|error| origin.failure(&error))?, origin })
+}
+
+fn input_share(task: &ReduceTask, input: usize) -> Result<Share, Failure> {
+    let origin = Origin::Input(input);
+    let partition = open_patiently(&task.runs[input], task.partition, task.patience);
+    Ok(Share { partition: partition.map_err(|error| origin.failure(&error))?, origin })
 }
 
 /// Opens a run that may not be visible here yet.
-fn open_patiently(run: &InputRun, patience: Patience) -> Result<Run, RunError> {
+fn open_patiently(
+    run: &InputRun,
+    partition: u32,
+    patience: Patience,
+) -> Result<Partition, RunError> {
+    let open = || {
+        Run::open(&run.path, Some((run.bytes, run.footer_crc)))
+            .and_then(|run| run.partition(partition))
+    };
     let mut pause = patience.first;
     for _ in 0..patience.pauses {
-        match Run::open(&run.path, Some((run.bytes, run.footer_crc))) {
+        match open() {
             Err(error) if may_come(&error) => thread::sleep(pause),
             settled => return settled,
         }
         pause *= 2;
     }
-    Run::open(&run.path, Some((run.bytes, run.footer_crc)))
+    open()
 }
 
 fn may_come(error: &RunError) -> bool {
@@ -202,72 +249,5 @@ fn may_come(error: &RunError) -> bool {
         }
         RunError::Length { found, expected } => found < expected,
         RunError::Damaged(_) | RunError::Newer(_) => false,
-    }
-}
-
-/// The part of the output that a reduce writes.
-#[derive(Debug)]
-pub(crate) struct Part {
-    path: PathBuf,
-    file: File,
-    separator: u8,
-    buffer: Vec<u8>,
-    crc: u32,
-    bytes: u64,
-    records: u64,
-    content_hash: u64,
-}
-
-impl Part {
-    fn create(dir: &Path, format: PartFormat) -> Result<Self, Failure> {
-        let path = dir.join(PART_FILE);
-        let file = File::create_new(&path).map_err(|error| Failure::io(&path, &error))?;
-        let separator = match format {
-            PartFormat::Text => b'\t',
-            PartFormat::Lab => b' ',
-        };
-        let buffer = Vec::with_capacity(BUFFER_BYTES + BUFFER_BYTES / 4);
-        Ok(Self { path, file, separator, buffer, crc: 0, bytes: 0, records: 0, content_hash: 0 })
-    }
-
-    pub(crate) fn write(&mut self, key: &[u8], value: &[u8]) -> Result<(), Failure> {
-        self.buffer.extend_from_slice(key);
-        self.buffer.push(self.separator);
-        self.buffer.extend_from_slice(value);
-        self.buffer.push(b'\n');
-        self.records += 1;
-        self.content_hash = self.content_hash.wrapping_add(record_hash(key, value));
-        if self.buffer.len() >= BUFFER_BYTES {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), Failure> {
-        self.crc = crc32c::crc32c_append(self.crc, &self.buffer);
-        self.bytes += self.buffer.len() as u64;
-        let written = self.file.write_all(&self.buffer);
-        self.buffer.clear();
-        written.map_err(|error| Failure::io(&self.path, &error))
-    }
-
-    /// Makes the part durable: file and directory.
-    fn finish(mut self) -> Result<Outcome, Failure> {
-        self.flush()?;
-        let failed = |error| Failure::io(&self.path, &error);
-        self.file.sync_all().map_err(failed)?;
-        let dir = self.path.parent().expect("a part lies in its attempt's directory");
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
-        Ok(Outcome {
-            file: PART_FILE,
-            bytes: self.bytes,
-            records: self.records,
-            crc: self.crc,
-            content_hash: self.content_hash,
-            counters: Counters::from([
-                (REDUCE_OUTPUT_RECORDS, self.records),
-                (OUTPUT_BYTES, self.bytes),
-            ]),
-        })
     }
 }

@@ -14,34 +14,45 @@ use proto::mapreduce::{
 };
 
 use crate::{
-    app::Program,
+    app::{Context, Program},
     apps,
     failure::Failure,
-    input::{Piece, Records},
-    map::MapTask,
+    input::{
+        EXPANSION_DEFAULT, LINE_BYTES_DEFAULT, LINE_BYTES_MAX, LongLines, Packing, Piece, Reading,
+    },
+    map::{Care, MapTask, POSITION_FILE},
     outcome::{Outcome, Progress},
     panics,
+    part::{PartFormat, PartStyle},
+    partition::Partitioning,
     paths::{PathError, Root},
-    reduce::{InputRun, PartFormat, Patience, ReduceTask},
-    run::PARTITIONS_MAX,
+    record::Records,
+    reduce::{InputRun, Patience, ReduceTask},
+    run::{Codec, PARTITIONS_MAX},
 };
+
+/// The largest file of cut points, in bytes.
+const CUTS_BYTES_MAX: u64 = 4 << 20;
 
 /// The longest message of a failure that travels, in bytes.
 const MESSAGE_BYTES_MAX: usize = 4_096;
 
 /// What a slot knows besides its assignment.
-pub(crate) struct Bench<'a> {
+pub struct Bench<'a> {
     /// The apps.
-    pub(crate) programs: &'a [&'static dyn Program],
+    pub programs: &'a [&'static dyn Program],
     /// The shared root.
-    pub(crate) root: &'a Root,
+    pub root: &'a Root,
     /// The memory of a map's table, in bytes.
-    pub(crate) memory_bytes: usize,
+    pub memory_bytes: usize,
 }
 
 impl Bench<'_> {
     /// Runs an assignment to its end.
-    pub(crate) fn execute(
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub fn execute(
         &self,
         assignment: &Assignment,
         progress: Progress,
@@ -49,20 +60,24 @@ impl Bench<'_> {
         let executed = catch_unwind(AssertUnwindSafe(|| self.attempt(assignment, progress)));
         let result =
             executed.unwrap_or_else(|panic| Err(Failure::Internal(panics::message(&*panic))));
-        result.map(success).map_err(|failure| reason(failure, assignment))
+        result.map(|outcome| success(&outcome)).map_err(|failure| reason(failure, assignment))
     }
 
     fn attempt(&self, assignment: &Assignment, mut progress: Progress) -> Result<Outcome, Failure> {
-        let missing = |what: &str| Failure::Internal(format!("the assignment has no {what}"));
-        let spec = assignment.spec.as_ref().ok_or_else(|| missing("spec"))?;
-        let work = assignment.work.as_ref().ok_or_else(|| missing("work"))?;
+        let spec = assignment.spec.as_ref().ok_or_else(|| senseless("it has no spec"))?;
+        let work = assignment.work.as_ref().ok_or_else(|| senseless("it has no work"))?;
         let program = apps::find(self.programs, &spec.app)
             .ok_or_else(|| Failure::user(format!("this worker has no app {:?}", spec.app)))?;
         let dir = self.create_dir(&assignment.attempt_dir)?;
+        let context = context(assignment, spec)?;
         let outcome = match work {
-            Work::Map(work) => program.map(&self.map_task(spec, work, dir)?, &mut progress),
+            Work::Map(work) => {
+                let task = self.map_task(context, spec, work, dir)?;
+                let care = assignment.careful.then(|| care(work));
+                program.map(MapTask { care, ..task }, &mut progress)
+            }
             Work::Reduce(work) => {
-                program.reduce(&self.reduce_task(spec, work, dir)?, &mut progress)
+                program.reduce(&self.reduce_task(context, spec, work, dir)?, &mut progress)
             }
         }?;
         // The hook of tests that must catch an attempt between its work and its report.
@@ -79,21 +94,23 @@ impl Bench<'_> {
 
     fn map_task(
         &self,
+        context: Context,
         spec: &wire::JobSpec,
         work: &MapWork,
         dir: PathBuf,
     ) -> Result<MapTask, Failure> {
-        if !(1..=PARTITIONS_MAX).contains(&spec.reduces) {
-            return Err(Failure::Internal(format!("a job with {} reduces", spec.reduces)));
-        }
-        let records = match wire::InputFormat::try_from(spec.input_format) {
-            Ok(wire::InputFormat::Unspecified | wire::InputFormat::Text) => Records::Lines,
-            Ok(wire::InputFormat::Whole) => Records::Files,
-            Err(error) => return Err(Failure::Internal(format!("input format: {error}"))),
-        };
         let pieces = work.splits.iter().map(|split| self.piece(split)).collect::<Result<_, _>>()?;
-        let memory_bytes = self.memory_bytes;
-        Ok(MapTask { pieces, records, partitions: spec.reduces, dir, memory_bytes })
+        Ok(MapTask {
+            context,
+            pieces,
+            reading: reading(spec)?,
+            partitioning: self.partitioning(spec, work)?,
+            codec: self.codec(spec)?,
+            style: style(spec)?,
+            dir,
+            memory_bytes: self.memory_bytes,
+            care: None,
+        })
     }
 
     fn piece(&self, split: &wire::Split) -> Result<Piece, Failure> {
@@ -107,28 +124,77 @@ impl Bench<'_> {
         })?;
         Ok(Piece {
             document: split.path.clone(),
+            tag: split.tag.clone(),
             path,
             start: split.start,
             bytes: split.bytes,
             file_bytes: split.file_bytes,
             modified_ns: split.modified_ns,
+            packing: match known("packing", wire::Packing::try_from(split.packing))? {
+                wire::Packing::Unspecified => Packing::None,
+                wire::Packing::Gzip => Packing::Gzip,
+                wire::Packing::Zstd => Packing::Zstd,
+            },
+        })
+    }
+
+    fn partitioning(&self, spec: &wire::JobSpec, work: &MapWork) -> Result<Partitioning, Failure> {
+        use wire::Partitioner;
+        Ok(match known("partitioner", Partitioner::try_from(spec.partitioner))? {
+            Partitioner::Unspecified | Partitioner::Hash => Partitioning::Hash,
+            Partitioner::Prefix => Partitioning::Prefix(spec.prefix_bytes as usize),
+            Partitioner::Range => Partitioning::Range(self.cuts(work)?),
+        })
+    }
+
+    /// Reads the cut points of a job.
+    fn cuts(&self, work: &MapWork) -> Result<Vec<Vec<u8>>, Failure> {
+        let path = self.root.own(&work.cuts_path).map_err(|error| senseless(&error.to_string()))?;
+        let failed = |error| Failure::io(&path, &error);
+        let bytes = std::fs::metadata(&path).map_err(failed)?.len();
+        if bytes > CUTS_BYTES_MAX {
+            return Err(senseless("its cut points are too long"));
+        }
+        let bytes = std::fs::read(&path).map_err(failed)?;
+        if crc32c::crc32c(&bytes) != work.cuts_crc {
+            let message = "it is not what was planned".to_owned();
+            return Err(Failure::Io { path, message });
+        }
+        let mut cuts = Vec::new();
+        let mut rest = &bytes[..];
+        while let Some((length, behind)) = rest.split_first_chunk() {
+            let length = u32::from_le_bytes(*length) as usize;
+            let (cut, behind) = behind
+                .split_at_checked(length)
+                .ok_or_else(|| senseless("its cut points end early"))?;
+            cuts.push(cut.to_vec());
+            rest = behind;
+        }
+        if !rest.is_empty() || !cuts.is_sorted() {
+            return Err(senseless("its cut points are not in order"));
+        }
+        Ok(cuts)
+    }
+
+    fn codec(&self, spec: &wire::JobSpec) -> Result<Codec, Failure> {
+        use wire::Compression;
+        Ok(match known("compression", Compression::try_from(spec.compression))? {
+            Compression::Unspecified if self.root.is_remote() => Codec::Lz4,
+            Compression::Unspecified | Compression::None => Codec::None,
+            Compression::Lz4 => Codec::Lz4,
         })
     }
 
     fn reduce_task(
         &self,
+        context: Context,
         spec: &wire::JobSpec,
         work: &ReduceWork,
         dir: PathBuf,
     ) -> Result<ReduceTask, Failure> {
-        let format = match wire::OutputFormat::try_from(spec.output_format) {
-            Ok(wire::OutputFormat::Unspecified | wire::OutputFormat::Text) => PartFormat::Text,
-            Ok(wire::OutputFormat::Lab) => PartFormat::Lab,
-            Err(error) => return Err(Failure::Internal(format!("output format: {error}"))),
-        };
         // The order of values depends on the order of runs, so it is made sure of here.
         if !work.runs.is_sorted_by_key(|run| run.map_task) {
-            return Err(Failure::Internal("the runs are not in the order of their maps".into()));
+            return Err(senseless("its runs are not in the order of their maps"));
         }
         let runs = work.runs.iter().map(|run| {
             let path = self.root.own(&run.path);
@@ -136,31 +202,115 @@ impl Bench<'_> {
             Ok(InputRun { path, bytes: run.bytes, footer_crc: run.footer_crc })
         });
         Ok(ReduceTask {
+            context,
             partition: work.partition,
             runs: runs.collect::<Result<_, Failure>>()?,
-            format,
+            style: style(spec)?,
             dir,
+            memory_bytes: self.memory_bytes,
             patience: Patience::default(),
         })
     }
 }
 
-fn success(outcome: Outcome) -> wire::Success {
-    let counters = outcome.counters.into_iter();
+/// Which records a careful map leaves out.
+fn care(work: &MapWork) -> Care {
+    let skip = work.skip.iter().map(|record| (record.path.clone(), record.offset));
+    Care { skip: skip.collect() }
+}
+
+/// Adds to the failure of a careful map whose process ended which record it was at.
+pub(crate) fn locate(reason: &mut FailureReason, root: &Root, assignment: &Assignment) {
+    if let (Some(Kind::Exit(exit)), Some(Work::Map(work))) = (&mut reason.kind, &assignment.work)
+        && let Some((path, offset)) = last_position(root, assignment, work)
+    {
+        *exit = wire::UserExit { path, offset, exact: true, ..exit.clone() };
+    }
+}
+
+fn last_position(root: &Root, assignment: &Assignment, work: &MapWork) -> Option<(String, u64)> {
+    let dir = root.own(&assignment.attempt_dir).ok()?;
+    let position = std::fs::read(dir.join(POSITION_FILE)).ok()?;
+    let (piece, offset) = position.split_first_chunk()?;
+    let split = work.splits.get(u32::from_le_bytes(*piece) as usize)?;
+    Some((split.path.clone(), u64::from_le_bytes(offset.try_into().ok()?)))
+}
+
+/// An assignment that makes no sense.
+fn senseless(what: &str) -> Failure {
+    Failure::Internal(format!("an assignment that makes no sense: {what}"))
+}
+
+/// A value of an enum that this worker knows.
+fn known<T>(field: &str, value: Result<T, prost::UnknownEnumValue>) -> Result<T, Failure> {
+    value.map_err(|error| senseless(&format!("{field}: {error}")))
+}
+
+fn context(assignment: &Assignment, spec: &wire::JobSpec) -> Result<Context, Failure> {
+    if spec.reduces > PARTITIONS_MAX {
+        return Err(senseless(&format!("it has {} reduces", spec.reduces)));
+    }
+    let attempt = assignment.attempt.clone().unwrap_or_default();
+    Ok(Context {
+        job: attempt.job,
+        task: attempt.task,
+        partitions: spec.reduces,
+        records: reading(spec)?.records,
+        args: spec.args.clone().into_iter().collect(),
+    })
+}
+
+fn reading(spec: &wire::JobSpec) -> Result<Reading, Failure> {
+    use wire::InputFormat;
+    let strip_cr = spec.strip_cr;
+    let records = match known("input format", InputFormat::try_from(spec.input_format))? {
+        InputFormat::Unspecified | InputFormat::Text => Records::Lines { strip_cr },
+        InputFormat::KeyValue => Records::KeyValues { strip_cr },
+        InputFormat::Whole => Records::Files,
+        InputFormat::Fixed => Records::Fixed(spec.record_bytes),
+    };
+    let long_lines = match known("long lines", wire::LongLines::try_from(spec.long_lines))? {
+        wire::LongLines::Unspecified | wire::LongLines::Fail => LongLines::Fail,
+        wire::LongLines::Skip => LongLines::Skip,
+        wire::LongLines::Cut => LongLines::Cut,
+    };
+    let line_bytes_max = match spec.line_bytes_max as usize {
+        0 => LINE_BYTES_DEFAULT,
+        bytes => bytes.min(LINE_BYTES_MAX),
+    };
+    let expansion_max =
+        if spec.expansion_max == 0 { EXPANSION_DEFAULT } else { spec.expansion_max };
+    Ok(Reading { records, line_bytes_max, long_lines, expansion_max })
+}
+
+fn style(spec: &wire::JobSpec) -> Result<PartStyle, Failure> {
+    use wire::OutputFormat;
+    let format = match known("output format", OutputFormat::try_from(spec.output_format))? {
+        OutputFormat::Unspecified | OutputFormat::Text => PartFormat::Text,
+        OutputFormat::Lab => PartFormat::Lab,
+        OutputFormat::Raw => PartFormat::Raw,
+    };
+    Ok(PartStyle { format, zstd: spec.compress_output })
+}
+
+fn success(outcome: &Outcome) -> wire::Success {
     wire::Success {
         file: outcome.file.to_owned(),
         bytes: outcome.bytes,
         records: outcome.records,
         crc: outcome.crc,
         content_hash: outcome.content_hash,
-        counters: counters.map(|(name, count)| (name.to_owned(), count)).collect(),
+        counters: outcome.counters.iter().map(|(name, count)| (name.to_owned(), count)).collect(),
     }
 }
 
 fn reason(failure: Failure, assignment: &Assignment) -> FailureReason {
     let kind = match failure {
-        Failure::User { message, path, offset } => {
-            Kind::User(wire::UserError { message: cut(message), path, offset })
+        Failure::User { message, place, permanent } => {
+            let (path, offset, exact) = place
+                .map_or_else(Default::default, |place| (place.document, place.offset, place.exact));
+            let message = cut(message);
+            Kind::User(wire::UserError { message, path, offset, permanent, exact })
         }
         Failure::Input { path, message, permanent } => {
             Kind::Input(wire::InputError { path, message: cut(message), permanent })

@@ -38,7 +38,7 @@ pub async fn run(
         Failure::machine("this worker cannot write in the shared root").because(error)
     })?;
     let slots = config.slot_count()?;
-    let slot = Arc::new(with_arguments(slot, &root, config.table_bytes()?));
+    let slot = Arc::new(with_arguments(slot, &root, config)?);
     let admin = addresses::resolve("admin", &config.admin)?;
     addresses::check_exposed(admin, config.insecure)?;
     let listener = addresses::listen(admin)?;
@@ -47,7 +47,7 @@ pub async fn run(
         name: config.worker_name(port)?,
         incarnation: rand::rng().random::<[u8; 16]>().to_vec(),
         slots,
-        apps: programs.iter().map(|program| program.name().to_owned()).collect(),
+        apps: names(programs),
     };
     tracing::info!(name = identity.name, slots, admin_port = port, "worker set up");
     let readiness = Readiness::waiting("not registered with a coordinator");
@@ -58,6 +58,7 @@ pub async fn run(
         root: Arc::new(root),
         coordinators,
         slots: (0..slots).map(|_| Slot::new(Arc::clone(&slot))).collect(),
+        ready: config.ready_count()?,
         drain_grace: config.drain_grace(),
         lost_timeout: config.coordinator_lost_timeout(),
         readiness,
@@ -71,13 +72,31 @@ pub async fn run(
     }
 }
 
+/// The names of the apps, each once.
+fn names(programs: &[&'static dyn Program]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::with_capacity(programs.len());
+    for program in programs {
+        if names.iter().all(|name| name != program.name()) {
+            names.push(program.name().to_owned());
+        }
+    }
+    names
+}
+
 /// What a slot must know is given to it as arguments.
-fn with_arguments(mut slot: SlotCommand, root: &Root, memory_bytes: usize) -> SlotCommand {
+fn with_arguments(
+    mut slot: SlotCommand,
+    root: &Root,
+    config: &Config,
+) -> Result<SlotCommand, Failure> {
     slot.arguments.extend([
         OsString::from("--root"),
         PathBuf::from(root.path()).into_os_string(),
         OsString::from("--memory-bytes"),
-        OsString::from(memory_bytes.to_string()),
+        OsString::from(config.table_bytes()?.to_string()),
     ]);
-    slot
+    if config.lab_apps {
+        slot.arguments.push(OsString::from("--lab-apps"));
+    }
+    Ok(slot)
 }

@@ -18,7 +18,10 @@ use proto::mapreduce::{
     report_request::End,
 };
 use rustix::process::{Pid, Signal, kill_process};
-use support::{coordinator::Coordinator, files, generate, job, part_bytes};
+use support::{
+    coordinator::{Coordinator, State},
+    files, generate, job, part_bytes, run,
+};
 use tempfile::{TempDir, tempdir};
 use tokio::process::{Child, Command};
 
@@ -78,6 +81,7 @@ fn assignment(attempt: AttemptId, slow_ms: u64, work: Work) -> Assignment {
         lease_ms: 10_000,
         spec: Some(spec(slow_ms)),
         work: Some(work),
+        careful: false,
     }
 }
 
@@ -90,8 +94,9 @@ fn map(root: &Path, task: u32, sequence: u32, slow_ms: u64) -> Assignment {
         bytes: metadata.len(),
         file_bytes: metadata.len(),
         modified_ns: mr_worker::input::modified_ns(&metadata),
+        ..Split::default()
     };
-    let work = Work::Map(MapWork { splits: vec![split] });
+    let work = Work::Map(MapWork { splits: vec![split], ..MapWork::default() });
     assignment(attempt(TaskKind::Map, task, sequence), slow_ms, work)
 }
 
@@ -163,7 +168,7 @@ async fn maps_and_reduces_give_what_one_process_gives() {
     let scratch = tempdir().unwrap();
     let mut alone = job("wc", &files(&root.path().join("in")), scratch.path());
     alone.partitions = 2;
-    let alone = alone.run().unwrap();
+    let alone = run(&alone);
     for report in &state.reports {
         let (attempt, success) = (report.attempt.as_ref().unwrap(), success(report));
         let part = fs::read(root.path().join(dir_of(attempt)).join(&success.file)).unwrap();
@@ -174,7 +179,7 @@ async fn maps_and_reduces_give_what_one_process_gives() {
     assert_eq!(state.registered.len(), 1);
     let registered = &state.registered[0];
     assert_eq!((registered.name.as_str(), registered.slots), ("w1", 2));
-    assert_eq!(registered.apps, ["wc", "indexer"]);
+    assert_eq!(registered.apps, ["wc", "indexer", "grep", "sort", "top", "join"]);
     assert_eq!(registered.incarnation.len(), 16);
 }
 
@@ -302,6 +307,77 @@ async fn a_worker_that_is_told_to_stop_finishes_within_its_grace() {
     let state = coordinator.state();
     assert_eq!(state.reports.len(), 1);
     success(&state.reports[0]);
+    assert_eq!(state.deregistered, 1);
+}
+
+#[tokio::test]
+async fn a_task_is_kept_ready_and_can_be_taken_back() {
+    let root = root();
+    let coordinator = Coordinator::start().await;
+    let address = coordinator.address.to_string();
+    let _worker = worker(root.path(), &address, &["--slots", "1"]);
+    coordinator.change(|state| {
+        for task in 0..2 {
+            state.pending.push_back(map(root.path(), task, task + 1, FOREVER_MS));
+        }
+    });
+    let (first, second) = (attempt(TaskKind::Map, 0, 1), attempt(TaskKind::Map, 1, 2));
+    let told = |state: &State, attempt: &AttemptId, queued: bool| {
+        state.heartbeats.last().is_some_and(|beat| {
+            beat.running
+                .iter()
+                .any(|is| is.attempt.as_ref() == Some(attempt) && is.queued == queued)
+        })
+    };
+    let both = |state: &State| told(state, &first, false) && told(state, &second, true);
+    coordinator.wait("one that runs and one that is ready", both).await;
+    coordinator.change(|state| state.stop.push(second.clone()));
+    coordinator
+        .wait("it taken back", |state| {
+            state.heartbeats.last().is_some_and(|beat| beat.running.len() == 1)
+        })
+        .await;
+    assert!(!root.path().join(dir_of(&second)).exists(), "it never began");
+    assert!(coordinator.state().reports.is_empty());
+}
+
+#[tokio::test]
+async fn tasks_come_with_verdicts() {
+    let root = root();
+    let coordinator = Coordinator::start().await;
+    let address = coordinator.address.to_string();
+    let _worker = worker(root.path(), &address, &["--slots", "1", "--prefetch", "0"]);
+    coordinator.change(|state| state.pending.push_back(map(root.path(), 0, 1, 700)));
+    coordinator.wait("the first task", |state| state.pending.is_empty()).await;
+    coordinator.change(|state| {
+        state.only_with_reports = true;
+        for task in 1..3 {
+            state.pending.push_back(map(root.path(), task, task + 1, 0));
+        }
+    });
+    let state = coordinator.wait("all reports", |state| state.reports.len() == 3).await;
+    let asked: Vec<_> = state.reports.iter().map(|report| report.poll_free_slots).collect();
+    assert_eq!(asked, [1; 3], "each asks for the slot that it frees");
+}
+
+#[tokio::test]
+async fn a_worker_that_the_coordinator_tells_to_leave_finishes_and_leaves() {
+    let root = root();
+    let coordinator = Coordinator::start().await;
+    let address = coordinator.address.to_string();
+    let mut worker = worker(root.path(), &address, &["--slots", "1"]);
+    coordinator.change(|state| {
+        state.pending.push_back(map(root.path(), 0, 1, 1_000));
+        state.pending.push_back(map(root.path(), 1, 2, 0));
+    });
+    let run = root.path().join(dir_of(&attempt(TaskKind::Map, 0, 1))).join("data.run");
+    coordinator.wait("the map's work", |_| run.exists()).await;
+    coordinator.change(|state| state.drain = true);
+    assert_eq!(worker.wait().await.unwrap().code(), Some(0));
+    let state = coordinator.state();
+    assert!(state.reports.iter().any(|report| matches!(report.end, Some(End::Abandoned(_)))));
+    let done = state.reports.iter().find(|report| matches!(report.end, Some(End::Success(_))));
+    assert_eq!(done.unwrap().attempt, Some(attempt(TaskKind::Map, 0, 1)));
     assert_eq!(state.deregistered, 1);
 }
 

@@ -8,20 +8,20 @@ mod support;
 use std::fs;
 
 use mr_worker::{
-    app::{App, Emitter, Mapper, Output, Record, Reducer, Values},
-    failure::Failure,
+    app::{App, Context, Emitter, Mapper, Output, Reducer, Values},
+    failure::{Failure, Place},
     fold::{Distinct, Sum},
-    input::Records,
     outcome::{
         COMBINE_OUTPUT_RECORDS, MAP_INPUT_BYTES, MAP_INPUT_LINES, MAP_OUTPUT_RECORDS, OUTPUT_BYTES,
-        REDUCE_INPUT_GROUPS, REDUCE_INPUT_RECORDS, REDUCE_OUTPUT_RECORDS,
+        REDUCE_INPUT_GROUPS, REDUCE_INPUT_RECORDS, REDUCE_OUTPUT_RECORDS, SPILLED_RUNS,
     },
-    reduce::PartFormat,
+    part::PartFormat,
+    record::Record,
 };
 use sha2::{Digest, Sha256};
 use support::{
-    files, generate, indexer_lines, job, naive_index, part_bytes, shared_data, sorted_lines,
-    wc_lines,
+    by_lines, files, generate, indexer_lines, job, naive_index, part_bytes, run, shared_data,
+    sorted_lines, wc_lines,
 };
 use tempfile::tempdir;
 
@@ -32,11 +32,14 @@ fn wc_of_the_corpus_is_golden_in_every_partition() {
     let hashes: Vec<&str> =
         expected.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert_eq!(hashes.len(), 10);
-    for (records, split_bytes) in [(Records::Files, 0), (Records::Lines, 100_000)] {
+    for whole in [true, false] {
         let dir = tempdir().unwrap();
-        let mut wc = job("wc", &files(&data.join("gutenberg")), dir.path());
-        (wc.records, wc.split_bytes) = (records, split_bytes);
-        let result = wc.run().unwrap();
+        let inputs = files(&data.join("gutenberg"));
+        let mut wc = job("wc", &inputs, dir.path());
+        if !whole {
+            wc = by_lines(wc, &inputs, 100_000);
+        }
+        let result = run(&wc);
         let found: Vec<String> = part_bytes(&result)
             .iter()
             .map(|part| Sha256::digest(part).iter().map(|byte| format!("{byte:02x}")).collect())
@@ -51,16 +54,14 @@ fn wc_of_the_corpus_is_golden_in_every_partition() {
             (REDUCE_OUTPUT_RECORDS, 22_107),
             (OUTPUT_BYTES, 228_830),
         ] {
-            assert_eq!(result.counters[counter], count, "{counter}");
+            assert_eq!(result.counters.get(counter), count, "{counter}");
         }
-        match records {
-            Records::Files => {
-                assert_eq!(result.counters[COMBINE_OUTPUT_RECORDS], 52_580);
-                assert_eq!(result.counters[REDUCE_INPUT_RECORDS], 52_580);
-                assert!(!result.counters.contains_key(MAP_INPUT_LINES));
-            }
-            Records::Lines => assert_eq!(result.counters[MAP_INPUT_LINES], 66_602),
+        if whole {
+            assert_eq!(result.counters.get(COMBINE_OUTPUT_RECORDS), 52_580);
+            assert_eq!(result.counters.get(REDUCE_INPUT_RECORDS), 52_580);
         }
+        let lines = if whole { 0 } else { 66_602 };
+        assert_eq!(result.counters.get(MAP_INPUT_LINES), lines);
     }
 }
 
@@ -68,11 +69,14 @@ fn wc_of_the_corpus_is_golden_in_every_partition() {
 fn the_index_of_the_corpus_is_golden_even_if_documents_are_split() {
     let Some(data) = shared_data() else { return };
     let expected = fs::read_to_string(data.join("expected/indexer.txt")).unwrap();
-    for (records, split_bytes) in [(Records::Files, 0), (Records::Lines, 100_000)] {
+    let inputs = files(&data.join("gutenberg"));
+    for whole in [true, false] {
         let dir = tempdir().unwrap();
-        let mut indexer = job("indexer", &files(&data.join("gutenberg")), dir.path());
-        (indexer.records, indexer.split_bytes) = (records, split_bytes);
-        let result = indexer.run().unwrap();
+        let mut indexer = job("indexer", &inputs, dir.path());
+        if !whole {
+            indexer = by_lines(indexer, &inputs, 100_000);
+        }
+        let result = run(&indexer);
         assert!(sorted_lines(&result.parts).iter().eq(expected.lines()));
     }
 }
@@ -90,7 +94,7 @@ fn generated_texts_agree_with_the_independent_count() {
             let dir = tempdir().unwrap();
             let mut job = job(app, &inputs, dir.path());
             job.partitions = partitions;
-            let result = job.run().unwrap();
+            let result = run(&job);
             assert_eq!(sorted_lines(&result.parts), expected, "{app} {partitions}");
             assert_eq!(result.parts.len(), partitions as usize);
         }
@@ -104,13 +108,13 @@ fn parts_have_the_same_bytes_for_every_split() {
     let inputs = files(texts.path());
     for app in ["wc", "indexer"] {
         let whole = tempdir().unwrap();
-        let expected = part_bytes(&job(app, &inputs, whole.path()).run().unwrap());
+        let expected = part_bytes(&run(&job(app, &inputs, whole.path())));
         for split_bytes in [7, 64, 100, 999, 1 << 20] {
             let dir = tempdir().unwrap();
-            let mut job = job(app, &inputs, dir.path());
-            (job.records, job.split_bytes) = (Records::Lines, split_bytes);
-            // Small pieces make more runs than are merged at once.
-            assert_eq!(part_bytes(&job.run().unwrap()), expected, "{app} {split_bytes}");
+            let mut job = by_lines(job(app, &inputs, dir.path()), &inputs, split_bytes);
+            // Small pieces make more runs than are merged at once in this memory.
+            job.memory_bytes = 1 << 20;
+            assert_eq!(part_bytes(&run(&job)), expected, "{app} {split_bytes}");
         }
     }
 }
@@ -132,14 +136,16 @@ fn a_map_that_spills_writes_the_same_run() {
     let inputs = files(texts.path());
     for app in ["wc", "indexer"] {
         let (calm, tight) = (tempdir().unwrap(), tempdir().unwrap());
-        let expected = job(app, &inputs, calm.path()).run().unwrap();
+        let expected = run(&job(app, &inputs, calm.path()));
         let mut spilling = job(app, &inputs, tight.path());
         spilling.memory_bytes = 1;
-        let found = spilling.run().unwrap();
-        assert_eq!(found.maps, expected.maps, "{app}");
+        let found = run(&spilling);
+        assert!(found.counters.get(SPILLED_RUNS) > 10, "{:?}", found.counters);
+        assert_eq!(expected.counters.get(SPILLED_RUNS), 0);
+        assert_eq!(found.maps[0].content_hash, expected.maps[0].content_hash, "{app}");
         assert_eq!(part_bytes(&found), part_bytes(&expected), "{app}");
-        let run = |dir: &tempfile::TempDir| fs::read(dir.path().join("m-0/data.run")).unwrap();
-        assert!(run(&calm) == run(&tight), "{app}");
+        let bytes = |dir: &tempfile::TempDir| fs::read(dir.path().join("m-0/data.run")).unwrap();
+        assert!(bytes(&calm) == bytes(&tight), "{app}");
         let left: Vec<_> = fs::read_dir(tight.path().join("m-0")).unwrap().collect();
         assert_eq!(left.len(), 1, "{left:?}");
     }
@@ -151,15 +157,15 @@ fn text_format_separates_by_a_tab() {
     fs::write(texts.path().join("a.txt"), "b a b").unwrap();
     let dir = tempdir().unwrap();
     let mut wc = job("wc", &files(texts.path()), dir.path());
-    (wc.format, wc.partitions) = (PartFormat::Text, 1);
-    assert_eq!(part_bytes(&wc.run().unwrap()), [b"a\t1\nb\t2\n"]);
+    (wc.style.format, wc.partitions) = (PartFormat::Text, 1);
+    assert_eq!(part_bytes(&run(&wc)), [b"a\t1\nb\t2\n"]);
 }
 
 #[test]
 fn an_input_that_is_missing_fails_for_good() {
     let dir = tempdir().unwrap();
     let inputs = [("gone.txt".to_owned(), dir.path().join("gone.txt"))];
-    let failure = job("wc", &inputs, dir.path()).run().unwrap_err();
+    let failure = job("wc", &inputs, dir.path()).run(&|_, _, _| {}).unwrap_err();
     assert!(matches!(failure, Failure::Input { permanent: true, .. }), "{failure}");
 }
 
@@ -167,17 +173,20 @@ fn an_input_that_is_missing_fails_for_good() {
 struct Fragile;
 
 impl App for Fragile {
-    const NAME: &'static str = "fragile";
     type Fold = Sum;
     type Mapper = Self;
     type Reducer = Self;
 
-    fn mapper(&self) -> Self {
-        Self
+    fn name(&self) -> &'static str {
+        "fragile"
     }
 
-    fn reducer(&self) -> Self {
-        Self
+    fn mapper(&self, _: &Context) -> Result<Self, Failure> {
+        Ok(Self)
+    }
+
+    fn reducer(&self, _: &Context) -> Result<Self, Failure> {
+        Ok(Self)
     }
 }
 
@@ -208,18 +217,21 @@ impl Reducer for Fragile {
 #[test]
 fn a_panic_is_told_with_its_place_and_a_refusal_with_its_key() {
     for (text, message, offset) in [
-        ("fine\npoison\nfine\n", "this is poison", 5),
-        ("fine\nrefused\n", "this is refused (key \"refused\")", 0),
+        ("fine\npoison\nfine\n", "this is poison", Some(5)),
+        ("fine\nrefused\n", "this is refused (key \"refused\")", None),
     ] {
         let texts = tempdir().unwrap();
         fs::write(texts.path().join("a.txt"), text).unwrap();
         let dir = tempdir().unwrap();
-        let mut fragile = job("wc", &files(texts.path()), dir.path());
-        (fragile.program, fragile.records) = (&Fragile, Records::Lines);
-        match fragile.run().unwrap_err() {
-            Failure::User { message: said, offset: at, .. } => {
+        let inputs = files(texts.path());
+        let mut fragile = by_lines(job("wc", &inputs, dir.path()), &inputs, 1 << 20);
+        fragile.program = &Fragile;
+        match fragile.run(&|_, _, _| {}).unwrap_err() {
+            Failure::User { message: said, place, permanent: false } => {
                 assert!(said.contains(message), "{said}");
-                assert_eq!(at, offset);
+                let document = "a.txt".to_owned();
+                let exactly = |offset| Place { document, offset, exact: true };
+                assert_eq!(place, offset.map(exactly));
             }
             other => panic!("{other}"),
         }
@@ -232,28 +244,32 @@ fn values_that_a_reducer_leaves_are_skipped() {
     fs::write(texts.path().join("a.txt"), "x\ny\nx\n").unwrap();
     fs::write(texts.path().join("b.txt"), "x\nz\n").unwrap();
     let dir = tempdir().unwrap();
-    let mut fragile = job("wc", &files(texts.path()), dir.path());
-    (fragile.program, fragile.records, fragile.partitions) = (&Fragile, Records::Lines, 1);
-    let result = fragile.run().unwrap();
+    let inputs = files(texts.path());
+    let mut fragile = by_lines(job("wc", &inputs, dir.path()), &inputs, 1 << 20);
+    (fragile.program, fragile.partitions) = (&Fragile, 1);
+    let result = run(&fragile);
     assert_eq!(part_bytes(&result), [b"x \ny \nz \n"]);
-    assert_eq!(result.counters[REDUCE_INPUT_RECORDS], 4);
+    assert_eq!(result.counters.get(REDUCE_INPUT_RECORDS), 4);
 }
 
 /// Gathers the lines that begin with the same letter.
 struct Gather;
 
 impl App for Gather {
-    const NAME: &'static str = "gather";
     type Fold = Distinct;
     type Mapper = Self;
     type Reducer = Self;
 
-    fn mapper(&self) -> Self {
-        Self
+    fn name(&self) -> &'static str {
+        "gather"
     }
 
-    fn reducer(&self) -> Self {
-        Self
+    fn mapper(&self, _: &Context) -> Result<Self, Failure> {
+        Ok(Self)
+    }
+
+    fn reducer(&self, _: &Context) -> Result<Self, Failure> {
+        Ok(Self)
     }
 }
 
@@ -295,10 +311,10 @@ fn values_come_in_the_order_of_maps_and_of_emission() {
     // One map that spills, and more maps than are merged at once.
     for (split_bytes, memory_bytes) in [(1 << 20, 1), (100, 1 << 20)] {
         let dir = tempdir().unwrap();
-        let mut gather = job("wc", &files(texts.path()), dir.path());
-        (gather.program, gather.records, gather.partitions) = (&Gather, Records::Lines, 1);
-        (gather.split_bytes, gather.memory_bytes) = (split_bytes, memory_bytes);
-        let result = gather.run().unwrap();
+        let inputs = files(texts.path());
+        let mut gather = by_lines(job("wc", &inputs, dir.path()), &inputs, split_bytes);
+        (gather.program, gather.partitions, gather.memory_bytes) = (&Gather, 1, memory_bytes);
+        let result = run(&gather);
         assert!(result.maps.len() == 1 || result.maps.len() > 300, "{}", result.maps.len());
         assert_eq!(part_bytes(&result), [expected.as_bytes()], "{split_bytes}");
     }

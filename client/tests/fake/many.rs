@@ -1,6 +1,6 @@
 //! What a group tells of some of its shards: pages, and changes.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use proto::{
@@ -10,7 +10,7 @@ use proto::{
     },
     page_token, shard_of,
 };
-use tokio::{sync::mpsc, time::sleep};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -68,15 +68,16 @@ impl Fake {
         let fake = self.clone();
         tokio::spawn(async move {
             let mut next = Some(Kind::Begun(begun));
-            loop {
+            while !tell.is_closed() {
+                let happened = fake.happened.notified();
                 if let Some(kind) = next.take() {
-                    if tell.send(Ok::<_, Status>(WatchReply { kind: Some(kind) })).await.is_err() {
-                        return;
-                    }
-                } else {
-                    sleep(Duration::from_millis(1)).await;
+                    // Who listened may have gone.
+                    drop(tell.send(Ok::<_, Status>(WatchReply { kind: Some(kind) })).await);
                 }
                 next = fake.next_change(&mut cursors).map(Kind::Events);
+                if next.is_none() {
+                    tokio::select! { () = happened => {} () = tell.closed() => {} }
+                }
             }
         });
         Box::pin(ReceiverStream::new(told))

@@ -91,6 +91,8 @@ pub struct Fake {
     /// No request is answered before so many were open at once.
     pub together: u32,
     pub opened: Arc<Notify>,
+    /// Wakes whoever waits for something to be asked or to change.
+    pub happened: Arc<Notify>,
     /// Of which group it is a member.
     pub group: u32,
 }
@@ -111,6 +113,17 @@ impl Fake {
         Self { group, ..self.sibling() }
     }
 
+    /// Waits until it holds, looking whenever something was asked or has changed.
+    pub async fn until(&self, holds: impl Fn() -> bool) {
+        loop {
+            let happened = self.happened.notified();
+            if holds() {
+                return;
+            }
+            happened.await;
+        }
+    }
+
     /// Whether this group has the shard of a key, or may pass the request on.
     fn check_shard(&self, key: &[u8], metadata: &MetadataMap) -> Result<(), Status> {
         let mut state = self.state();
@@ -126,6 +139,7 @@ impl Fake {
             return Ok(());
         }
         state.wrong_groups += 1;
+        self.happened.notify_waiters();
         Err(metadata::status(Refusal {
             reason: Reason::WrongGroup.into(),
             executed: Executed::Never.into(),
@@ -173,6 +187,7 @@ impl Fake {
 
     fn respond<T>(&self, reply: T) -> Response<T> {
         *self.served.lock().unwrap() += 1;
+        self.happened.notify_waiters();
         let mut response = Response::new(reply);
         if let Some(leader) = &self.state().leader_on_success {
             response.metadata_mut().insert(LEADER, leader.parse().unwrap());

@@ -6,7 +6,7 @@ use client::{KvClient, Options};
 use daemon::{Code, Failure};
 use proto::admin::StatusReply;
 use rustix::process::Signal;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 
 use super::load::{Acknowledged, Told, WRITERS, Writers, missing};
 use super::report::Story;
@@ -117,12 +117,7 @@ async fn write_over_a_kill(
     let mut killed: Option<Instant> = None;
     let mut after = 0;
     while after < WRITES_AFTER {
-        let late = || Failure::new(Code::Failed, "the store does not take writes any more");
-        match timeout_at(deadline, writers.told.recv())
-            .await
-            .map_err(|_| late())?
-            .ok_or_else(late)?
-        {
+        match writers.next(deadline).await? {
             Told::Unknown => writes.unknown += 1,
             Told::Failed(failure) => return Err(failure),
             Told::Acknowledged(write) => {

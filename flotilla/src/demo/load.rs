@@ -6,7 +6,7 @@ use client::KvClient;
 use daemon::{Code, Failure};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::output::refused;
@@ -51,6 +51,12 @@ impl Writers {
             tasks.spawn(write(client.clone(), writer, sender.clone(), stop.clone()));
         }
         Self { told, stop, _tasks: tasks }
+    }
+
+    /// What one says next.
+    pub(super) async fn next(&mut self, deadline: Instant) -> Result<Told, Failure> {
+        let next = timeout_at(deadline, self.told.recv()).await.ok().flatten();
+        next.ok_or_else(|| Failure::new(Code::Failed, "the store does not take writes any more"))
     }
 
     /// Lets each end its last write; what they say ends then.

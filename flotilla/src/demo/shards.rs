@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use client::shards::{Change, ShardMap};
 use client::{KvClient, Options, ShardClient};
-use daemon::{Code, Failure};
+use daemon::Failure;
 use shardctl::picture;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::load::{Acknowledged, Told, WRITERS, Writers, missing};
 use super::report::Story;
@@ -102,15 +102,9 @@ async fn write_over_a_join(
         Told::Failed(failure) => Err(failure),
     };
     let deadline = Instant::now() + PATIENCE;
-    let late = || Failure::new(Code::Failed, "the store does not take writes any more");
     let mut count = 0;
     while count < WRITES_BEFORE {
-        count = take(
-            timeout_at(deadline, writers.told.recv())
-                .await
-                .map_err(|_| late())?
-                .ok_or_else(late)?,
-        )?;
+        count = take(writers.next(deadline).await?)?;
     }
     let began = Instant::now();
     join(shards, cluster, 2).await?;
@@ -120,17 +114,12 @@ async fn write_over_a_join(
         tokio::select! {
             biased;
             map = &mut settled => break map?,
-            news = writers.told.recv() => count = take(news.ok_or_else(late)?)?,
+            news = writers.next(deadline) => count = take(news?)?,
         }
     };
     let took = began.elapsed();
     while count < WRITES_MIN {
-        count = take(
-            timeout_at(deadline, writers.told.recv())
-                .await
-                .map_err(|_| late())?
-                .ok_or_else(late)?,
-        )?;
+        count = take(writers.next(deadline).await?)?;
     }
     writers.stop();
     while let Some(last) = writers.told.recv().await {

@@ -1,9 +1,12 @@
 //! `flotilla mr`: submits, watches, lists and cancels MapReduce jobs, and shows their results.
 //!
-//! [`submit`] turns flags into a job, [`watch`] follows one to its end, [`show`] says how a job is.
+//! [`submit`] turns flags into a job, [`local`] runs one in this process, [`watch`] follows one to its
+//! end, [`tasks`] tells what runs where, [`show`] says how a job is.
 
+mod local;
 mod show;
 mod submit;
+mod tasks;
 mod watch;
 
 use std::fs::File;
@@ -27,6 +30,7 @@ pub(crate) const HELP: &str = "\
 Examples:
   flotilla mr submit --app wc --input 'books/*.txt' --output counts --wait
   flotilla mr submit --app indexer --input 'books/*.txt' --output index --reduces 4
+  flotilla mr run --local --app sort --total-order --input log.txt --output sorted
   flotilla mr list
   flotilla mr get JOB
   flotilla mr cat JOB | sort -k2 -nr | head
@@ -54,6 +58,8 @@ pub(crate) struct Arguments {
 enum Command {
     /// Submit a job; prints its id, or with --wait how it ended
     Submit(Box<submit::Arguments>),
+    /// Run a job and wait for its end; with --local in this process, without a cluster
+    Run(Box<Run>),
     /// List jobs, newest first
     List {
         /// At most so many
@@ -67,6 +73,21 @@ enum Command {
         /// Wait for its end
         #[arg(long)]
         wait: bool,
+    },
+    /// Show a job's tasks: where each stands, and how its last attempt went
+    Tasks {
+        /// The job's id
+        job: String,
+        /// Only tasks that had a failure
+        #[arg(long)]
+        failed: bool,
+    },
+    /// List the workers
+    Workers,
+    /// Tell a worker to end what it runs and leave
+    Drain {
+        /// Its name
+        worker: String,
     },
     /// Cancel a job; cancelling again changes nothing
     Cancel {
@@ -84,12 +105,30 @@ enum Command {
     },
 }
 
+#[derive(clap::Args, Clone, Debug)]
+struct Run {
+    #[command(flatten)]
+    job: submit::Arguments,
+    #[command(flatten)]
+    here: local::Here,
+}
+
 /// Executes one command.
 pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
+    if let Command::Run(run) = &arguments.command
+        && run.here.local
+    {
+        return local::run(submit::spec(run.job.clone())?, &run.here, output);
+    }
     let options = Options::with_deadline(Duration::from_millis(arguments.timeout));
     let jobs = JobClient::connect(arguments.coordinator.resolve()?, options).map_err(malformed)?;
     match arguments.command {
         Command::Submit(submit) => submit::run(&jobs, *submit, output).await,
+        Command::Run(run) => {
+            let mut submit = run.job;
+            submit.wait = true;
+            submit::run(&jobs, submit, output).await
+        }
         Command::List { limit } => list(&jobs, limit, output).await,
         Command::Get { job, wait } => {
             let found = jobs.get(&job, 0).await.map_err(refused)?;
@@ -98,6 +137,9 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
             }
             output.result(&show::job(&found), &show::value(&found))
         }
+        Command::Tasks { job, failed } => tasks::list(&jobs, &job, failed, output).await,
+        Command::Workers => tasks::workers(&jobs, output).await,
+        Command::Drain { worker } => tasks::drain(&jobs, &worker, output).await,
         Command::Cancel { job } => {
             let found = jobs.cancel(&job).await.map_err(refused)?;
             let text = format!("{} is {}", found.id, state_name(found.state()));

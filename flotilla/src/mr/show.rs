@@ -112,7 +112,8 @@ pub(crate) fn explain(failure: &JobFailure) -> String {
     lines.join("\n")
 }
 
-fn cause(reason: &FailureReason) -> Option<String> {
+/// Why an attempt failed, in a few words.
+pub(super) fn cause(reason: &FailureReason) -> Option<String> {
     Some(match reason.kind.as_ref()? {
         Kind::User(user) if user.path.is_empty() => format!("the app: {}", user.message),
         Kind::User(user) => format!("the app at {}:{}: {}", user.path, user.offset, user.message),
@@ -197,8 +198,13 @@ mod tests {
 
     #[test]
     fn a_failure_is_told_from_the_task_to_its_last_words() {
-        let user =
-            UserError { message: "no number".to_owned(), path: "a.txt".to_owned(), offset: 7 };
+        let user = UserError {
+            message: "no number".to_owned(),
+            path: "a.txt".to_owned(),
+            offset: 7,
+            exact: true,
+            permanent: false,
+        };
         let reason = FailureReason {
             kind: Some(Kind::User(user)),
             stderr_tail: "thread panicked\nat app.rs".to_owned(),

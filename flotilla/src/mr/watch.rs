@@ -81,7 +81,10 @@ pub(crate) fn has_ended(state: JobState) -> bool {
 }
 
 /// Tells how the job ended.
-fn conclude(job: &Job, output: Output) -> Result<(), Failure> {
+///
+/// # Errors
+/// Failed or cancelled, as the job was.
+pub(super) fn conclude(job: &Job, output: Output) -> Result<(), Failure> {
     let state = state_name(job.state());
     let took = show::took(job)
         .map_or_else(String::new, |took| format!(" after {}", units::duration(took)));

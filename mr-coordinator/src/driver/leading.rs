@@ -13,6 +13,7 @@ use super::{Call, Done, Request, Told, Tools, answer, ask_state, tell};
 use crate::{
     cleanup::{self, Known},
     command::Command,
+    failure::Record,
     ids::{AttemptId, JobId, TaskId},
     job::{Job, Manifest},
     lanes::Lane,
@@ -57,7 +58,7 @@ pub(super) struct Leading {
 
 impl Leading {
     pub(super) fn new(tools: &Tools, term: u64, applied: u64, state: &Machine) -> Self {
-        let scheduler = Scheduler::new(tools.settings, term, applied, state, now(tools));
+        let scheduler = Scheduler::new(tools.settings.clone(), term, applied, state, now(tools));
         let mut leading = Self {
             term,
             scheduler,
@@ -118,6 +119,11 @@ impl Leading {
                 let progress = jobs.iter().map(|job| self.scheduler.progress(*job)).collect();
                 answer(to, Told::View(progress, self.scheduler.workers()));
             }
+            Request::Tasks { job, kind, numbers } => {
+                let view = self.scheduler.tasks_view(job, kind, numbers).map(Box::new);
+                answer(to, Told::Tasks(view));
+            }
+            Request::Workers => answer(to, Told::Workers(self.scheduler.worker_views())),
             Request::Watch { job, after } => self.watch(job, after, to),
             Request::Submit { job, token, spec, output_key } => {
                 self.ask(tools, to, |ticket| Event::Submit {
@@ -139,14 +145,10 @@ impl Leading {
                     running,
                 });
             }
-            Request::Poll { worker, incarnation, free_slots } => {
-                self.ask(tools, to, |ticket| Event::Poll {
-                    ticket,
-                    worker,
-                    incarnation,
-                    free_slots,
-                });
+            Request::Poll { worker, incarnation, wants } => {
+                self.ask(tools, to, |ticket| Event::Poll { ticket, worker, incarnation, wants });
             }
+            Request::Drain(name) => self.ask(tools, to, |ticket| Event::Drain { ticket, name }),
             Request::Heartbeat { worker, incarnation, running } => {
                 self.ask(tools, to, |ticket| Event::Heartbeat {
                     ticket,
@@ -155,8 +157,8 @@ impl Leading {
                     running,
                 });
             }
-            Request::Report { worker, attempt, end } => {
-                self.ask(tools, to, |ticket| Event::Report { ticket, worker, attempt, end });
+            Request::Report { worker, attempt, end, poll } => {
+                self.ask(tools, to, |ticket| Event::Report { ticket, worker, attempt, end, poll });
             }
             Request::Deregister { worker, incarnation } => {
                 self.ask(tools, to, |ticket| Event::Deregister { ticket, worker, incarnation });
@@ -177,8 +179,8 @@ impl Leading {
     }
 
     fn watch(&mut self, job: JobId, after: u64, to: oneshot::Sender<Told>) {
-        match self.scheduler.progress(job) {
-            Some(progress) if progress.version <= after => {
+        match self.scheduler.version(job) {
+            Some(version) if version <= after => {
                 if self.watchers_count >= WATCHERS_MAX {
                     answer(to, Told::TooMany("watchers_max"));
                     return;
@@ -267,7 +269,9 @@ impl Leading {
         let to = self.waiting.remove(&ticket)?;
         match to.send(Told::Reply(reply)) {
             // The caller was gone: nobody will run these.
-            Err(Told::Reply(Reply::Assigned(assignments))) => {
+            Err(Told::Reply(
+                Reply::Assigned(assignments) | Reply::Report { given: assignments, .. },
+            )) if !assignments.is_empty() => {
                 let attempts = assignments.iter().map(|assignment| assignment.attempt).collect();
                 Some(Event::Undelivered { attempts })
             }
@@ -276,8 +280,8 @@ impl Leading {
     }
 
     fn changed(&mut self, job: JobId) {
-        let version = self.scheduler.progress(job).map(|progress| progress.version);
         let Some(watchers) = self.watchers.remove(&job) else { return };
+        let version = self.scheduler.version(job);
         let mut left = Vec::new();
         for watcher in watchers {
             if version.is_some_and(|version| version <= watcher.after) {
@@ -306,9 +310,11 @@ impl Leading {
     fn plan(&self, tools: &Tools, job: &Arc<Job>, slots: u32) {
         let (root, job) = (tools.root.clone(), job.clone());
         self.on_lane(tools, &tools.lanes.plans, move || {
-            let made = plan::make(&root, job.id, &job.spec, slots);
-            let result = made.map(|(is, plan)| (is, Arc::new(plan)));
-            Event::Planned { job: job.id, result: result.map_err(|error| error.to_string()) }
+            let result = check_late(&root, &job).and_then(|()| {
+                let made = plan::make(&root, job.id, &job.spec, slots);
+                made.map(|(is, plan)| (is, Arc::new(plan))).map_err(|error| error.to_string())
+            });
+            Event::Planned { job: job.id, result }
         });
     }
 
@@ -388,6 +394,17 @@ impl Leading {
     }
 }
 
+/// Checks what could not be checked when the job was submitted, since the jobs that it comes after
+/// had yet to write its inputs.
+fn check_late(root: &crate::root::Root, job: &Job) -> Result<(), String> {
+    if job.spec.scheduling.after.is_empty() {
+        return Ok(());
+    }
+    let inputs = plan::inputs(root, &job.spec).map_err(|error| error.to_string())?;
+    let apart = output::check_apart(root, &job.spec, &job.output_key, &inputs);
+    apart.map_err(|error| error.to_string())
+}
+
 /// Removes what an ended job left: its directory, and staging beside its output.
 fn clean(root: &crate::root::Root, job: &Job) {
     if let Err(error) = publish::clear_staging(root, &publication(job, 0)) {
@@ -399,20 +416,29 @@ fn clean(root: &crate::root::Root, job: &Job) {
 }
 
 fn publication(job: &Job, epoch: u64) -> Publication {
-    let part = |partition| {
-        let task = TaskId::reduce(partition);
+    let kind = job.spec.last_kind();
+    let part = |number| {
+        let task = TaskId { kind, number };
         let result = job.result(task)?;
-        let source = AttemptId { job: job.id, task, number: result.attempt }.file();
-        Some(Part { partition, source, bytes: result.bytes, crc: result.crc })
+        let source = AttemptId { job: job.id, task, number: result.attempt }.part();
+        Some(Part { partition: number, source, bytes: result.bytes, crc: result.crc })
     };
     Publication {
         job: job.id,
         epoch,
         spec: job.spec.as_ref().clone(),
         output_key: job.output_key.clone(),
-        parts: (0..job.spec.reduces).filter_map(part).collect(),
+        parts: (0..job.total(kind)).filter_map(part).collect(),
         counters: job.counter_sums(),
+        skipped: skipped_lines(job),
     }
+}
+
+/// The records that were left out of a job, for people.
+fn skipped_lines(job: &Job) -> Vec<String> {
+    let line =
+        |(task, record): (TaskId, &Record)| format!("{}:{} {task}", record.path, record.offset);
+    job.skipped_records().map(line).collect()
 }
 
 fn now(tools: &Tools) -> Now {

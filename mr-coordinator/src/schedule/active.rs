@@ -3,19 +3,19 @@
 //! Decides which of its tasks may be given out, to whom and when. The replicated part is the job
 //! as last observed; tasks are pending when they are neither committed nor under way.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     VERSION_BITS,
+    backups::Pace,
+    exclusion::Trust,
     messages::{Run, Trouble},
+    pending::Pending,
     visible_version,
 };
 use crate::{
     failure::Failure,
-    ids::{AttemptId, AttemptNumber, TaskId, TaskKind, WorkerId},
+    ids::{AttemptId, AttemptNumber, JobId, TaskId, TaskKind, WorkerId},
     job::{Job, JobState, Verdict},
     leases::{AttemptEnd, Lease, Leases, Millis},
     spec::Plan,
@@ -36,6 +36,10 @@ const STEP_PAUSE_MS_MAX: u64 = 30_000;
 /// How long a filesystem that refuses is asked again before the job fails: an outage of a server,
 /// not for ever.
 const STEP_PATIENCE_MS: u64 = 300_000;
+
+/// Of how many failures the reasons are kept with the leader: enough to see what goes wrong, and
+/// 8 MiB at most.
+const FAILURES_KEPT_MAX: usize = 1_000;
 
 /// What a job waits for, besides its tasks: one thing at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,10 +74,17 @@ pub(super) struct Active {
     /// Why, as last seen.
     pub(super) waiting_for: Option<String>,
     pub(super) leases: Leases,
-    ready: BTreeSet<TaskId>,
-    delayed: BTreeSet<(Millis, TaskId)>,
-    /// Reduces that wait until a suspicion is settled.
-    held: BTreeSet<TaskId>,
+    pub(super) pending: Pending,
+    /// Whether a task has become pending since polls were last looked through.
+    pub(super) offered: bool,
+    /// How fast its attempts are.
+    pub(super) pace: Pace,
+    /// On which workers its attempts fail.
+    pub(super) trust: Trust,
+    /// A job that it comes after and that is not there any more.
+    pub(super) dependency_gone: Option<JobId>,
+    /// Why attempts failed, as far as this leader was told.
+    pub(super) failures: BTreeMap<AttemptNumber, Failure>,
     avoid: BTreeMap<TaskId, (WorkerId, Millis)>,
     /// How many reduce attempts said that a map attempt's output is lost.
     pub(super) accusations: BTreeMap<AttemptNumber, u32>,
@@ -100,9 +111,12 @@ impl Active {
             tried_since: now,
             waiting_for: None,
             leases: Leases::default(),
-            ready: BTreeSet::new(),
-            delayed: BTreeSet::new(),
-            held: BTreeSet::new(),
+            pending: Pending::default(),
+            offered: false,
+            pace: Pace::default(),
+            trust: Trust::default(),
+            dependency_gone: None,
+            failures: BTreeMap::new(),
             avoid: BTreeMap::new(),
             accusations: BTreeMap::new(),
             suspicions: BTreeMap::new(),
@@ -131,23 +145,37 @@ impl Active {
         if committed[0] != before[0] || job.retries[0] != old.retries[0] {
             self.runs = None;
         }
-        for (number, lease) in self.settled_leases() {
-            let accepted = job.result(lease).is_some_and(|result| result.attempt == number);
-            let end = if accepted { AttemptEnd::Accepted } else { AttemptEnd::LostRace };
-            self.leases.end(number, end);
-            let slot = lease.kind.slot();
-            self.unrecorded_retries[slot] += u32::from(!accepted);
-        }
-        let taken_back = committed[0] < before[0] || committed[1] < before[1];
+        // Counts of committed tasks would not tell: another commit may lie between.
+        let taken_back = job.taken_back != old.taken_back;
         let mapped = job.all_committed(TaskKind::Map) && !old.all_committed(TaskKind::Map);
         if job.state != old.state || taken_back || mapped {
             self.enter(now);
         }
     }
 
-    fn settled_leases(&self) -> Vec<(AttemptNumber, TaskId)> {
+    /// Ends what is under way or waits at a task that has a result.
+    pub(super) fn settle(&mut self, task: TaskId, now: Millis) {
+        let Some(result) = self.job.result(task).cloned() else { return };
+        self.pending.withdraw(task);
+        for number in self.leases.of_task(task).to_vec() {
+            let accepted = result.attempt == number;
+            let end = if accepted { AttemptEnd::Accepted } else { AttemptEnd::LostRace };
+            let Some(lease) = self.leases.end(number, end, now) else { continue };
+            if accepted {
+                self.pace.finished(&lease, now);
+                self.trust.succeeded(lease.worker, now);
+            } else {
+                self.unrecorded_retries[task.kind.slot()] += 1;
+            }
+        }
+    }
+
+    /// As [`Active::settle`], for every task that has a result.
+    pub(super) fn settle_all(&mut self, now: Millis) {
         let settled = self.leases.iter().filter(|(_, lease)| self.job.result(lease.task).is_some());
-        settled.map(|(number, lease)| (number, lease.task)).collect()
+        for task in settled.map(|(_, lease)| lease.task).collect::<Vec<_>>() {
+            self.settle(task, now);
+        }
     }
 
     /// Enters the job's state: its pending tasks are offered, or none any more.
@@ -155,9 +183,7 @@ impl Active {
         match self.job.state {
             JobState::Mapping | JobState::Reducing | JobState::Committing => self.refill(now),
             JobState::Failing | JobState::Cancelling => {
-                self.ready.clear();
-                self.delayed.clear();
-                self.held.clear();
+                self.pending.clear();
                 self.ending_since.get_or_insert(now);
             }
             JobState::Queued | JobState::Succeeded | JobState::Failed | JobState::Cancelled => {}
@@ -223,34 +249,21 @@ impl Active {
         }
     }
 
+    /// Takes in the plan.
+    pub(super) fn learn_plan(&mut self, plan: Arc<Plan>) {
+        self.pending.learn(&plan);
+        self.plan = Some(plan);
+        self.offered = true;
+    }
+
     /// Makes a task pending from `at` on, unless it is committed or under way.
     pub(super) fn offer(&mut self, task: TaskId, at: Millis, now: Millis) {
-        let waits = self.ready.contains(&task) || self.held.contains(&task);
-        let delayed = self.delayed.iter().any(|(_, other)| *other == task);
         let settled = self.job.result(task).is_some() || self.leases.has_live(task);
-        if waits || delayed || settled || !self.job.state.runs_tasks() {
+        if settled || !self.job.state.runs_tasks() {
             return;
         }
-        if at <= now {
-            self.ready.insert(task);
-        } else {
-            self.delayed.insert((at, task));
-        }
-    }
-
-    /// Keeps a task from being given out until [`Active::release`].
-    pub(super) fn hold(&mut self, task: TaskId) {
-        self.withdraw(task);
-        self.held.insert(task);
-    }
-
-    pub(super) fn release(&mut self, task: TaskId) {
-        self.held.remove(&task);
-    }
-
-    fn withdraw(&mut self, task: TaskId) {
-        self.ready.remove(&task);
-        self.delayed.retain(|(_, other)| *other != task);
+        self.pending.offer(task, at, now);
+        self.offered = true;
     }
 
     /// When a task that failed may run again.
@@ -274,85 +287,85 @@ impl Active {
     }
 
     /// How many tasks wait to be given out now.
-    pub(super) fn waiting(&mut self, now: Millis) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         if !self.job.state.runs_tasks() {
             return 0;
-        }
-        while let Some((at, task)) = self.delayed.first().copied()
-            && at <= now
-        {
-            self.delayed.pop_first();
-            self.ready.insert(task);
         }
         match self.phase() {
             TaskKind::Map if self.plan.is_none() => 0,
             TaskKind::Reduce if self.invalidating > 0 => 0,
-            kind @ (TaskKind::Map | TaskKind::Reduce) => self.ready_of(kind).count(),
+            kind @ (TaskKind::Map | TaskKind::Reduce) => self.pending.ready(kind),
         }
-    }
-
-    fn ready_of(&self, kind: TaskKind) -> impl Iterator<Item = TaskId> + '_ {
-        let all = TaskId { kind, number: 0 }..=TaskId { kind, number: u32::MAX };
-        self.ready.range(all).copied()
     }
 
     /// Takes a pending task for a worker; `others`: whether another worker could run it.
     pub(super) fn take(&mut self, worker: WorkerId, others: bool, now: Millis) -> Option<TaskId> {
         let kind = self.phase();
-        let committed: Vec<TaskId> =
-            self.ready_of(kind).take_while(|task| self.job.result(*task).is_some()).collect();
-        for task in committed {
-            self.ready.remove(&task);
-        }
+        let (avoid, job) = (&self.avoid, &self.job);
         let avoided = |task: &TaskId| {
-            let avoid = self.avoid.get(task);
+            let avoid = avoid.get(task);
             others && avoid.is_some_and(|(whom, until)| *whom == worker && now < *until)
         };
-        let fits = |task: &TaskId| !avoided(task) && self.job.result(*task).is_none();
-        let task = self.ready_of(kind).find(fits)?;
-        self.ready.remove(&task);
-        Some(task)
+        self.pending.take(kind, |task| !avoided(&task) && job.result(task).is_none())
     }
 
-    /// Begins an attempt.
-    pub(super) fn begin(&mut self, number: AttemptNumber, task: TaskId, to: WorkerId, now: Millis) {
-        self.lease(number, task, to, now, false);
-    }
-
-    /// Takes over an attempt that a worker says it is running.
-    pub(super) fn adopt(&mut self, number: AttemptNumber, task: TaskId, by: WorkerId, now: Millis) {
-        self.withdraw(task);
-        self.lease(number, task, by, now, true);
-    }
-
-    fn lease(
+    /// Begins an attempt. `queued`: it waits in the worker for a slot; `backup`: it is the second
+    /// one at its task.
+    pub(super) fn begin(
         &mut self,
         number: AttemptNumber,
         task: TaskId,
-        worker: WorkerId,
+        to: WorkerId,
         now: Millis,
-        running: bool,
+        (queued, backup): (bool, bool),
     ) {
-        let until = now.plus(self.job.spec.lease_ms);
-        let lease = Lease {
-            task,
-            worker,
-            granted: now,
-            until,
-            renewed: now,
-            running,
-            progress: (0, 0),
-            progressed: now,
-        };
+        self.avoid.remove(&task);
+        let lease = Lease { queued, backup, whole: true, ..self.lease(task, to, now) };
         self.leases.grant(number, lease);
         self.touch();
     }
 
+    /// Takes over an attempt that a worker says it is running.
+    pub(super) fn adopt(&mut self, number: AttemptNumber, task: TaskId, by: WorkerId, now: Millis) {
+        self.pending.withdraw(task);
+        let lease = Lease { running: true, ..self.lease(task, by, now) };
+        self.leases.grant(number, lease);
+        self.touch();
+    }
+
+    fn lease(&self, task: TaskId, worker: WorkerId, now: Millis) -> Lease {
+        Lease {
+            task,
+            worker,
+            granted: now,
+            begun: now,
+            whole: false,
+            until: now.plus(self.job.spec.lease_ms),
+            renewed: now,
+            running: false,
+            queued: false,
+            backup: false,
+            progress: (0, 0),
+            progressed: now,
+        }
+    }
+
     /// Ends an attempt that leaves no record, and offers its task again.
     pub(super) fn give_back(&mut self, number: AttemptNumber, end: AttemptEnd, now: Millis) {
-        let Some(lease) = self.leases.end(number, end) else { return };
-        self.unrecorded_retries[lease.task.kind.slot()] += 1;
+        let Some(lease) = self.leases.end(number, end, now) else { return };
+        // One that never began was no attempt, as far as people are concerned.
+        let begun = end != AttemptEnd::Withdrawn;
+        self.unrecorded_retries[lease.task.kind.slot()] += u32::from(begun);
         self.offer(lease.task, now, now);
+        self.touch();
+    }
+
+    /// Ends an attempt that will not be accepted. Its task is offered again, unless it has a result
+    /// or another attempt.
+    pub(super) fn close(&mut self, number: AttemptNumber, end: AttemptEnd, now: Millis) {
+        let Some(lease) = self.leases.end(number, end, now) else { return };
+        let at = self.retry_at(lease.task, now);
+        self.offer(lease.task, at, now);
         self.touch();
     }
 
@@ -380,12 +393,23 @@ impl Active {
             return Err(Verdict::Stale);
         }
         match self.leases.ended(number) {
-            Some(AttemptEnd::Failed | AttemptEnd::Aborted | AttemptEnd::Abandoned) => {
-                Err(Verdict::Stale)
-            }
+            Some(
+                AttemptEnd::Failed
+                | AttemptEnd::Aborted
+                | AttemptEnd::Abandoned
+                | AttemptEnd::Withdrawn,
+            ) => Err(Verdict::Stale),
             Some(AttemptEnd::Accepted | AttemptEnd::LostRace | AttemptEnd::Expired) | None => {
                 Ok(())
             }
+        }
+    }
+
+    /// Keeps why an attempt failed, for people.
+    pub(super) fn note_failure(&mut self, number: AttemptNumber, failure: &Failure) {
+        self.failures.insert(number, failure.clone());
+        while self.failures.len() > FAILURES_KEPT_MAX {
+            self.failures.pop_first();
         }
     }
 
@@ -402,5 +426,81 @@ impl Active {
         self.leases.shift(gap_ms);
         self.needed_since = self.needed_since.plus(gap_ms);
         self.tried_since = self.tried_since.plus(gap_ms);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use raft::{Applied, GroupTime, Index, StateMachine, Term};
+
+    use super::*;
+    use crate::{
+        command::Command,
+        job::Success,
+        machine::Machine,
+        scheduling::Scheduling,
+        spec::{InputFormat, OutputFormat, PlanRoot, Spec},
+    };
+
+    fn spec() -> Spec {
+        Spec {
+            app: "wc".into(),
+            inputs: vec!["in".into()],
+            output: "out".into(),
+            reduces: 1,
+            input_format: InputFormat::Text,
+            output_format: OutputFormat::Text,
+            split_bytes: 0,
+            lease_ms: 1_000,
+            task_timeout_ms: 1_000,
+            max_attempts: 4,
+            name: String::new(),
+            slow_ms: 0,
+            overwrite: false,
+            flow: crate::flow::Flow::default(),
+            scheduling: Scheduling::default(),
+        }
+    }
+
+    #[test]
+    fn result_taken_back_between_two_observations_is_seen_behind_another_commit() {
+        let job = JobId(1);
+        let mut machine = Machine::new();
+        let mut index = 0;
+        let mut apply = |command: &Command| -> Arc<Job> {
+            index += 1;
+            let at = Applied { index: Index(index), term: Term(1), time: GroupTime(0) };
+            let response = machine.apply(at, &command.encode());
+            assert_eq!(response.verdict, Verdict::Accepted, "{command:?}");
+            response.job.unwrap()
+        };
+        let attempt = |map| {
+            let number = AttemptNumber { epoch: 1, sequence: map + 1 };
+            AttemptId { job, task: TaskId::map(map), number }
+        };
+        let committed = |map| {
+            let (bytes, content_hash, counters) = (1, 1, BTreeMap::new());
+            let success =
+                Success { bytes, records: 1, crc: 1, content_hash, input_bytes: 1, counters };
+            Command::Committed { attempt: attempt(map), worker: WorkerId(1), success }
+        };
+        let (token, output_key) = ("t".to_owned(), "out".to_owned());
+        apply(&Command::Submitted { job, token, spec: spec(), output_key, unix_ms: 1 });
+        let plan = PlanRoot { digest: [1; 32], maps: 3, bytes: 3 };
+        apply(&Command::Planned { job, plan });
+        let first = apply(&committed(0));
+        let now = Millis(0);
+        let mut active = Active::new(&first, now, 0);
+        active.learn_plan(Arc::new(Plan { maps: vec![Vec::new(); 3], ..Plan::default() }));
+        while active.take(WorkerId(1), false, now).is_some() {}
+        let (lost, up_to) = (attempt(0), attempt(0).number);
+        apply(&Command::Invalidated { attempt: lost, up_to });
+        let second = apply(&committed(1));
+        assert_eq!(second.committed, first.committed, "counts do not show it");
+        active.observe(&second, now);
+        let offered = std::iter::from_fn(|| active.take(WorkerId(1), false, now));
+        assert!(offered.collect::<Vec<_>>().contains(&TaskId::map(0)));
     }
 }

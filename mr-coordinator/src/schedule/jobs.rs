@@ -10,12 +10,14 @@ use super::{
     Scheduler,
     active::Step,
     messages::{AppliedTo, Effect, PublishOutcome, Reply, Ticket, Trouble},
+    order::{Claim, Served},
 };
 use crate::{
     command::Command,
     failure::{Cause, CauseKind},
     ids::{AttemptId, JobId, TaskId},
     job::JobState,
+    limits::PRIORITY_MAX,
     spec::{Plan, PlanRoot, Spec},
 };
 
@@ -44,29 +46,94 @@ impl Scheduler {
         self.propose(command, AppliedTo::Submit(ticket));
     }
 
-    /// Takes the next step of every job that can take one.
+    /// Takes the next step of every job that may have one to take.
     pub(super) fn advance(&mut self) {
-        let mut running = self.jobs.values().filter(|active| active.started()).count();
-        for number in self.jobs.keys().copied().collect::<Vec<_>>() {
+        for number in std::mem::take(&mut self.due) {
             let Some(active) = self.jobs.get(&number) else { continue };
             if active.step != Step::Idle || self.now < active.not_before {
                 continue;
             }
             match active.job.state {
-                JobState::Queued => {
-                    let admitted = running < self.settings.jobs_running_max;
-                    if admitted && !self.roster.is_empty() {
-                        running += 1;
-                        let slots = self.roster.slots();
-                        self.begin(number, Step::Planning, |job| Effect::Plan { job, slots });
-                    }
-                }
+                JobState::Queued => self.admit_due = true,
                 JobState::Mapping | JobState::Reducing => self.advance_tasks(number),
                 JobState::Committing => self.advance_commit(number),
                 JobState::Failing | JobState::Cancelling => self.advance_end(number),
                 JobState::Succeeded | JobState::Failed | JobState::Cancelled => {}
             }
         }
+        if std::mem::take(&mut self.admit_due) {
+            self.admit();
+        }
+    }
+
+    /// Plans queued jobs, as many as may be, in the order of `order.rs`.
+    fn admit(&mut self) {
+        let mut served = Served::default();
+        let mut started = [0; PRIORITY_MAX as usize + 1];
+        let mut claims = Vec::new();
+        for number in self.jobs.keys().copied().collect::<Vec<_>>() {
+            let Some(active) = self.jobs.get(&number) else { continue };
+            let spec = &active.job.spec;
+            let priority = spec.scheduling.priority;
+            let has = usize::from(active.started());
+            let queue = served.add(spec, &self.settings.weights, has);
+            started[usize::from(priority)] += has;
+            if !active.started() && self.now >= active.not_before && self.may_start(number) {
+                claims.push(Claim { priority, queue, number });
+            }
+        }
+        let slots = self.roster.slots();
+        while !self.roster.is_empty()
+            && let Some(first) = (0..claims.len())
+                .min_by(|one, other| served.compare(&claims[*one], &claims[*other]))
+        {
+            let claim = claims.swap_remove(first);
+            let priority = usize::from(claim.priority);
+            if started[priority..].iter().sum::<usize>() >= self.settings.jobs_running_max {
+                break;
+            }
+            started[priority] += 1;
+            served.serve(claim.queue, 1);
+            self.begin(claim.number, Step::Planning, |job| Effect::Plan { job, slots });
+        }
+    }
+
+    /// Whether all jobs that a queued one comes after have succeeded; it fails when one did not.
+    fn may_start(&mut self, number: u64) -> bool {
+        let Some(active) = self.jobs.get(&number) else { return false };
+        let mut waits = None;
+        let mut broken = active.dependency_gone.map(|before| (before, "is not known any more"));
+        for before in &active.job.spec.scheduling.after {
+            match self.ended.get(before) {
+                Some(JobState::Succeeded) => {}
+                Some(JobState::Failed) => broken = Some((*before, "failed")),
+                Some(JobState::Cancelled) => broken = Some((*before, "was cancelled")),
+                Some(
+                    JobState::Queued
+                    | JobState::Mapping
+                    | JobState::Reducing
+                    | JobState::Committing
+                    | JobState::Failing
+                    | JobState::Cancelling,
+                )
+                | None => waits = Some(*before),
+            }
+        }
+        let id = active.job.id;
+        if let Some((before, why)) = broken {
+            let message = format!("job {before}, which this one comes after, {why}");
+            self.fail_job(id, CauseKind::Dependency, &message);
+            return false;
+        }
+        let waiting_for = waits.map(|before| format!("job {before}, which it comes after"));
+        let waits = waiting_for.is_some();
+        let Some(active) = self.jobs.get_mut(&number) else { return false };
+        if active.waiting_for != waiting_for {
+            active.waiting_for = waiting_for;
+            active.touch();
+            self.effects.push(Effect::Changed { job: id });
+        }
+        !waits
     }
 
     /// Takes a step that the disk answers.
@@ -98,13 +165,15 @@ impl Scheduler {
 
     fn advance_tasks(&mut self, number: u64) {
         let Some(active) = self.jobs.get(&number) else { return };
-        let (id, app) = (active.job.id, active.job.spec.app.clone());
+        let (id, spec) = (active.job.id, &active.job.spec);
         if active.job.complete() {
             self.begin(number, Step::CheckingOutput, |job| Effect::CheckOutput { job });
             return;
         }
-        if let Some(grace) = self.settings.no_workers_grace_ms {
-            let heard = self.roster.app_heard(&app);
+        let app = &spec.app;
+        let grace = self.settings.no_workers_grace_ms;
+        if let Some(grace) = grace.filter(|_| !spec.scheduling.wait_for_workers) {
+            let heard = self.roster.app_heard(app);
             let since = heard.map_or(active.needed_since, |heard| heard.max(active.needed_since));
             if self.now.since(since) >= grace && self.now.since(self.since) >= grace {
                 let message = if self.roster.is_empty() {
@@ -148,7 +217,7 @@ impl Scheduler {
         }
         match result {
             Ok((plan, parts)) => {
-                active.plan = Some(parts);
+                active.learn_plan(parts);
                 self.propose_step(job, Command::Planned { job, plan });
             }
             Err(problem) => self.fail_job(job, CauseKind::Planning, &problem),
@@ -160,7 +229,7 @@ impl Scheduler {
         active.step = Step::Idle;
         match result {
             Ok(plan) => {
-                active.plan = Some(plan);
+                active.learn_plan(plan);
                 active.step_worked();
             }
             Err(trouble) => self.in_trouble(job, CauseKind::Planning, trouble),
@@ -203,9 +272,10 @@ impl Scheduler {
             }
             PublishOutcome::OutputLost(partitions) => {
                 active.step_worked();
+                let kind = active.job.spec.last_kind();
                 let lost: Vec<AttemptId> = partitions
                     .into_iter()
-                    .map(TaskId::reduce)
+                    .map(|number| TaskId { kind, number })
                     .filter_map(|task| {
                         let number = active.job.result(task)?.attempt;
                         Some(AttemptId { job, task, number })

@@ -5,12 +5,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use super::{order::Weights, view::WorkerView};
 use crate::{
     command::Command,
-    failure::Failure,
+    failure::{Failure, Record},
     ids::{AttemptId, JobId, TaskId, WorkerId},
     job::{Job, Manifest, Verdict},
-    leases::Millis,
+    leases::{Heard, Millis},
     machine::{Machine, Response},
     spec::{Plan, PlanRoot, Spec},
 };
@@ -33,7 +34,7 @@ pub struct Now {
 }
 
 /// What an operator may choose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// After how much silence a worker counts as lost, and how long a new leader waits for known
     /// workers.
@@ -44,6 +45,25 @@ pub struct Settings {
     pub no_workers_grace_ms: Option<u64>,
     /// How many jobs are planned and run at a time.
     pub jobs_running_max: usize,
+    /// What queues get of the slots.
+    pub weights: Weights,
+}
+
+/// How many tasks a worker asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// To start at once.
+    pub free_slots: u32,
+    /// To keep ready for slots that will be free.
+    pub prefetch: u32,
+}
+
+impl Wants {
+    /// Whether it asks for nothing.
+    #[must_use]
+    pub fn is_nothing(self) -> bool {
+        self.free_slots == 0 && self.prefetch == 0
+    }
 }
 
 /// How an attempt ended, as its worker reports it.
@@ -116,8 +136,8 @@ pub enum Event {
         worker: WorkerId,
         /// Its process.
         incarnation: u128,
-        /// How many tasks it could start.
-        free_slots: u32,
+        /// How many tasks it asks for.
+        wants: Wants,
     },
     /// A caller that waited for work is gone.
     PollDropped {
@@ -137,8 +157,8 @@ pub enum Event {
         worker: WorkerId,
         /// Its process.
         incarnation: u128,
-        /// What it runs, with records and bytes read.
-        running: Vec<(AttemptId, u64, u64)>,
+        /// What it has, and how far that has come.
+        running: Vec<(AttemptId, Heard)>,
     },
     /// A worker reports the end of an attempt.
     Report {
@@ -150,6 +170,15 @@ pub enum Event {
         attempt: AttemptId,
         /// How it ended.
         end: ReportEnd,
+        /// A poll that comes with it, and the worker's process.
+        poll: Option<(u128, Wants)>,
+    },
+    /// An operator tells a worker to finish and to leave.
+    Drain {
+        /// Who asks.
+        ticket: Ticket,
+        /// The worker's name.
+        name: String,
     },
     /// A worker leaves.
     Deregister {
@@ -324,6 +353,12 @@ pub struct Assignment {
     pub spec: Arc<Spec>,
     /// What to read.
     pub work: Work,
+    /// Records to leave out.
+    pub skip: Vec<Record>,
+    /// Whether the worker is to keep track of each record.
+    pub careful: bool,
+    /// Whether it is a second attempt at a slow one's task.
+    pub backup: bool,
 }
 
 /// What a task reads.
@@ -374,6 +409,7 @@ impl ReportAnswer {
             | Verdict::TokenConflict
             | Verdict::OutputBusy
             | Verdict::TooMany
+            | Verdict::AfterUnknown
             | Verdict::TooLate
             | Verdict::Malformed => Self::Stale,
         }
@@ -423,15 +459,26 @@ pub enum Reply {
     Idle,
     /// To a poll: register again.
     Reregister,
+    /// To a poll: finish what runs and leave.
+    Drain,
     /// To a heartbeat.
     Heartbeat {
         /// What becomes of its attempts.
         orders: Vec<Order>,
         /// Whether it has to register again.
         reregister: bool,
+        /// Whether it is to finish what it runs and to leave.
+        drain: bool,
     },
     /// To a report.
-    Report(ReportAnswer),
+    Report {
+        /// What was decided.
+        answer: ReportAnswer,
+        /// What the poll that came with it got.
+        given: Vec<Assignment>,
+    },
+    /// To an operator: the worker as it is, if there is one of that name.
+    Draining(Option<WorkerView>),
     /// To a farewell.
     Deregistered,
     /// To anything: not now, try again.
@@ -458,6 +505,8 @@ pub enum AppliedTo {
     Success {
         /// Who asks.
         ticket: Ticket,
+        /// The attempt.
+        attempt: AttemptId,
     },
     /// A failure, reported or found.
     Failure {

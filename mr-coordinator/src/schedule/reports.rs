@@ -9,7 +9,7 @@
 use super::{
     Scheduler,
     active::Suspicion,
-    messages::{AppliedTo, Effect, Reply, ReportAnswer, ReportEnd, Ticket},
+    messages::{AppliedTo, Effect, Reply, ReportAnswer, ReportEnd, Ticket, Wants},
 };
 use crate::{
     command::Command,
@@ -30,6 +30,7 @@ impl Scheduler {
         worker: WorkerId,
         attempt: AttemptId,
         end: ReportEnd,
+        poll: Option<(u128, Wants)>,
     ) {
         self.roster.hear(worker, self.now);
         let epoch = self.epoch;
@@ -38,15 +39,18 @@ impl Scheduler {
             self.reply(ticket, Reply::Busy);
             return;
         }
+        if let Some((incarnation, wants)) = poll.filter(|(_, wants)| !wants.is_nothing()) {
+            self.report_polls.insert(ticket, (worker, incarnation, wants));
+        }
         let Some(active) = self.active(attempt.job) else {
-            self.reply(ticket, Reply::Report(ReportAnswer::JobGone));
+            self.reply_report(ticket, ReportAnswer::JobGone);
             return;
         };
         let acceptable = active.acceptable(&attempt, epoch);
         match end {
             ReportEnd::Success { bytes, records, crc, content_hash, counters } => {
                 if let Err(verdict) = acceptable {
-                    self.reply(ticket, Reply::Report(ReportAnswer::of(verdict)));
+                    self.reply_report(ticket, ReportAnswer::of(verdict));
                     return;
                 }
                 let input_bytes = match attempt.task.kind {
@@ -57,7 +61,7 @@ impl Scheduler {
                 };
                 let success = Success { bytes, records, crc, content_hash, input_bytes, counters };
                 let command = Command::Committed { attempt, worker, success };
-                self.propose(command, AppliedTo::Success { ticket });
+                self.propose(command, AppliedTo::Success { ticket, attempt });
             }
             ReportEnd::Failure(failure) => {
                 self.failed(ticket, worker, attempt, failure, acceptable);
@@ -68,7 +72,7 @@ impl Scheduler {
                     active.give_back(attempt.number, AttemptEnd::Abandoned, now);
                     self.effects.push(Effect::Changed { job: attempt.job });
                 }
-                self.reply(ticket, Reply::Report(ReportAnswer::Noted));
+                self.reply_report(ticket, ReportAnswer::Noted);
             }
         }
     }
@@ -81,18 +85,19 @@ impl Scheduler {
         failure: Failure,
         acceptable: Result<(), Verdict>,
     ) {
+        let now = self.now;
         if acceptable.is_err() {
             // Given up before, or its task is done: nothing to count.
             if let Some(active) = self.active(attempt.job) {
-                active.leases.end(attempt.number, AttemptEnd::Failed);
+                active.close(attempt.number, AttemptEnd::Failed, now);
             }
-            self.reply(ticket, Reply::Report(ReportAnswer::Noted));
+            self.reply_report(ticket, ReportAnswer::Noted);
             return;
         }
         match failure.reason.clone() {
             Reason::Intermediate { map, .. } => {
-                self.reply(ticket, Reply::Report(ReportAnswer::Noted));
                 self.intermediate_lost(Suspicion { reduce: attempt, worker, failure }, map);
+                self.reply_report(ticket, ReportAnswer::Noted);
             }
             Reason::User { .. }
             | Reason::Exit { .. }
@@ -115,10 +120,16 @@ impl Scheduler {
     ) {
         let now = self.now;
         let name = self.roster.name(worker);
+        let failure = failure.clipped();
         if let Some(active) = self.active(attempt.job) {
             active.avoid(attempt.task, worker, now);
+            active.note_failure(attempt.number, &failure);
+            // A record that may be left out is to blame, not the worker.
+            if active.job.spec.scheduling.max_skip == 0 || failure.record().is_none() {
+                active.trust.failed(worker, now);
+            }
         }
-        let command = Command::Failed { attempt, worker: name, failure: failure.clipped() };
+        let command = Command::Failed { attempt, worker: name, failure };
         self.propose(command, AppliedTo::Failure { ticket, attempt });
     }
 
@@ -126,7 +137,7 @@ impl Scheduler {
     pub(super) fn failure_applied(&mut self, attempt: &AttemptId) {
         let now = self.now;
         let Some(active) = self.active(attempt.job) else { return };
-        active.leases.end(attempt.number, AttemptEnd::Failed);
+        active.leases.end(attempt.number, AttemptEnd::Failed, now);
         let at = active.retry_at(attempt.task, now);
         active.offer(attempt.task, at, now);
         active.touch();
@@ -144,7 +155,9 @@ impl Scheduler {
             let timeout = active.job.spec.task_timeout_ms;
             let over = active.leases.numbers(|lease| now.since(lease.progressed) >= timeout);
             for number in over {
-                let Some(lease) = active.leases.end(number, AttemptEnd::Failed) else { continue };
+                let Some(lease) = active.leases.end(number, AttemptEnd::Failed, now) else {
+                    continue;
+                };
                 let attempt = AttemptId { job: active.job.id, task: lease.task, number };
                 stuck.push((attempt, lease.worker, now.since(lease.progressed)));
             }
@@ -170,8 +183,8 @@ impl Scheduler {
                     && reduce.task.kind == TaskKind::Reduce
                     && manifest.attempt == map.number =>
             {
-                active.leases.end(reduce.number, AttemptEnd::Aborted);
-                active.hold(reduce.task);
+                active.leases.end(reduce.number, AttemptEnd::Aborted, now);
+                active.pending.hold(reduce.task);
                 active.touch();
                 *active.accusations.entry(map.number).or_default() += 1;
                 let suspicions = active.suspicions.entry(map).or_default();
@@ -195,7 +208,7 @@ impl Scheduler {
         if sound && accusations < ACCUSATIONS_MAX {
             for Suspicion { reduce, worker, failure } in suspicions {
                 if let Some(active) = self.active(map.job) {
-                    active.release(reduce.task);
+                    active.pending.release(reduce.task);
                 }
                 self.propose_failed(None, worker, reduce, failure);
             }
@@ -214,8 +227,9 @@ impl Scheduler {
         let now = self.now;
         let Some(active) = self.active(map.job) else { return };
         active.invalidating = active.invalidating.saturating_sub(1);
+        active.offered = true;
         for reduce in reduces {
-            active.release(*reduce);
+            active.pending.release(*reduce);
             active.offer(*reduce, now, now);
         }
     }

@@ -54,7 +54,12 @@ impl JobsService {
                 .zip(&progress)
                 .map(|(job, progress)| wire::job(job, progress.as_ref(), workers))
                 .collect()),
-            Told::Reply(_) | Told::Changed | Told::NotLeader | Told::TooMany(_) => Err(misfit()),
+            Told::Reply(_)
+            | Told::Tasks(_)
+            | Told::Workers(_)
+            | Told::Changed
+            | Told::NotLeader
+            | Told::TooMany(_) => Err(misfit()),
         }
     }
 
@@ -107,6 +112,12 @@ fn check_files(
     can_exchange: bool,
 ) -> Result<String, Status> {
     let key = output::check(root, spec, can_exchange).map_err(|error| bad_output(&error))?;
+    if !spec.scheduling.after.is_empty() {
+        // Its inputs may not be there yet; when it is planned they are checked.
+        plan::check_names(root, spec).map_err(|error| bad_inputs(&error))?;
+        output::check_apart(root, spec, &key, &[]).map_err(|error| bad_output(&error))?;
+        return Ok(key);
+    }
     let inputs = plan::inputs(root, spec).map_err(|error| bad_inputs(&error))?;
     // Cut as for one slot: what is impossible shows in any case.
     plan::split(spec, &inputs, 1).map_err(|error| bad_spec(&error))?;
@@ -184,6 +195,10 @@ impl pb::jobs_server::Jobs for JobsService {
             (Verdict::OutputBusy, Some(job)) => {
                 let message = format!("output: job {} writes to `{}`", job.id, job.spec.output);
                 return Err(refuse(Code::AlreadyExists, message));
+            }
+            (Verdict::AfterUnknown, _) => {
+                let message = "after: a job is not known, or was forgotten";
+                return Err(refuse(Code::NotFound, message));
             }
             (Verdict::TooMany, _) => {
                 let message = "there are too many jobs that have not ended (limit jobs_active_max)";
@@ -266,5 +281,26 @@ impl pb::jobs_server::Jobs for JobsService {
             }
             _ => Err(misfit()),
         }
+    }
+
+    async fn list_tasks(
+        &self,
+        request: Request<pb::ListTasksRequest>,
+    ) -> Result<Response<pb::ListTasksReply>, Status> {
+        self.desk.list_tasks(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_workers(
+        &self,
+        _: Request<pb::ListWorkersRequest>,
+    ) -> Result<Response<pb::ListWorkersReply>, Status> {
+        self.desk.list_workers().await.map(Response::new)
+    }
+
+    async fn drain_worker(
+        &self,
+        request: Request<pb::DrainWorkerRequest>,
+    ) -> Result<Response<pb::DrainWorkerReply>, Status> {
+        self.desk.drain_worker(request.into_inner().name).await.map(Response::new)
     }
 }

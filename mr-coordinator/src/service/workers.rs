@@ -10,7 +10,7 @@ use crate::{
     driver::{self, Told},
     ids::{AttemptId, WorkerId},
     limits::POLL_WAIT_MS,
-    schedule::Reply,
+    schedule::{Reply, Wants},
     wire::{self, BadMessage},
 };
 
@@ -31,7 +31,12 @@ impl WorkersService {
     async fn ask(&self, request: driver::Request) -> Result<Reply, Status> {
         match self.desk.ask(request).await? {
             Told::Reply(reply) => Ok(reply),
-            Told::View(..) | Told::Changed | Told::NotLeader | Told::TooMany(_) => Err(misfit()),
+            Told::View(..)
+            | Told::Tasks(_)
+            | Told::Workers(_)
+            | Told::Changed
+            | Told::NotLeader
+            | Told::TooMany(_) => Err(misfit()),
         }
     }
 }
@@ -102,16 +107,15 @@ impl pb::workers_server::Workers for WorkersService {
         let message = request.into_inner();
         let incarnation =
             wire::incarnation(&message.incarnation).map_err(|error| invalid(&error))?;
-        let (worker, free_slots) = (WorkerId(message.worker), message.free_slots);
-        let asked = driver::Request::Poll { worker, incarnation, free_slots };
+        let worker = WorkerId(message.worker);
+        let wants = Wants { free_slots: message.free_slots, prefetch: message.prefetch };
+        let asked = driver::Request::Poll { worker, incarnation, wants };
         let limit = Duration::from_millis(POLL_WAIT_MS) + POLL_MARGIN;
         let kind = match self.desk.ask_within(asked, limit).await? {
-            Told::Reply(Reply::Assigned(assignments)) => {
-                let assignments = assignments.iter().map(wire::assignment).collect();
-                Kind::Assignments(pb::Assignments { assignments })
-            }
+            Told::Reply(Reply::Assigned(given)) => Kind::Assignments(wire::assignments(&given)),
             Told::Reply(Reply::Idle) => Kind::Idle(pb::Idle {}),
             Told::Reply(Reply::Reregister) => Kind::Reregister(pb::Reregister {}),
+            Told::Reply(Reply::Drain) => Kind::Drain(pb::Drain {}),
             _ => return Err(misfit()),
         };
         Ok(Response::new(pb::PollReply { kind: Some(kind) }))
@@ -128,16 +132,14 @@ impl pb::workers_server::Workers for WorkersService {
         let running = message
             .running
             .into_iter()
-            .map(|progress| {
-                Ok((wire::attempt(progress.attempt)?, progress.records, progress.bytes))
-            })
+            .map(wire::heard)
             .collect::<Result<Vec<_>, BadMessage>>()
             .map_err(|error| invalid(&error))?;
         let worker = WorkerId(message.worker);
         match self.ask(driver::Request::Heartbeat { worker, incarnation, running }).await? {
-            Reply::Heartbeat { orders, reregister } => {
+            Reply::Heartbeat { orders, reregister, drain } => {
                 let orders = wire::orders(&orders);
-                Ok(Response::new(pb::HeartbeatReply { orders, reregister }))
+                Ok(Response::new(pb::HeartbeatReply { orders, reregister, drain }))
             }
             _ => Err(misfit()),
         }
@@ -148,17 +150,21 @@ impl pb::workers_server::Workers for WorkersService {
         request: Request<pb::ReportRequest>,
     ) -> Result<Response<pb::ReportReply>, Status> {
         let message = request.into_inner();
-        wire::incarnation(&message.incarnation).map_err(|error| invalid(&error))?;
+        let incarnation =
+            wire::incarnation(&message.incarnation).map_err(|error| invalid(&error))?;
         let attempt = wire::attempt(message.attempt).map_err(|error| invalid(&error))?;
         let end = wire::report_end(message.end, &attempt).map_err(|error| invalid(&error))?;
         let worker = WorkerId(message.worker);
-        match self.ask(driver::Request::Report { worker, attempt, end }).await? {
-            Reply::Report(answer) => {
+        let wants = Wants { free_slots: message.poll_free_slots, prefetch: message.poll_prefetch };
+        let poll = (!wants.is_nothing()).then_some((incarnation, wants));
+        match self.ask(driver::Request::Report { worker, attempt, end, poll }).await? {
+            Reply::Report { answer, given } => {
                 tracing::debug!(%attempt, ?answer, "report answered");
                 let verdict = wire::verdict(answer);
                 let word = verdict.as_str_name();
                 metrics::counter!("flotilla_mr_reports_total", "verdict" => word).increment(1);
-                Ok(Response::new(pb::ReportReply { verdict: verdict.into() }))
+                let assignments = (!given.is_empty()).then(|| wire::assignments(&given));
+                Ok(Response::new(pb::ReportReply { verdict: verdict.into(), assignments }))
             }
             _ => Err(misfit()),
         }

@@ -199,21 +199,32 @@ impl Worker {
     }
 
     pub(crate) async fn poll(&mut self) -> Kind {
+        self.poll_for(2).await
+    }
+
+    async fn poll_for(&mut self, free_slots: u32) -> Kind {
         let request = pb::PollRequest {
             worker: self.id,
             incarnation: self.incarnation.clone().into(),
-            free_slots: 2,
+            free_slots,
+            prefetch: 0,
         };
         self.client.poll(request).await.unwrap().into_inner().kind.unwrap()
     }
 
     /// Waits for at least one task.
     pub(crate) async fn work(&mut self) -> Vec<pb::Assignment> {
+        self.work_for(2).await
+    }
+
+    /// Waits for at least one task, for so many slots.
+    pub(crate) async fn work_for(&mut self, free_slots: u32) -> Vec<pb::Assignment> {
         let deadline = Instant::now() + LIMIT;
         loop {
-            match self.poll().await {
+            match self.poll_for(free_slots).await {
                 Kind::Assignments(work) => return work.assignments,
                 Kind::Idle(_) => assert!(Instant::now() < deadline, "there is no work"),
+                Kind::Drain(_) => panic!("nobody asked for that"),
                 Kind::Reregister(_) => {
                     self.register(&[]).await.unwrap();
                 }
@@ -226,6 +237,7 @@ impl Worker {
             attempt: Some(attempt.clone()),
             records: 1,
             bytes: 1,
+            queued: false,
         };
         let request = pb::HeartbeatRequest {
             worker: self.id,
@@ -274,8 +286,27 @@ impl Worker {
             incarnation: self.incarnation.clone().into(),
             attempt: Some(attempt.clone()),
             end: Some(end),
+            ..pb::ReportRequest::default()
         };
         Ok(self.client.report(request).await?.into_inner().verdict())
+    }
+
+    /// Does a task and asks for more with the report.
+    pub(crate) async fn run_and_poll(
+        &mut self,
+        work: &pb::Assignment,
+        poll_free_slots: u32,
+    ) -> pb::ReportReply {
+        let success = self.write(work);
+        let request = pb::ReportRequest {
+            worker: self.id,
+            incarnation: self.incarnation.clone().into(),
+            attempt: work.attempt.clone(),
+            end: Some(pb::report_request::End::Success(success)),
+            poll_free_slots,
+            poll_prefetch: 0,
+        };
+        self.client.report(request).await.unwrap().into_inner()
     }
 
     /// Does a task.

@@ -6,9 +6,10 @@
 use std::{io::Write, mem};
 
 use crate::{
-    app::{App, Block, Emitter, Mapper, Output, Record, Reducer, Values},
+    app::{App, Context, Emitter, Mapper, Output, Reducer, Values},
     failure::Failure,
     fold::Distinct,
+    record::{Block, Record},
     words::for_each_word,
 };
 
@@ -17,17 +18,20 @@ use crate::{
 pub struct Indexer;
 
 impl App for Indexer {
-    const NAME: &'static str = "indexer";
     type Fold = Distinct;
     type Mapper = Mentions;
     type Reducer = Index;
 
-    fn mapper(&self) -> Mentions {
-        Mentions
+    fn name(&self) -> &'static str {
+        "indexer"
     }
 
-    fn reducer(&self) -> Index {
-        Index::default()
+    fn mapper(&self, _: &Context) -> Result<Mentions, Failure> {
+        Ok(Mentions)
+    }
+
+    fn reducer(&self, _: &Context) -> Result<Index, Failure> {
+        Ok(Index::default())
     }
 }
 
@@ -49,6 +53,9 @@ impl Mapper for Mentions {
         block: Block<'_>,
         out: &mut Emitter<'_, Distinct>,
     ) -> Result<(), Failure> {
+        if !block.is_text() {
+            return self.map_records(block, out);
+        }
         for_each_word(block.bytes, |word| out.emit(word, block.document.as_bytes()));
         Ok(())
     }

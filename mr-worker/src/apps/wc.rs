@@ -4,9 +4,11 @@
 use std::io::Write;
 
 use crate::{
-    app::{App, Block, Emitter, Mapper, Output, Record, Reducer, Values},
+    app::{App, Context, Emitter, Mapper, Output, Reducer, Values},
+    codec::number,
     failure::Failure,
-    fold::{Sum, number},
+    fold::Sum,
+    record::{Block, Record},
     words::for_each_word,
 };
 
@@ -15,17 +17,20 @@ use crate::{
 pub struct WordCount;
 
 impl App for WordCount {
-    const NAME: &'static str = "wc";
     type Fold = Sum;
     type Mapper = Words;
     type Reducer = Total;
 
-    fn mapper(&self) -> Words {
-        Words
+    fn name(&self) -> &'static str {
+        "wc"
     }
 
-    fn reducer(&self) -> Total {
-        Total::default()
+    fn mapper(&self, _: &Context) -> Result<Words, Failure> {
+        Ok(Words)
+    }
+
+    fn reducer(&self, _: &Context) -> Result<Total, Failure> {
+        Ok(Total::default())
     }
 }
 
@@ -43,6 +48,9 @@ impl Mapper for Words {
 
     // A line feed is no letter, so the words of a block are those of its lines.
     fn map_block(&mut self, block: Block<'_>, out: &mut Emitter<'_, Sum>) -> Result<(), Failure> {
+        if !block.is_text() {
+            return self.map_records(block, out);
+        }
         for_each_word(block.bytes, |word| out.emit(word, 1));
         Ok(())
     }

@@ -1,10 +1,10 @@
 //! Reads a run, believing nothing that it has not checked.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use super::{
-    BLOCK_BYTES_MAX, BLOCK_HEADER_BYTES, FORMAT, MAGIC, PARTITIONS_MAX, ROW_BYTES, Row, TAIL_BYTES,
-    UNCOVERED_BYTES,
+    BLOCK_BYTES_MAX, BLOCK_HEADER_BYTES, Codec, FORMAT, MAGIC, PARTITIONS_MAX, ROW_BYTES, Row,
+    TAIL_BYTES, TAIL_UNCOVERED_BYTES, le_u32,
 };
 use crate::fold::get_varint;
 
@@ -30,16 +30,27 @@ pub enum RunError {
     Newer(u32),
 }
 
-/// An open run whose footer is verified.
+/// An open run whose tail is verified. A partition's row is verified when it is asked for, so that
+/// one partition of many costs no look at the others.
 #[derive(Debug)]
 pub struct Run {
     file: Arc<File>,
-    rows: Vec<Row>,
+    length: u64,
+    partitions: u32,
+    block_bytes_max: u32,
+}
+
+/// Where a partition of a run lies: what is known of it before it is read.
+#[derive(Debug)]
+pub struct Partition {
+    file: Arc<File>,
+    row: Row,
+    block_bytes_max: usize,
 }
 
 impl Run {
-    /// Opens a run and verifies its footer; `expected` is its length and its footer's checksum,
-    /// where they are known.
+    /// Opens a run and verifies its tail; `expected` is its length and its tail's checksum, where
+    /// they are known.
     pub fn open(path: &Path, expected: Option<(u64, u32)>) -> Result<Self, RunError> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
@@ -48,114 +59,157 @@ impl Run {
         {
             return Err(RunError::Length { found: length, expected });
         }
-        let footer = read_footer(&file, length)?;
-        let tail = &footer[footer.len() - TAIL_BYTES..];
-        let covered = &footer[..footer.len() - UNCOVERED_BYTES];
-        let crc = le_u32(&tail[20..]);
+        let tail_at =
+            length.checked_sub(TAIL_BYTES as u64).ok_or(RunError::Damaged("it is too short"))?;
+        let mut tail = [0; TAIL_BYTES];
+        file.read_exact_at(&mut tail, tail_at)?;
+        if tail[TAIL_BYTES - MAGIC.len()..] != MAGIC {
+            return Err(RunError::Damaged("its end is not that of a run"));
+        }
+        // Where the format is does not change with it.
+        let format = le_u32(&tail[20..]);
+        if format > FORMAT {
+            return Err(RunError::Newer(format));
+        }
+        let (covered, stored) = tail.split_at(TAIL_BYTES - TAIL_UNCOVERED_BYTES);
+        let crc = le_u32(stored);
         if crc32c::crc32c(covered) != crc {
-            return Err(RunError::Damaged("the footer's checksum"));
+            return Err(RunError::Damaged("the tail's checksum"));
         }
         if expected.is_some_and(|(_, expected)| expected != crc) {
             return Err(RunError::Damaged("it is another run than was committed"));
         }
-        let rows: Vec<Row> =
-            footer[..footer.len() - TAIL_BYTES].chunks(ROW_BYTES).map(row).collect();
-        let mut end = 0_u64;
-        let mut records = 0_u64;
-        for row in &rows {
-            if row.offset != end {
-                return Err(RunError::Damaged("its partitions do not tile the file"));
-            }
-            end = end.checked_add(row.bytes).ok_or(RunError::Damaged("a partition's length"))?;
-            records = records.wrapping_add(row.records);
+        let (block_bytes_max, partitions) = (le_u32(&tail[8..]), le_u32(&tail[12..]));
+        let footer_bytes = le_u32(&tail[24..]);
+        if format != FORMAT || !(1..=PARTITIONS_MAX).contains(&partitions) {
+            return Err(RunError::Damaged("its format or its number of partitions"));
         }
-        if end != length - footer.len() as u64 || records != le_u64(tail) {
-            return Err(RunError::Damaged("its partitions are not the whole"));
+        if footer_bytes as usize != partitions as usize * ROW_BYTES + TAIL_BYTES
+            || u64::from(footer_bytes) > length
+        {
+            return Err(RunError::Damaged("the footer's length"));
         }
-        Ok(Self { file: Arc::new(file), rows })
+        if block_bytes_max as usize > BLOCK_BYTES_MAX {
+            return Err(RunError::Damaged("its longest block"));
+        }
+        Ok(Self { file: Arc::new(file), length, partitions, block_bytes_max })
     }
 
     /// How many partitions it has.
     pub fn partitions(&self) -> u32 {
-        self.rows.len() as u32
+        self.partitions
     }
 
-    /// A reader of one partition; it keeps the file open and nothing else.
-    pub fn partition(&self, partition: u32) -> Result<PartitionReader, RunError> {
-        let row = self.rows.get(partition as usize);
-        let row = *row.ok_or(RunError::Damaged("it lacks the partition"))?;
-        Ok(PartitionReader {
-            file: Arc::clone(&self.file),
-            offset: row.offset,
-            left: row.bytes,
-            row,
+    /// One of its partitions, its row verified.
+    pub fn partition(&self, partition: u32) -> Result<Partition, RunError> {
+        if partition >= self.partitions {
+            return Err(RunError::Damaged("it lacks the partition"));
+        }
+        let rows_at =
+            self.length - u64::from(self.partitions) * ROW_BYTES as u64 - TAIL_BYTES as u64;
+        let mut row = [0; ROW_BYTES];
+        self.file.read_exact_at(&mut row, rows_at + u64::from(partition) * ROW_BYTES as u64)?;
+        let row = Row::decode(&row, partition).ok_or(RunError::Damaged("a partition's row"))?;
+        if row.offset.checked_add(row.bytes).is_none_or(|end| end > rows_at) {
+            return Err(RunError::Damaged("a partition's place"));
+        }
+        let file = Arc::clone(&self.file);
+        Ok(Partition { file, row, block_bytes_max: self.block_bytes_max as usize })
+    }
+}
+
+impl Partition {
+    /// How many bytes of the file it has.
+    pub fn bytes(&self) -> u64 {
+        self.row.bytes
+    }
+
+    /// How much memory a reader of it needs that reads `ahead` bytes at a time.
+    pub fn memory(&self, ahead: usize) -> usize {
+        let block = self.block_bytes_max;
+        let window = ahead.max(block + 2 * BLOCK_HEADER_BYTES);
+        let whole = usize::try_from(self.row.bytes).unwrap_or(usize::MAX);
+        // Beside the window: a block that has to be unpacked.
+        window.min(whole).saturating_add(block)
+    }
+
+    /// A reader that takes `ahead` bytes from the file at a time, or a block if that is longer, and
+    /// closes the file when it has taken all.
+    pub fn read(self, ahead: usize) -> PartitionReader {
+        PartitionReader {
+            file: (self.row.bytes > 0).then_some(self.file),
+            offset: self.row.offset,
+            left: self.row.bytes,
+            ahead,
+            window: Vec::new(),
+            window_at: 0,
+            row: self.row,
             crc: 0,
             records: 0,
-            block: Vec::new(),
+            unpacked: Vec::new(),
+            is_unpacked: false,
+            block: 0..0,
             block_records: 0,
-            at: 0,
             key: 0..0,
             value: 0..0,
-        })
+        }
     }
 }
 
-/// Reads the footer, of which magic, format and lengths are plausible.
-fn read_footer(file: &File, length: u64) -> Result<Vec<u8>, RunError> {
-    let tail_offset =
-        length.checked_sub(TAIL_BYTES as u64).ok_or(RunError::Damaged("it is too short"))?;
-    let mut tail = [0; TAIL_BYTES];
-    file.read_exact_at(&mut tail, tail_offset)?;
-    if tail[TAIL_BYTES - MAGIC.len()..] != MAGIC {
-        return Err(RunError::Damaged("its end is not that of a run"));
-    }
-    let (partitions, format, footer_bytes) =
-        (le_u32(&tail[8..]), le_u32(&tail[12..]), le_u32(&tail[16..]));
-    if format > FORMAT {
-        return Err(RunError::Newer(format));
-    }
-    if format != FORMAT || !(1..=PARTITIONS_MAX).contains(&partitions) {
-        return Err(RunError::Damaged("its format or its number of partitions"));
-    }
-    let expected = partitions as usize * ROW_BYTES + TAIL_BYTES;
-    let offset = length.checked_sub(expected as u64);
-    let Some(offset) = offset.filter(|_| footer_bytes as usize == expected) else {
-        return Err(RunError::Damaged("the footer's length"));
-    };
-    let mut footer = vec![0; expected];
-    file.read_exact_at(&mut footer, offset)?;
-    Ok(footer)
-}
-
-/// Reads the records of one partition, in order. Memory: one block.
+/// Reads the records of one partition, in order.
 #[derive(Debug)]
 pub struct PartitionReader {
-    file: Arc<File>,
+    /// Nothing once everything is in the window.
+    file: Option<Arc<File>>,
+    /// Where the file is read next, and how much of the partition is there.
     offset: u64,
     left: u64,
+    ahead: usize,
+    /// What was read and not yet used up.
+    window: Vec<u8>,
+    window_at: usize,
     row: Row,
     crc: u32,
     records: u64,
-    block: Vec<u8>,
+    /// The current block, if it was compressed; otherwise it is in the window.
+    unpacked: Vec<u8>,
+    is_unpacked: bool,
+    /// What is left of the current block.
+    block: Range<usize>,
     block_records: u32,
-    at: usize,
-    key: std::ops::Range<usize>,
-    value: std::ops::Range<usize>,
+    key: Range<usize>,
+    value: Range<usize>,
 }
 
 impl PartitionReader {
     /// Goes to the next record; false at the verified end.
+    #[inline]
     pub fn advance(&mut self) -> Result<bool, RunError> {
         if self.block_records == 0 && !self.next_block()? {
             return Ok(false);
         }
         self.block_records -= 1;
-        let key_bytes = self.length()?;
-        let value_bytes = self.length()?;
-        self.key = self.at..self.end(self.at, key_bytes)?;
-        self.value = self.key.end..self.end(self.key.end, value_bytes)?;
-        self.at = self.value.end;
-        if self.block_records == 0 && self.at != self.block.len() {
+        let bytes = if self.is_unpacked { &self.unpacked } else { &self.window };
+        let block = &bytes[self.block.clone()];
+        let lengths = get_varint(block).and_then(|(key_bytes, read)| {
+            let (value_bytes, more) = get_varint(&block[read..])?;
+            Some((
+                usize::try_from(key_bytes).ok()?,
+                usize::try_from(value_bytes).ok()?,
+                read + more,
+            ))
+        });
+        let (key_bytes, value_bytes, read) =
+            lengths.ok_or(RunError::Damaged("a record's lengths"))?;
+        let left = block.len() - read;
+        if key_bytes > left || value_bytes > left - key_bytes {
+            return Err(RunError::Damaged("a record reaches beyond its block"));
+        }
+        let key_at = self.block.start + read;
+        self.key = key_at..key_at + key_bytes;
+        self.value = self.key.end..self.key.end + value_bytes;
+        self.block.start = self.value.end;
+        if self.block_records == 0 && !self.block.is_empty() {
             return Err(RunError::Damaged("a block holds more than its records"));
         }
         Ok(true)
@@ -164,81 +218,91 @@ impl PartitionReader {
     /// The key of the current record.
     #[inline]
     pub fn key(&self) -> &[u8] {
-        &self.block[self.key.clone()]
+        &self.bytes()[self.key.clone()]
     }
 
     /// The value of the current record.
     #[inline]
     pub fn value(&self) -> &[u8] {
-        &self.block[self.value.clone()]
+        &self.bytes()[self.value.clone()]
+    }
+
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        if self.is_unpacked { &self.unpacked } else { &self.window }
     }
 
     /// Loads and verifies the next block; false at the end, where the partition's own checksum and
     /// count are verified.
+    #[cold]
+    #[inline(never)]
     fn next_block(&mut self) -> Result<bool, RunError> {
-        if self.left == 0 {
+        if self.window_at == self.window.len() && self.left == 0 {
             if self.crc != self.row.crc || self.records != self.row.records {
                 return Err(RunError::Damaged("a partition's blocks or count"));
             }
             return Ok(false);
         }
-        let mut header = [0; BLOCK_HEADER_BYTES];
-        if self.left < header.len() as u64 {
-            return Err(RunError::Damaged("a block's header is cut off"));
-        }
-        self.file.read_exact_at(&mut header, self.offset)?;
-        let (length, records) = (le_u32(&header) as usize, le_u32(&header[4..]));
-        let whole = (header.len() + length) as u64;
-        if length > BLOCK_BYTES_MAX || whole > self.left || records == 0 {
+        self.fill(BLOCK_HEADER_BYTES)?;
+        let header = &self.window[self.window_at..][..BLOCK_HEADER_BYTES];
+        let (length, raw_length) = (le_u32(header) as usize, le_u32(&header[4..]) as usize);
+        let (records, codec) = (le_u32(&header[8..]), Codec::from_number(le_u32(&header[12..])));
+        // Compression is used only where it makes a block shorter.
+        if length > raw_length || raw_length > BLOCK_BYTES_MAX || records == 0 {
             return Err(RunError::Damaged("a block's header"));
         }
-        self.block.resize(length, 0);
-        self.file.read_exact_at(&mut self.block, self.offset + header.len() as u64)?;
+        self.fill(BLOCK_HEADER_BYTES + length)?;
+        let whole = &self.window[self.window_at..][..BLOCK_HEADER_BYTES + length];
+        let (header, payload) = whole.split_at(BLOCK_HEADER_BYTES);
         let (covered, crc) = header.split_at(BLOCK_HEADER_BYTES - 4);
-        if crc32c::crc32c_append(crc32c::crc32c(covered), &self.block) != le_u32(crc) {
+        if crc32c::crc32c_append(crc32c::crc32c(covered), payload) != le_u32(crc) {
             return Err(RunError::Damaged("a block's checksum"));
         }
-        if le_u32(&header[8..]) != 0 {
-            return Err(RunError::Damaged("a block's codec is not known"));
-        }
         self.crc = crc32c::crc32c_append(self.crc, crc);
+        match codec {
+            Some(Codec::None) if length == raw_length => {
+                let at = self.window_at + BLOCK_HEADER_BYTES;
+                (self.is_unpacked, self.block) = (false, at..at + length);
+            }
+            Some(Codec::Lz4) => {
+                self.unpacked.resize(raw_length, 0);
+                let unpacked = lz4_flex::block::decompress_into(payload, &mut self.unpacked);
+                if unpacked.ok() != Some(raw_length) {
+                    return Err(RunError::Damaged("a block that does not unpack"));
+                }
+                (self.is_unpacked, self.block) = (true, 0..raw_length);
+            }
+            Some(Codec::None) | None => {
+                return Err(RunError::Damaged("a block's codec is not known"));
+            }
+        }
         self.records += u64::from(records);
         self.block_records = records;
-        self.at = 0;
-        self.offset += whole;
-        self.left -= whole;
+        self.window_at += BLOCK_HEADER_BYTES + length;
         Ok(true)
     }
 
-    fn length(&mut self) -> Result<u64, RunError> {
-        let found = get_varint(&self.block[self.at..]);
-        let (length, bytes) = found.ok_or(RunError::Damaged("a record's length"))?;
-        self.at += bytes;
-        Ok(length)
+    /// Makes sure that the next `needed` bytes are in the window.
+    fn fill(&mut self, needed: usize) -> Result<(), RunError> {
+        let there = self.window.len() - self.window_at;
+        if there >= needed {
+            return Ok(());
+        }
+        let wanted = needed.max(self.ahead) - there;
+        let wanted = usize::try_from(self.left).map_or(wanted, |left| wanted.min(left));
+        if there + wanted < needed {
+            return Err(RunError::Damaged("a block is cut off"));
+        }
+        let Some(file) = &self.file else { return Err(RunError::Damaged("a block is cut off")) };
+        self.window.copy_within(self.window_at.., 0);
+        self.window.resize(there + wanted, 0);
+        self.window_at = 0;
+        file.read_exact_at(&mut self.window[there..], self.offset)?;
+        self.offset += wanted as u64;
+        self.left -= wanted as u64;
+        if self.left == 0 {
+            self.file = None;
+        }
+        Ok(())
     }
-
-    fn end(&self, start: usize, length: u64) -> Result<usize, RunError> {
-        let end = usize::try_from(length).ok().and_then(|length| start.checked_add(length));
-        end.filter(|&end| end <= self.block.len())
-            .ok_or(RunError::Damaged("a record reaches beyond its block"))
-    }
-}
-
-fn row(bytes: &[u8]) -> Row {
-    Row {
-        offset: le_u64(bytes),
-        bytes: le_u64(&bytes[8..]),
-        records: le_u64(&bytes[16..]),
-        crc: le_u32(&bytes[24..]),
-    }
-}
-
-/// The number in the first four bytes; the caller has made sure that they are there.
-fn le_u32(bytes: &[u8]) -> u32 {
-    u32::from_le_bytes(*bytes.first_chunk().expect("the caller passes at least 4 bytes"))
-}
-
-/// The number in the first eight bytes; the caller has made sure that they are there.
-fn le_u64(bytes: &[u8]) -> u64 {
-    u64::from_le_bytes(*bytes.first_chunk().expect("the caller passes at least 8 bytes"))
 }

@@ -79,7 +79,7 @@ fn progress(assignment: &Assignment, output: &Pipe) -> Progress {
             return;
         }
         told = Instant::now();
-        let progress = AttemptProgress { attempt: attempt.clone(), records, bytes };
+        let progress = AttemptProgress { attempt: attempt.clone(), records, bytes, queued: false };
         // A worker that is gone takes this process with it.
         let _ = send(&output, Kind::Progress, &progress.encode_to_vec());
     })

@@ -258,7 +258,7 @@ async fn read_frame(output: &mut ChildStdout) -> io::Result<(Kind, Vec<u8>)> {
 }
 
 fn user_exit(status: ExitStatus) -> UserExit {
-    UserExit { code: status.code(), signal: status.signal() }
+    UserExit { code: status.code(), signal: status.signal(), ..UserExit::default() }
 }
 
 /// The end of what a slot says on standard error.
@@ -336,7 +336,7 @@ mod tests {
         let script =
             r"printf '\002\000\000\000\001\001'; head -c 1 >/dev/null; echo dying >&2; exit 3";
         let reason = run("sh", &["-c", script]).await;
-        let exit = UserExit { code: Some(3), signal: None };
+        let exit = UserExit { code: Some(3), signal: None, ..UserExit::default() };
         assert_eq!(reason.kind, Some(failure_reason::Kind::Exit(exit)));
         assert_eq!(reason.stderr_tail, "dying\n");
     }

@@ -31,6 +31,10 @@ pub struct State {
     pub stop: Vec<AttemptId>,
     /// What it answers to reports; accepted, if nothing is said.
     pub verdict: Option<Verdict>,
+    /// Whether it hands them out with verdicts only.
+    pub only_with_reports: bool,
+    /// Whether workers are to leave.
+    pub drain: bool,
     /// Whether it has forgotten its workers.
     pub forgetful: bool,
     /// Where the coordinator that leads is, if this is not it.
@@ -130,7 +134,8 @@ impl Workers for Coordinator {
 
     async fn poll(&self, request: Request<PollRequest>) -> Result<Response<PollReply>, Status> {
         self.leads()?;
-        let free = request.into_inner().free_slots as usize;
+        let wants = request.into_inner();
+        let free = (wants.free_slots + wants.prefetch) as usize;
         let mut changed = self.changed.subscribe();
         let mut assignments = Vec::new();
         let work = async {
@@ -139,7 +144,8 @@ impl Workers for Coordinator {
                 self.state
                     .lock()
                     .map(|mut state| {
-                        let count = free.min(state.pending.len());
+                        let none = state.only_with_reports;
+                        let count = if none { 0 } else { free.min(state.pending.len()) };
                         assignments.extend(state.pending.drain(..count));
                     })
                     .unwrap();
@@ -170,7 +176,11 @@ impl Workers for Coordinator {
         });
         let orders = orders.collect();
         self.change(|state| state.heartbeats.push(request));
-        Ok(Response::new(HeartbeatReply { orders, reregister: forgetful }))
+        Ok(Response::new(HeartbeatReply {
+            orders,
+            reregister: forgetful,
+            drain: self.state().drain,
+        }))
     }
 
     async fn report(
@@ -179,8 +189,16 @@ impl Workers for Coordinator {
     ) -> Result<Response<ReportReply>, Status> {
         self.leads()?;
         let verdict = self.state().verdict.unwrap_or(Verdict::Accepted);
-        self.change(|state| state.reports.push(request.into_inner()));
-        Ok(Response::new(ReportReply { verdict: verdict.into() }))
+        let request = request.into_inner();
+        let wants = (request.poll_free_slots + request.poll_prefetch) as usize;
+        let mut assignments = Vec::new();
+        self.change(|state| {
+            let count = wants.min(state.pending.len());
+            assignments.extend(state.pending.drain(..count));
+            state.reports.push(request);
+        });
+        let assignments = Some(Assignments { assignments });
+        Ok(Response::new(ReportReply { verdict: verdict.into(), assignments }))
     }
 
     async fn deregister(

@@ -14,9 +14,13 @@ use std::{
 use mr_worker::{
     app::Program,
     apps,
-    input::Records,
+    args::Args,
+    input::{Packing, Piece, Reading, modified_ns},
     local::{LocalJob, LocalResult},
-    reduce::PartFormat,
+    part::{PartFormat, PartStyle},
+    partition::Partitioning,
+    record::Records,
+    run::Codec,
     words::is_letter,
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -125,19 +129,54 @@ fn key(line: &str) -> &str {
     line.split(' ').next().unwrap()
 }
 
-/// A job with the tests' usual choices.
+/// A job with the tests' usual choices: a map for each file.
 pub fn job<'a>(app: &str, inputs: &[(String, PathBuf)], dir: &'a Path) -> LocalJob<'a> {
     let program: &dyn Program = apps::find(apps::BUILT_IN, app).unwrap();
     LocalJob {
         program,
-        inputs: inputs.to_vec(),
-        records: Records::Files,
-        split_bytes: 64 << 20,
+        args: Args::default(),
+        maps: cut(inputs, u64::MAX),
+        reading: Reading::of(Records::Files),
         partitions: 10,
-        format: PartFormat::Lab,
+        partitioning: Partitioning::Hash,
+        style: PartStyle { format: PartFormat::Lab, zstd: false },
+        codec: Codec::None,
         memory_bytes: 64 << 20,
+        slots: 2,
         dir,
     }
+}
+
+/// The same job, of lines in pieces of so many bytes.
+pub fn by_lines<'a>(job: LocalJob<'a>, inputs: &[(String, PathBuf)], split: u64) -> LocalJob<'a> {
+    LocalJob { reading: Reading::of(Records::LINES), maps: cut(inputs, split), ..job }
+}
+
+/// A map for each piece of at most so many bytes.
+pub fn cut(inputs: &[(String, PathBuf)], split: u64) -> Vec<Vec<Piece>> {
+    inputs.iter().flat_map(|(document, path)| pieces(document, path, split)).collect()
+}
+
+fn pieces(document: &str, path: &Path, split: u64) -> Vec<Vec<Piece>> {
+    // One that is missing has the size that it was planned with.
+    let metadata = fs::metadata(path).ok();
+    let size = metadata.as_ref().map_or(1, fs::Metadata::len);
+    let piece = |number: u64| Piece {
+        document: document.to_owned(),
+        tag: String::new(),
+        path: path.to_owned(),
+        start: number * split,
+        bytes: split.min(size - number * split),
+        file_bytes: size,
+        modified_ns: metadata.as_ref().map_or(0, modified_ns),
+        packing: Packing::None,
+    };
+    (0..size.div_ceil(split).max(1)).map(|number| vec![piece(number)]).collect()
+}
+
+/// Runs a job that has to succeed.
+pub fn run(job: &LocalJob<'_>) -> LocalResult {
+    job.run(&|_, _, _| {}).unwrap()
 }
 
 /// The bytes of every part.
