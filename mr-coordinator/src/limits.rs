@@ -41,8 +41,9 @@ pub const SPLITS_PER_TASK_MAX: usize = 1_000;
 pub const SPLIT_PATH_BYTES_MAX: usize = 256 * 1024;
 /// The smallest split that a user may ask for.
 pub const SPLIT_BYTES_MIN: u64 = 1;
-/// The largest split without a wish of the user's.
-pub const SPLIT_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
+/// The largest split without a wish of the user's: a second or so of work, since maps that combine
+/// leave the fewer records the more they see.
+pub const SPLIT_BYTES_DEFAULT: u64 = 256 * 1024 * 1024;
 /// The smallest split without a wish of the user's: below it a task costs more than its work.
 pub const SPLIT_BYTES_SMALL: u64 = 1024 * 1024;
 /// Input runs in all reduce assignments of one reply: bounds the reply to some 3 MiB.

@@ -10,7 +10,10 @@
 //! Table and buffer have given their memory back before runs are merged, so what merging needs is
 //! there however full they were.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     combine::Table,
@@ -29,17 +32,11 @@ pub(crate) const MEMORY_BYTES_MIN: usize = 64 << 10;
 /// The largest budget, in bytes: table and buffer address their memory with 32 bits.
 pub(crate) const MEMORY_BYTES_MAX: usize = 2 << 30;
 
-/// At so many keys it is looked for the first time whether the table makes pairs fewer.
-const KEYS_FIRST_LOOK: usize = 64 << 10;
-
 /// What a map has emitted, and where that is.
 pub(crate) struct Collector<F: Fold> {
     sink: Sink<F>,
     fold: F,
     layout: Layout,
-    /// When the sink is looked at: at so many bytes, or keys of a table.
-    bytes_limit: usize,
-    keys_limit: usize,
     spills: Vec<PathBuf>,
     /// How many spill files were ever created, for their names.
     created: u64,
@@ -80,20 +77,18 @@ impl<F: Fold> Collector<F> {
             true => Sink::Table(Table::new(layout.memory_bytes)),
             false => Sink::Buffer(SortBuffer::new(layout.memory_bytes)),
         };
-        Self::with(sink, layout, KEYS_FIRST_LOOK)
+        Self::with(sink, layout)
     }
 
     /// A collector for a job without reduces: what is emitted is written as it comes.
     pub(crate) fn direct(part: Part, layout: Layout) -> Self {
-        Self::with(Sink::Part(Box::new(part)), layout, usize::MAX)
+        Self::with(Sink::Part(Box::new(part)), layout)
     }
 
-    fn with(sink: Sink<F>, layout: Layout, keys_limit: usize) -> Self {
+    fn with(sink: Sink<F>, layout: Layout) -> Self {
         Self {
             sink,
             fold: F::default(),
-            bytes_limit: layout.memory_bytes,
-            keys_limit,
             layout,
             spills: Vec::new(),
             created: 0,
@@ -103,28 +98,32 @@ impl<F: Fold> Collector<F> {
         }
     }
 
-    /// Takes a pair; a failure is kept for [`Self::check`].
-    #[inline]
-    pub(crate) fn add(&mut self, key: &[u8], input: F::Input<'_>) {
+    /// Takes a pair whose key lies in `text`; a failure is kept for [`Self::check`].
+    #[inline(always)]
+    pub(crate) fn add(&mut self, text: &[u8], key: Range<usize>, input: F::Input<'_>) {
         self.emitted += 1;
-        let added = match &mut self.sink {
-            Sink::Table(table) => {
-                let added = table.add(key, input);
-                if added.is_ok()
-                    && table.used() <= self.bytes_limit
-                    && table.len() < self.keys_limit
-                {
-                    return;
-                }
-                added
+        if let Sink::Table(table) = &mut self.sink {
+            match table.add(text, key, input) {
+                Ok(false) => {}
+                Ok(true) if table.used() <= self.layout.memory_bytes => {}
+                Ok(true) => self.look(Ok(())),
+                Err(error) => self.look(Err(error)),
             }
+            return;
+        }
+        self.add_elsewhere(&text[key], input);
+    }
+
+    #[inline(never)]
+    fn add_elsewhere(&mut self, key: &[u8], input: F::Input<'_>) {
+        let added = match &mut self.sink {
             Sink::Buffer(buffer) => {
                 let layout = &self.layout;
                 let added = match layout.partitioning.of(key, layout.partitions) {
                     Ok(partition) => buffer.add(partition, key, &self.fold, input),
                     Err(failure) => return self.fail(failure),
                 };
-                if added.is_ok() && buffer.used() <= self.bytes_limit {
+                if added.is_ok() && buffer.used() <= layout.memory_bytes {
                     return;
                 }
                 added
@@ -135,7 +134,7 @@ impl<F: Fold> Collector<F> {
                 }
                 return;
             }
-            Sink::Closed => return,
+            Sink::Table(_) | Sink::Closed => return,
         };
         self.look(added);
     }
@@ -200,45 +199,17 @@ impl<F: Fold> Collector<F> {
         self.failure.get_or_insert(failure);
     }
 
-    /// A limit was reached, or a pair could not be taken.
+    /// Memory is full, or a pair could not be taken.
     #[cold]
     #[inline(never)]
     fn look(&mut self, added: Result<(), FoldError>) {
         let done = match added {
             Err(error) => Err(Failure::user(error.to_string())),
-            Ok(()) => match &mut self.sink {
-                Sink::Table(table) if table.used() <= self.bytes_limit => {
-                    self.keys_limit = usize::MAX;
-                    let new_keys = table.len() as u64;
-                    if is_in_vain(new_keys, self.emitted - self.emitted_before) {
-                        self.pour()
-                    } else {
-                        Ok(())
-                    }
-                }
-                Sink::Table(_) | Sink::Buffer(_) | Sink::Part(_) | Sink::Closed => self.spill(),
-            },
+            Ok(()) => self.spill(),
         };
         if let Err(failure) = done {
             self.fail(failure);
         }
-    }
-
-    /// Goes on with the buffer, into which goes what the table holds.
-    fn pour(&mut self) -> Result<(), Failure> {
-        let mut buffer = SortBuffer::new(self.layout.memory_bytes);
-        let Sink::Table(table) = &self.sink else { return Ok(()) };
-        let Layout { partitioning, partitions, .. } = &self.layout;
-        for entry in table.sorted(partitioning, *partitions)? {
-            let key = table.key(&entry);
-            let mut push = |value: &[u8]| {
-                let added = buffer.add(entry.partition, key, &crate::fold::Keep, value);
-                added.map_err(|error| Failure::user(error.to_string()))
-            };
-            table.values(&entry, &mut push)?;
-        }
-        self.sink = Sink::Buffer(buffer);
-        Ok(())
     }
 
     /// Writes what is in memory to a run, and takes the sink that would have made it shorter.
@@ -274,9 +245,15 @@ impl<F: Fold> Collector<F> {
         let pairs = self.emitted - self.emitted_before;
         let Layout { partitions, codec, partitioning, .. } = &self.layout;
         let summary = match &mut self.sink {
-            Sink::Table(table) => write_run(path, *partitions, *codec, |writer| {
-                write_table(table, partitioning, *partitions, writer, path)
-            })?,
+            Sink::Table(table) => {
+                let sorted = table.sorted(partitioning, *partitions)?;
+                write_run(path, *partitions, *codec, |writer| {
+                    table.write(&sorted, |partition, key, value| {
+                        let pushed = writer.push(partition, key, value);
+                        pushed.map_err(|error| Failure::io(path, &error))
+                    })
+                })?
+            }
             Sink::Buffer(buffer) => {
                 let fold = &self.fold;
                 write_run(path, *partitions, *codec, |writer| {
@@ -346,23 +323,6 @@ impl<F: Fold> Collector<F> {
 /// Whether folding is not worth its cost: more than half of what came in went out.
 fn is_in_vain(out: u64, pairs: u64) -> bool {
     out.saturating_mul(2) > pairs
-}
-
-fn write_table<F: Fold>(
-    table: &Table<F>,
-    partitioning: &Partitioning,
-    partitions: u32,
-    writer: &mut RunWriter,
-    path: &Path,
-) -> Result<(), Failure> {
-    for entry in &table.sorted(partitioning, partitions)? {
-        let key = table.key(entry);
-        let mut push = |value: &[u8]| {
-            writer.push(entry.partition, key, value).map_err(|error| Failure::io(path, &error))
-        };
-        table.values(entry, &mut push)?;
-    }
-    Ok(())
 }
 
 fn write_buffer<F: Fold>(

@@ -17,14 +17,19 @@ pub trait Fold: Default + Send + 'static {
     const COMBINES: bool = true;
     /// What a mapper emits beside a key.
     type Input<'a>: Copy;
+    /// An input as the table holds it until it is folded.
+    type Held: Copy + Default + Send;
     /// What the table keeps.
     type State: Copy + Default + Send;
+
+    /// Keeps an input, in the arena if it is bytes.
+    fn hold(&self, input: Self::Input<'_>, arena: &mut Arena) -> Result<Self::Held, FoldError>;
 
     /// Takes one more value of a key.
     fn fold(
         &self,
         state: &mut Self::State,
-        input: Self::Input<'_>,
+        held: Self::Held,
         arena: &mut Arena,
     ) -> Result<(), FoldError>;
 
@@ -102,6 +107,7 @@ impl Arena {
     }
 
     /// How much memory is in use, in bytes.
+    #[inline]
     pub(crate) fn used(&self) -> usize {
         self.bytes.len() + self.links.len() * size_of::<Link>()
     }
@@ -125,11 +131,17 @@ pub struct Max;
 
 impl Fold for Sum {
     type Input<'a> = u64;
+    type Held = u64;
     type State = u64;
 
     #[inline]
-    fn fold(&self, state: &mut u64, input: u64, _arena: &mut Arena) -> Result<(), FoldError> {
-        *state = state.checked_add(input).ok_or(FoldError::Overflow)?;
+    fn hold(&self, input: u64, _arena: &mut Arena) -> Result<u64, FoldError> {
+        Ok(input)
+    }
+
+    #[inline]
+    fn fold(&self, state: &mut u64, held: u64, _arena: &mut Arena) -> Result<(), FoldError> {
+        *state = state.checked_add(held).ok_or(FoldError::Overflow)?;
         Ok(())
     }
 
@@ -139,9 +151,8 @@ impl Fold for Sum {
         _arena: &Arena,
         each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let mut encoded = Vec::with_capacity(VARINT_BYTES_MAX);
-        put_varint(&mut encoded, *state);
-        each(&encoded)
+        let (encoded, length) = varint(*state);
+        each(&encoded[..length])
     }
 
     fn write(&self, input: u64, out: &mut Vec<u8>) {
@@ -157,13 +168,56 @@ impl Fold for Sum {
     }
 }
 
-impl Fold for Max {
-    type Input<'a> = u64;
+/// Counts how often a key is emitted; a written value is a LEB128 varint, as [`Sum`]'s.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Count;
+
+impl Fold for Count {
+    type Input<'a> = ();
+    type Held = ();
     type State = u64;
 
     #[inline]
-    fn fold(&self, state: &mut u64, input: u64, _arena: &mut Arena) -> Result<(), FoldError> {
-        *state = input.max(*state);
+    fn hold(&self, (): (), _arena: &mut Arena) -> Result<(), FoldError> {
+        Ok(())
+    }
+
+    #[inline]
+    fn fold(&self, state: &mut u64, (): (), arena: &mut Arena) -> Result<(), FoldError> {
+        Sum.fold(state, 1, arena)
+    }
+
+    fn values(
+        &self,
+        state: &u64,
+        arena: &Arena,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        Sum.values(state, arena, each)
+    }
+
+    fn write(&self, (): (), out: &mut Vec<u8>) {
+        Sum.write(1, out);
+    }
+
+    fn join(&self, before: &mut Vec<u8>, value: &[u8]) -> Result<bool, Failure> {
+        Sum.join(before, value)
+    }
+}
+
+impl Fold for Max {
+    type Input<'a> = u64;
+    type Held = u64;
+    type State = u64;
+
+    #[inline]
+    fn hold(&self, input: u64, _arena: &mut Arena) -> Result<u64, FoldError> {
+        Ok(input)
+    }
+
+    #[inline]
+    fn fold(&self, state: &mut u64, held: u64, _arena: &mut Arena) -> Result<(), FoldError> {
+        *state = held.max(*state);
         Ok(())
     }
 
@@ -195,10 +249,16 @@ pub struct Keep;
 impl Fold for Keep {
     const COMBINES: bool = false;
     type Input<'a> = &'a [u8];
+    type Held = Slice;
     type State = List;
 
-    fn fold(&self, state: &mut List, input: &[u8], arena: &mut Arena) -> Result<(), FoldError> {
-        append(state, input, arena)
+    fn hold(&self, input: &[u8], arena: &mut Arena) -> Result<Slice, FoldError> {
+        Distinct.hold(input, arena)
+    }
+
+    fn fold(&self, state: &mut List, held: Slice, arena: &mut Arena) -> Result<(), FoldError> {
+        append(state, held, arena);
+        Ok(())
     }
 
     fn values(
@@ -234,15 +294,24 @@ pub struct List {
 
 impl Fold for Distinct {
     type Input<'a> = &'a [u8];
+    type Held = Slice;
     type State = List;
 
     #[inline]
-    fn fold(&self, state: &mut List, input: &[u8], arena: &mut Arena) -> Result<(), FoldError> {
-        let last = (state.last as usize).checked_sub(1);
-        if last.is_some_and(|last| arena.get(arena.links[last].value) == input) {
-            return Ok(());
+    fn hold(&self, input: &[u8], arena: &mut Arena) -> Result<Slice, FoldError> {
+        if input.len() > VALUE_BYTES_MAX {
+            return Err(FoldError::ValueTooLong);
         }
-        append(state, input, arena)
+        Ok(arena.intern(input))
+    }
+
+    #[inline]
+    fn fold(&self, state: &mut List, held: Slice, arena: &mut Arena) -> Result<(), FoldError> {
+        let last = (state.last as usize).checked_sub(1).map(|last| arena.links[last].value);
+        if !last.is_some_and(|last| last == held || arena.get(last) == arena.get(held)) {
+            append(state, held, arena);
+        }
+        Ok(())
     }
 
     fn values(
@@ -270,11 +339,7 @@ impl Fold for Distinct {
 }
 
 /// Puts a value behind a key's others.
-fn append(state: &mut List, input: &[u8], arena: &mut Arena) -> Result<(), FoldError> {
-    if input.len() > VALUE_BYTES_MAX {
-        return Err(FoldError::ValueTooLong);
-    }
-    let value = arena.intern(input);
+fn append(state: &mut List, value: Slice, arena: &mut Arena) {
     arena.links.push(Link { value, next: 0 });
     let place = u32::try_from(arena.links.len()).expect("the memory budget is below 4 GiB");
     match (state.last as usize).checked_sub(1) {
@@ -282,20 +347,32 @@ fn append(state: &mut List, input: &[u8], arena: &mut Arena) -> Result<(), FoldE
         None => state.first = place,
     }
     state.last = place;
-    Ok(())
 }
 
 /// The longest varint of 64 bits, in bytes.
 pub(crate) const VARINT_BYTES_MAX: usize = 10;
 
+/// `number` as a LEB128 varint, and its length.
+#[inline]
+pub(crate) fn varint(mut number: u64) -> ([u8; VARINT_BYTES_MAX], usize) {
+    let (mut encoded, mut last) = ([0; VARINT_BYTES_MAX], 0);
+    while number >= 0x80 {
+        encoded[last] = number as u8 | 0x80;
+        number >>= 7;
+        last += 1;
+    }
+    encoded[last] = number as u8;
+    (encoded, last + 1)
+}
+
 /// Appends `number` as a LEB128 varint.
 #[inline]
-pub(crate) fn put_varint(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        out.push(number as u8 | 0x80);
-        number >>= 7;
+pub(crate) fn put_varint(out: &mut Vec<u8>, number: u64) {
+    if number < 0x80 {
+        return out.push(number as u8);
     }
-    out.push(number as u8);
+    let (encoded, length) = varint(number);
+    out.extend_from_slice(&encoded[..length]);
 }
 
 /// Takes a varint from the front of `bytes`: the number and its length, unless it is cut off or
@@ -326,7 +403,8 @@ pub fn check<F: Fold>(inputs: &[F::Input<'_>]) -> Result<(), Failure> {
     let (mut state, mut arena) = (F::State::default(), Arena::default());
     let mut joined: Vec<Vec<u8>> = Vec::new();
     for input in inputs {
-        fold.fold(&mut state, *input, &mut arena).map_err(refuse)?;
+        let held = fold.hold(*input, &mut arena).map_err(refuse)?;
+        fold.fold(&mut state, held, &mut arena).map_err(refuse)?;
         let mut value = Vec::new();
         fold.write(*input, &mut value);
         let fits = match joined.last_mut() {
@@ -357,6 +435,7 @@ mod tests {
     fn folds_come_to_the_same_in_a_state_and_when_joined() {
         check::<Sum>(&[1, 2, u64::MAX - 3]).unwrap();
         check::<Max>(&[1, 300, 2, 300]).unwrap();
+        check::<Count>(&[(); 300]).unwrap();
         check::<Distinct>(&[b"a", b"a", b"b", b"", b"", b"a"]).unwrap();
         check::<Keep>(&[b"a", b"a", b"", b"b"]).unwrap();
         assert!(check::<Sum>(&[1, u64::MAX]).is_err());
@@ -391,8 +470,10 @@ mod tests {
         let (mut state, mut other, mut arena) =
             (List::default(), List::default(), Arena::default());
         for value in [b"a", b"a", b"b", b"b", b"a"] {
-            Distinct.fold(&mut state, value, &mut arena).unwrap();
-            Distinct.fold(&mut other, b"c", &mut arena).unwrap();
+            let held = Distinct.hold(value, &mut arena).unwrap();
+            Distinct.fold(&mut state, held, &mut arena).unwrap();
+            let held = Distinct.hold(b"c", &mut arena).unwrap();
+            Distinct.fold(&mut other, held, &mut arena).unwrap();
         }
         let mut values = Vec::new();
         let mut keep = |value: &[u8]| {

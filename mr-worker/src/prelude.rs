@@ -5,7 +5,7 @@ pub use crate::{
     args::{Arg, Args},
     codec::{self, KeyCodec},
     failure::Failure,
-    fold::{self, Distinct, Fold, Keep, Max, Sum},
+    fold::{self, Count, Distinct, Fold, Keep, Max, Sum},
     lab::{KeyValue, Lab},
     partition::Partitioner,
     record::{Block, Record, Records},

@@ -7,10 +7,18 @@
 //! ASCII is classified 64 bytes at a time, eight to a machine word, without a branch per byte; a
 //! piece with any other byte takes the slow way, character by character.
 
+use std::ops::Range;
+
 use unicode_general_category::{GeneralCategory, get_general_category};
 
 /// How many bytes are classified at once.
 const CHUNK: usize = 64;
+
+/// How many edges of words are listed before the words are looked at.
+const EDGES: usize = 256;
+
+/// How many of them are listed without asking whether there are so many.
+const GROUP: usize = 8;
 
 /// Whether `character` is of Unicode category L.
 pub fn is_letter(character: char) -> bool {
@@ -29,48 +37,97 @@ pub fn is_letter(character: char) -> bool {
 
 /// Calls `each` with every word of `text`, in order.
 pub fn for_each_word(text: &[u8], mut each: impl FnMut(&[u8])) {
-    let mut start = None;
+    for_each_place(text, |word| each(&text[word]));
+}
+
+/// Calls `each` with the place of every word of `text`, in order.
+#[inline]
+pub fn for_each_place(text: &[u8], mut each: impl FnMut(Range<usize>)) {
+    let mut edges = Edges { places: [0; EDGES + 2 * CHUNK + GROUP], count: 0, inside: false };
     let mut at = 0;
-    while let Some(chunk) = text[at..].first_chunk::<CHUNK>() {
-        let Some(letters) = ascii_letters(chunk) else {
-            at = slow(text, at, at + CHUNK, &mut start, &mut each);
-            continue;
-        };
-        let mut edges = letters ^ ((letters << 1) | u64::from(start.is_some()));
-        while edges != 0 {
-            let edge = at + edges.trailing_zeros() as usize;
-            edges &= edges - 1;
-            match start.take() {
-                Some(first) => each(&text[first..edge]),
-                None => start = Some(edge),
-            }
+    while at < text.len() {
+        at = edges.find(text, at);
+        if at >= text.len() && edges.inside {
+            edges.push(text.len());
         }
-        at += CHUNK;
-    }
-    slow(text, at, text.len(), &mut start, &mut each);
-    if let Some(first) = start {
-        each(&text[first..]);
+        for [first, end] in edges.places[..edges.count].as_chunks().0 {
+            each(*first..*end);
+        }
+        edges.keep_open();
     }
 }
 
-/// Goes on from `at`, character by character, until at least `until`; answers where it stopped.
-fn slow(
-    text: &[u8],
-    mut at: usize,
-    until: usize,
-    start: &mut Option<usize>,
-    each: &mut impl FnMut(&[u8]),
-) -> usize {
-    while at < until {
-        let (letter, length) = decode(&text[at..]);
-        if letter {
-            start.get_or_insert(at);
-        } else if let Some(first) = start.take() {
-            each(&text[first..at]);
+/// Where words begin and end, alternately. They are listed first: whoever reads the list has no
+/// branch that depends on where in a chunk a word is, which nobody can predict.
+struct Edges {
+    places: [usize; EDGES + 2 * CHUNK + GROUP],
+    count: usize,
+    /// The last character was a letter.
+    inside: bool,
+}
+
+impl Edges {
+    /// Goes on from `at` until there are many edges, or no text; where it stopped.
+    fn find(&mut self, text: &[u8], mut at: usize) -> usize {
+        while self.count < EDGES && at < text.len() {
+            let Some(chunk) = text[at..].first_chunk::<CHUNK>() else {
+                return self.slow(text, at, text.len());
+            };
+            let Some(letters) = ascii_letters(chunk) else {
+                at = self.slow(text, at, at + CHUNK);
+                continue;
+            };
+            self.push_all(at, letters ^ ((letters << 1) | u64::from(self.inside)));
+            self.inside = letters >> (CHUNK - 1) == 1;
+            at += CHUNK;
         }
-        at += length;
+        at
     }
-    at
+
+    /// Lists the places of the bits that are set, lowest first: so many at a time, that how many
+    /// there are is seldom a branch that nobody can predict.
+    #[inline]
+    fn push_all(&mut self, at: usize, mut bits: u64) {
+        let count = bits.count_ones() as usize;
+        for group in self.places[self.count..].as_chunks_mut::<GROUP>().0 {
+            for place in group {
+                *place = at + bits.trailing_zeros() as usize;
+                bits &= bits.wrapping_sub(1);
+            }
+            if bits == 0 {
+                break;
+            }
+        }
+        self.count += count;
+    }
+
+    #[inline]
+    fn push(&mut self, place: usize) {
+        self.places[self.count] = place;
+        self.count += 1;
+    }
+
+    /// Forgets all words but one that has not ended.
+    fn keep_open(&mut self) {
+        if self.count % 2 == 1 {
+            self.places[0] = self.places[self.count - 1];
+        }
+        self.count %= 2;
+    }
+
+    /// Goes on from `at`, character by character, until at least `until`; where it stopped.
+    #[inline(never)]
+    fn slow(&mut self, text: &[u8], mut at: usize, until: usize) -> usize {
+        while at < until {
+            let (letter, length) = decode(&text[at..]);
+            if letter != self.inside {
+                self.push(at);
+            }
+            self.inside = letter;
+            at += length;
+        }
+        at
+    }
 }
 
 /// Whether the first character of `bytes`, which are not empty, is a letter, and its length; a byte

@@ -10,7 +10,7 @@ use crate::{
     failure::Failure,
     fold::Distinct,
     record::{Block, Record},
-    words::for_each_word,
+    words::for_each_place,
 };
 
 /// The inverted index.
@@ -43,7 +43,9 @@ impl Mapper for Mentions {
     type Fold = Distinct;
 
     fn map(&mut self, record: Record<'_>, out: &mut Emitter<'_, Distinct>) -> Result<(), Failure> {
-        for_each_word(record.value, |word| out.emit(word, record.document.as_bytes()));
+        for_each_place(record.value, |word| {
+            out.emit_part(record.value, word, record.document.as_bytes());
+        });
         Ok(())
     }
 
@@ -56,7 +58,9 @@ impl Mapper for Mentions {
         if !block.is_text() {
             return self.map_records(block, out);
         }
-        for_each_word(block.bytes, |word| out.emit(word, block.document.as_bytes()));
+        for_each_place(block.bytes, |word| {
+            out.emit_part(block.bytes, word, block.document.as_bytes());
+        });
         Ok(())
     }
 }

@@ -7,9 +7,9 @@ use crate::{
     app::{App, Context, Emitter, Mapper, Output, Reducer, Values},
     codec::number,
     failure::Failure,
-    fold::Sum,
+    fold::Count,
     record::{Block, Record},
-    words::for_each_word,
+    words::for_each_place,
 };
 
 /// The word count.
@@ -17,7 +17,7 @@ use crate::{
 pub struct WordCount;
 
 impl App for WordCount {
-    type Fold = Sum;
+    type Fold = Count;
     type Mapper = Words;
     type Reducer = Total;
 
@@ -39,19 +39,19 @@ impl App for WordCount {
 pub struct Words;
 
 impl Mapper for Words {
-    type Fold = Sum;
+    type Fold = Count;
 
-    fn map(&mut self, record: Record<'_>, out: &mut Emitter<'_, Sum>) -> Result<(), Failure> {
-        for_each_word(record.value, |word| out.emit(word, 1));
+    fn map(&mut self, record: Record<'_>, out: &mut Emitter<'_, Count>) -> Result<(), Failure> {
+        for_each_place(record.value, |word| out.emit_part(record.value, word, ()));
         Ok(())
     }
 
     // A line feed is no letter, so the words of a block are those of its lines.
-    fn map_block(&mut self, block: Block<'_>, out: &mut Emitter<'_, Sum>) -> Result<(), Failure> {
+    fn map_block(&mut self, block: Block<'_>, out: &mut Emitter<'_, Count>) -> Result<(), Failure> {
         if !block.is_text() {
             return self.map_records(block, out);
         }
-        for_each_word(block.bytes, |word| out.emit(word, 1));
+        for_each_place(block.bytes, |word| out.emit_part(block.bytes, word, ()));
         Ok(())
     }
 }
