@@ -22,7 +22,7 @@ use crate::{
     merge::{Joined, Merge, Origin, Share, discard, drain, fitting, write_run},
     part::Part,
     partition::Partitioning,
-    run::{Codec, Run, RunError, RunSummary, RunWriter},
+    run::{Codec, Run, RunError, RunSummary},
     sort::SortBuffer,
 };
 
@@ -61,7 +61,7 @@ pub(crate) struct Layout {
 }
 
 enum Sink<F: Fold> {
-    Table(Table<F>),
+    Table(Box<Table<F>>),
     Buffer(SortBuffer),
     /// The output itself, in a job without reduces.
     Part(Box<Part>),
@@ -74,7 +74,7 @@ impl<F: Fold> Collector<F> {
     pub(crate) fn new(mut layout: Layout) -> Self {
         layout.memory_bytes = layout.memory_bytes.clamp(MEMORY_BYTES_MIN, MEMORY_BYTES_MAX);
         let sink = match F::COMBINES {
-            true => Sink::Table(Table::new(layout.memory_bytes)),
+            true => Sink::Table(Box::new(Table::new(layout.memory_bytes))),
             false => Sink::Buffer(SortBuffer::new(layout.memory_bytes)),
         };
         Self::with(sink, layout)
@@ -119,7 +119,7 @@ impl<F: Fold> Collector<F> {
         let added = match &mut self.sink {
             Sink::Buffer(buffer) => {
                 let layout = &self.layout;
-                let added = match layout.partitioning.of(key, layout.partitions) {
+                let added = match layout.partitioning.sorted_by(key, layout.partitions) {
                     Ok(partition) => buffer.add(partition, key, &self.fold, input),
                     Err(failure) => return self.fail(failure),
                 };
@@ -226,7 +226,7 @@ impl<F: Fold> Collector<F> {
                 self.sink = Sink::Buffer(SortBuffer::new(memory_bytes));
             }
             Sink::Buffer(_) if F::COMBINES && !is_in_vain(summary.records, pairs) => {
-                self.sink = Sink::Table(Table::new(memory_bytes));
+                self.sink = Sink::Table(Box::new(Table::new(memory_bytes)));
             }
             Sink::Table(table) => table.clear(),
             Sink::Buffer(buffer) => buffer.clear(),
@@ -257,7 +257,14 @@ impl<F: Fold> Collector<F> {
             Sink::Buffer(buffer) => {
                 let fold = &self.fold;
                 write_run(path, *partitions, *codec, |writer| {
-                    write_buffer(buffer, fold, writer, path)
+                    let mut join = |before: &mut Vec<u8>, value: &[u8]| fold.join(before, value);
+                    let mut to = Joined::new(writer, path, F::COMBINES.then_some(&mut join));
+                    let mut partition = 0;
+                    buffer.drain(|sorted_by, key, value| {
+                        partition = partitioning.of_sorted(key, *partitions, sorted_by, partition);
+                        to.push(partition, key, value)
+                    })?;
+                    to.finish()
                 })?
             }
             Sink::Part(_) | Sink::Closed => {
@@ -323,18 +330,6 @@ impl<F: Fold> Collector<F> {
 /// Whether folding is not worth its cost: more than half of what came in went out.
 fn is_in_vain(out: u64, pairs: u64) -> bool {
     out.saturating_mul(2) > pairs
-}
-
-fn write_buffer<F: Fold>(
-    buffer: &mut SortBuffer,
-    fold: &F,
-    writer: &mut RunWriter,
-    path: &Path,
-) -> Result<(), Failure> {
-    let mut join = |before: &mut Vec<u8>, value: &[u8]| fold.join(before, value);
-    let mut to = Joined::new(writer, path, F::COMBINES.then_some(&mut join));
-    buffer.drain(|partition, key, value| to.push(partition, key, value))?;
-    to.finish()
 }
 
 fn open(spill: &Path) -> Result<Run, Failure> {

@@ -51,6 +51,34 @@ impl Partitioning {
     }
 }
 
+impl Partitioning {
+    /// What a pair is sorted by before its key: its partition, unless that follows the order of keys
+    /// and comes of itself ([`Self::of_sorted`]).
+    #[inline]
+    pub(crate) fn sorted_by(&self, key: &[u8], partitions: u32) -> Result<u32, Failure> {
+        match self {
+            Self::Range(_) => Ok(0),
+            Self::Hash | Self::Prefix(_) | Self::Own(_) => self.of(key, partitions),
+        }
+    }
+
+    /// The partition of a pair that was sorted by `sorted_by` and `key`, and follows on one of the
+    /// partition `before`.
+    #[inline]
+    pub(crate) fn of_sorted(
+        &self,
+        key: &[u8],
+        partitions: u32,
+        sorted_by: u32,
+        before: u32,
+    ) -> u32 {
+        let Self::Range(cuts) = self else { return sorted_by };
+        let cuts = cuts.get(before as usize..).unwrap_or_default();
+        let passed = cuts.iter().take_while(|cut| &cut[..] <= key).count() as u32;
+        (before + passed).min(partitions.saturating_sub(1))
+    }
+}
+
 fn ask(own: &dyn Partitioner, key: &[u8], partitions: u32) -> Result<u32, Failure> {
     let asked = catch_unwind(AssertUnwindSafe(|| own.partition(key, partitions)));
     let named = || String::from_utf8_lossy(shown(key)).into_owned();
@@ -106,6 +134,21 @@ mod tests {
         }
         // More cuts than partitions, which only a damaged plan has.
         assert_eq!(range.of(b"z", 2).unwrap(), 1);
+    }
+
+    #[test]
+    fn sorted_keys_pass_the_cuts() {
+        let range = Partitioning::Range(vec![b"b".to_vec(), b"b".to_vec(), b"d".to_vec()]);
+        for partitions in 1..6 {
+            let mut before = 0;
+            for key in ["", "a", "b", "b", "c", "d", "e"] {
+                let key = key.as_bytes();
+                assert_eq!(range.sorted_by(key, partitions).unwrap(), 0);
+                before = range.of_sorted(key, partitions, 0, before);
+                assert_eq!(before, range.of(key, partitions).unwrap());
+            }
+        }
+        assert_eq!(Partitioning::Hash.of_sorted(b"a", 4, 3, 0), 3);
     }
 
     #[test]
