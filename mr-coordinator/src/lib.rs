@@ -23,6 +23,7 @@ pub mod schedule;
 pub mod scheduling;
 pub mod snapshot;
 pub mod spec;
+pub mod streaming;
 
 pub mod cleanup;
 pub mod glob;

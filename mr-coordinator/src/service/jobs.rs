@@ -18,6 +18,7 @@ use crate::{
     root::PathError,
     schedule::Reply,
     spec::{BadSpec, Spec},
+    streaming::nobody_runs,
     wire,
 };
 
@@ -178,12 +179,13 @@ impl pb::jobs_server::Jobs for JobsService {
         let output_key = self.check(&spec).await?;
         let space = self.desk.handle.check_space();
         space.map_err(|refused| refuse(Code::FailedPrecondition, refused.to_string()))?;
+        let app = spec.app.clone();
         let job = JobId(uuid::Uuid::now_v7().as_u128());
         let asked = driver::Request::Submit { job, token, spec, output_key };
         let (verdict, job) = match self.desk.ask(asked).await? {
             Told::Reply(Reply::Submitted { verdict, job }) => (verdict, job),
             Told::Reply(Reply::UnknownApp { known }) => {
-                let message = format!("app: no worker has it; they have: {}", known.join(", "));
+                let message = format!("app: {}", nobody_runs(&app, &known));
                 return Err(refuse(Code::InvalidArgument, message));
             }
             _ => return Err(misfit()),
