@@ -25,6 +25,7 @@ pub mod snapshot;
 pub mod spec;
 pub mod streaming;
 
+pub mod blobs;
 pub mod cleanup;
 pub mod glob;
 pub mod output;

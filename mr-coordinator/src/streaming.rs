@@ -88,7 +88,8 @@ impl Streaming {
             let problem = "there are no reduces, so nothing would run combiner or reducer";
             return Err(BadSpec::new("streaming", problem));
         }
-        if !self.lengths && matches!(spec.input_format, InputFormat::Whole | InputFormat::Fixed(_)) {
+        if !self.lengths && matches!(spec.input_format, InputFormat::Whole | InputFormat::Fixed(_))
+        {
             let problem = "records that are no lines need the framing lengths: they may hold line \
                            feeds";
             return Err(BadSpec::new("streaming", problem));

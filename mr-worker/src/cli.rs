@@ -3,6 +3,7 @@
 use std::{env, ffi::OsString, path::PathBuf};
 
 use daemon::{Code, Failure, addresses, flags, health, runtime, settings};
+use proto::BLOBS_DIR;
 use serde::Serialize;
 
 use crate::{
@@ -11,7 +12,10 @@ use crate::{
     config::Config,
     paths::Root,
     slot::{self, SlotCommand},
-    stream::launch::{self, LaunchArguments, Launcher, launch},
+    stream::{
+        Allowed, Launcher,
+        launch::{self, LaunchArguments, launch},
+    },
     task::Bench,
     worker,
 };
@@ -140,8 +144,11 @@ fn serve_slot(
     let root = Root::open(&slot.root).map_err(|error| {
         Failure::configuration("a slot cannot open the shared root").because(error)
     })?;
-    let launcher = slot.allow_exec.then(|| Launcher::of_this_program(prefix));
-    let programs_of_jobs = launcher.as_ref();
+    let allowed = slot.allow_exec.then(|| Allowed {
+        launcher: Launcher::of_this_program(prefix),
+        blobs: root.path().join(BLOBS_DIR),
+    });
+    let programs_of_jobs = allowed.as_ref();
     slot::serve(&Bench { programs, root: &root, memory_bytes: slot.memory_bytes, programs_of_jobs })
 }
 

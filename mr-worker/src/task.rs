@@ -29,7 +29,7 @@ use crate::{
     record::Records,
     reduce::{InputRun, Patience, ReduceTask},
     run::{Codec, PARTITIONS_MAX},
-    stream::{self, Launcher, Streaming},
+    stream::{self, Allowed, Streaming},
 };
 
 /// The largest file of cut points, in bytes.
@@ -46,8 +46,8 @@ pub struct Bench<'a> {
     pub root: &'a Root,
     /// The memory of a map's table, in bytes.
     pub memory_bytes: usize,
-    /// What starts programs, if jobs may have their own run here.
-    pub programs_of_jobs: Option<&'a Launcher>,
+    /// What running programs takes, if jobs may have their own run here.
+    pub programs_of_jobs: Option<&'a Allowed>,
 }
 
 impl Bench<'_> {
@@ -99,16 +99,15 @@ impl Bench<'_> {
         spec: &wire::JobSpec,
     ) -> Result<Option<Streaming>, Failure> {
         let Some(programs) = stream::programs(spec)? else { return Ok(None) };
-        let launcher = self.programs_of_jobs.ok_or_else(|| {
-            Failure::user("this worker runs no programs of jobs: it was started without --allow-exec")
+        let allowed = self.programs_of_jobs.cloned().ok_or_else(|| {
+            Failure::user(
+                "this worker runs no programs of jobs: it was started without --allow-exec",
+            )
         })?;
-        let blobs = self.root.own(proto::BLOBS_DIR);
-        let blobs = blobs.map_err(|error| Failure::Internal(error.to_string()))?;
         let attempt = assignment.attempt.clone().unwrap_or_default();
         let attempt = format!("{}-{}", attempt.epoch, attempt.sequence);
         let line_bytes_max = reading(spec)?.line_bytes_max;
-        let launcher = launcher.clone();
-        Ok(Some(Streaming { programs, launcher, blobs, attempt, line_bytes_max }))
+        Ok(Some(Streaming { programs, allowed, attempt, line_bytes_max }))
     }
 
     fn create_dir(&self, relative: &str) -> Result<PathBuf, Failure> {
@@ -367,14 +366,18 @@ fn program_reason(
     stderr_tail: String,
 ) -> FailureReason {
     let kind = match end {
-        ProgramEnd::Exhausted => {
-            Kind::Resource(wire::ResourceExhausted { message: cut(message) })
-        }
+        ProgramEnd::Exhausted => Kind::Resource(wire::ResourceExhausted { message: cut(message) }),
         ProgramEnd::Failed | ProgramEnd::Unfit => {
             let (path, offset) = place.map_or_else(Default::default, |at| (at.document, at.offset));
             let permanent = end == ProgramEnd::Unfit;
             // It has read ahead: the place is the block that it was given, never a record.
-            Kind::User(wire::UserError { message: cut(message), path, offset, permanent, exact: false })
+            Kind::User(wire::UserError {
+                message: cut(message),
+                path,
+                offset,
+                permanent,
+                exact: false,
+            })
         }
     };
     FailureReason { kind: Some(kind), stderr_tail }

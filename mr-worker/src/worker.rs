@@ -77,10 +77,7 @@ pub async fn run(
 ///
 /// # Errors
 /// Configuration, when an app has that name.
-fn names(
-    programs: &[&'static dyn Program],
-    allow_exec: bool,
-) -> Result<Vec<String>, Failure> {
+fn names(programs: &[&'static dyn Program], allow_exec: bool) -> Result<Vec<String>, Failure> {
     let mut names: Vec<String> = Vec::with_capacity(programs.len() + 1);
     for program in programs {
         if program.name() == STREAMING_APP {

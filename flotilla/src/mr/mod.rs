@@ -1,9 +1,10 @@
 //! `flotilla mr`: submits, watches, lists and cancels MapReduce jobs, and shows their results.
 //!
-//! [`submit`] turns flags into a job, [`local`] runs one in this process, [`watch`] follows one to its
+//! [`programs`] are jobs' own programs, [`submit`] turns flags into a job, [`local`] runs one in this process, [`watch`] follows one to its
 //! end, [`tasks`] tells what runs where, [`show`] says how a job is.
 
 mod local;
+mod programs;
 mod show;
 mod submit;
 mod tasks;
@@ -31,6 +32,8 @@ Examples:
   flotilla mr submit --app wc --input 'books/*.txt' --output counts --wait
   flotilla mr submit --app indexer --input 'books/*.txt' --output index --reduces 4
   flotilla mr run --local --app sort --total-order --input log.txt --output sorted
+  flotilla mr submit --mapper ./m.py --reducer ./r.py --file m.py --file r.py --input log --output out
+  flotilla mr test --mapper ./m.py --reducer ./r.py --file m.py --file r.py < sample
   flotilla mr list
   flotilla mr get JOB
   flotilla mr cat JOB | sort -k2 -nr | head
@@ -60,6 +63,8 @@ enum Command {
     Submit(Box<submit::Arguments>),
     /// Run a job and wait for its end; with --local in this process, without a cluster
     Run(Box<Run>),
+    /// Run programs on standard input as a job would, and print their results: mapper, sort, reducer
+    Test(programs::Test),
     /// List jobs, newest first
     List {
         /// At most so many
@@ -118,7 +123,10 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
     if let Command::Run(run) = &arguments.command
         && run.here.local
     {
-        return local::run(submit::spec(run.job.clone())?, &run.here, output);
+        return local::run(run.job.clone(), &run.here, output);
+    }
+    if let Command::Test(test) = &arguments.command {
+        return programs::test(test, output);
     }
     let options = Options::with_deadline(Duration::from_millis(arguments.timeout));
     let jobs = JobClient::connect(arguments.coordinator.resolve()?, options).map_err(malformed)?;
@@ -129,6 +137,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
             submit.wait = true;
             submit::run(&jobs, submit, output).await
         }
+        Command::Test(test) => programs::test(&test, output),
         Command::List { limit } => list(&jobs, limit, output).await,
         Command::Get { job, wait } => {
             let found = jobs.get(&job, 0).await.map_err(refused)?;

@@ -8,6 +8,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::{Desk, invalid, maybe, misfit, never, refuse, stopping};
 use crate::{
+    blobs,
     driver::{self, Told},
     ids::JobId,
     job::{Job, Verdict},
@@ -112,6 +113,9 @@ fn check_files(
     spec: &Spec,
     can_exchange: bool,
 ) -> Result<String, Status> {
+    if let Some(streaming) = &spec.streaming {
+        blobs::check(root, streaming).map_err(|error| bad_spec(&error))?;
+    }
     let key = output::check(root, spec, can_exchange).map_err(|error| bad_output(&error))?;
     if !spec.scheduling.after.is_empty() {
         // Its inputs may not be there yet; when it is planned they are checked.
@@ -297,6 +301,13 @@ impl pb::jobs_server::Jobs for JobsService {
         _: Request<pb::ListWorkersRequest>,
     ) -> Result<Response<pb::ListWorkersReply>, Status> {
         self.desk.list_workers().await.map(Response::new)
+    }
+
+    async fn put_blob(
+        &self,
+        request: Request<tonic::Streaming<pb::BlobChunk>>,
+    ) -> Result<Response<pb::BlobRef>, Status> {
+        self.desk.put_blob(request.into_inner()).await.map(Response::new)
     }
 
     async fn drain_worker(

@@ -60,9 +60,7 @@ pub(super) fn from_wire(wire: &pb::JobSpec) -> Result<(String, Option<Box<Stream
 }
 
 /// The programs of a job, for the wire.
-pub(super) fn to_wire(
-    streaming: Option<&Streaming>,
-) -> (Option<pb::Streaming>, Vec<pb::SideFile>) {
+pub(super) fn to_wire(streaming: Option<&Streaming>) -> (Option<pb::Streaming>, Vec<pb::SideFile>) {
     let Some(streaming) = streaming else { return (None, Vec::new()) };
     let command =
         |argv: &Vec<String>| (!argv.is_empty()).then(|| pb::Command { argv: argv.clone() });
@@ -123,7 +121,9 @@ mod tests {
             ("streaming", |_, is| is.mapper = Some(pb::Command::default())),
             ("streaming", |_, is| is.mapper = Some(pb::Command { argv: vec!["".into()] })),
             ("streaming", |_, is| is.mapper = Some(pb::Command { argv: vec!["a\0".into()] })),
-            ("streaming", |_, is| is.mapper = Some(pb::Command { argv: vec!["x".repeat(1 << 20)] })),
+            ("streaming", |_, is| {
+                is.mapper = Some(pb::Command { argv: vec!["x".repeat(1 << 20)] })
+            }),
             ("streaming.framing", |_, is| is.framing = 9),
             ("max_skip", |spec, _| spec.max_skip = 1),
             ("files", |spec, _| spec.files[0].name = "../m.py".into()),

@@ -92,7 +92,8 @@ impl Child {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let named = order.argv.join(" ");
-        let failed = |error: io::Error| Failure::Internal(format!("`{named}` cannot start: {error}"));
+        let failed =
+            |error: io::Error| Failure::Internal(format!("`{named}` cannot start: {error}"));
         let mut process = command.spawn().map_err(failed)?;
         let (stdin, stdout, stderr) =
             (process.stdin.take(), process.stdout.take(), process.stderr.take());
@@ -316,7 +317,9 @@ impl Child {
         let pid = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw);
         match pid.map(|pid| kill_process_group(pid, Signal::KILL)) {
             Some(Ok(()) | Err(Errno::SRCH)) | None => {}
-            Some(Err(error)) => eprintln!("the group of `{}` cannot be killed: {error}", self.named),
+            Some(Err(error)) => {
+                eprintln!("the group of `{}` cannot be killed: {error}", self.named)
+            }
         }
     }
 
@@ -343,7 +346,10 @@ impl Child {
             (None, Some(signal)) => format!("was ended by signal {signal}"),
             (None, None) => format!("ended: {status}"),
         };
-        let exceeded = self.limits.exceeded(status.signal(), self.words.tail());
+        // A shell tells the signal that ended its last command as a code.
+        let of_command = status.code().filter(|code| *code > 128).map(|code| code - 128);
+        let signal = status.signal().or(of_command);
+        let exceeded = self.limits.exceeded(signal, self.words.tail());
         let (end, why) = match exceeded {
             Some(limit) => (ProgramEnd::Exhausted, format!(": it met {limit}")),
             None => (ProgramEnd::Failed, String::new()),

@@ -62,15 +62,22 @@ pub struct Programs {
     pub files: Vec<SideFile>,
 }
 
+/// What running programs takes.
+#[derive(Debug, Clone)]
+pub struct Allowed {
+    /// What starts them.
+    pub launcher: Launcher,
+    /// Where side files lie by their digests.
+    pub blobs: PathBuf,
+}
+
 /// An app made of the programs of one job.
 #[derive(Debug, Clone)]
 pub struct Streaming {
     /// The programs.
     pub programs: Programs,
-    /// What starts them.
-    pub launcher: Launcher,
-    /// Where side files lie by their digests.
-    pub blobs: PathBuf,
+    /// What running them takes.
+    pub allowed: Allowed,
     /// The name of the attempt.
     pub attempt: String,
     /// The longest line that a program may write, in bytes.
@@ -128,7 +135,7 @@ impl Streaming {
     ) -> Result<Workplace, Failure> {
         let environment = workplace::environment(kind, context, &self.attempt);
         let files = &self.programs.files;
-        Workplace::set_up(attempt_dir, files, &self.blobs, environment, progress.pulse())
+        Workplace::set_up(attempt_dir, files, &self.allowed.blobs, environment, progress.pulse())
     }
 }
 
@@ -142,7 +149,7 @@ impl Attempt {
     /// Starts a program; `input` is the piece that a map begins with.
     fn start(&self, argv: &[String], input: Option<&Piece>) -> Result<Child, Failure> {
         Child::start(&Order {
-            launcher: &self.streaming.launcher,
+            launcher: &self.streaming.allowed.launcher,
             argv,
             dir: &self.place.dir,
             environment: self.place.environment_of(input),
@@ -241,11 +248,7 @@ impl Mapper for StreamMapper {
         }
     }
 
-    fn map_block(
-        &mut self,
-        block: Block<'_>,
-        out: &mut Emitter<'_, Keep>,
-    ) -> Result<(), Failure> {
+    fn map_block(&mut self, block: Block<'_>, out: &mut Emitter<'_, Keep>) -> Result<(), Failure> {
         let (direct, framing) = (self.direct, self.attempt.streaming.programs.framing);
         // The bytes of plain lines are what the program is to read: nobody looks at each.
         if framing == Framing::Lines

@@ -107,11 +107,8 @@ pub(super) fn environment(kind: Kind, context: &Context, attempt: &str) -> Vec<(
         Kind::Map => "m",
         Kind::Reduce => "r",
     };
-    let mut environment: Vec<(String, String)> = context
-        .args
-        .iter()
-        .map(|(name, value)| (variable(name), value.to_owned()))
-        .collect();
+    let mut environment: Vec<(String, String)> =
+        context.args.iter().map(|(name, value)| (variable(name), value.to_owned())).collect();
     let task_name = format!("task_{job}_{letter}_{task:06}");
     let attempt_name = format!("attempt_{job}_{letter}_{task:06}_{attempt}");
     for (name, value) in [
