@@ -149,10 +149,7 @@ pub fn spec_to_wire(spec: &Spec) -> pb::JobSpec {
         Compression::None => pb::Compression::None,
         Compression::Lz4 => pb::Compression::Lz4,
     };
-    let (streaming, files) = streaming::to_wire(spec.streaming.as_deref());
     pb::JobSpec {
-        streaming,
-        files,
         app: spec.app.clone(),
         inputs: spec.inputs.clone(),
         output: spec.output.clone(),
@@ -179,7 +176,7 @@ pub fn spec_to_wire(spec: &Spec) -> pb::JobSpec {
         compress_output: flow.compress_output,
         input_tags: flow.tags.clone(),
         expansion_max: flow.expansion_max,
-        ..scheduling_to_wire(&spec.scheduling)
+        ..streaming::to_wire(spec.streaming.as_deref(), scheduling_to_wire(&spec.scheduling))
     }
 }
 

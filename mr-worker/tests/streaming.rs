@@ -198,8 +198,11 @@ fn a_program_may_read_nothing_or_write_before_it_reads() {
          head -c 4M /dev/zero | tr '\\0' y | fold -w 99 >&2; wc -c"
     );
     let (found, _) = Setting::map(shell(&script)).run(&much);
-    assert_eq!(found.len(), megabytes << 20 | 8, "{}", &found[found.len() - 20..]);
-    assert!(found.ends_with(&format!("\n{}\n", much.len())));
+    // As many line feeds as full lines, and what `wc` says of all that was left to read.
+    let written = megabytes << 20;
+    let last = format!("{}\n", much.len());
+    assert_eq!(found.len(), written + written / 127 + last.len());
+    assert!(found.ends_with(&last));
 }
 
 #[test]
@@ -255,7 +258,7 @@ fn a_program_finds_its_job_in_its_environment_and_nothing_else() {
         assert!(has(line), "{line} is not in {said}");
     }
     assert!(!said.contains("CARGO"), "{said}");
-    let cwd = lines.iter().find(|line| line.ends_with("/m-0/program")).unwrap();
+    let cwd = lines.iter().find(|line| line.starts_with('/')).unwrap();
     assert!(has(&format!("HOME={cwd}")) && has(&format!("TMPDIR={cwd}/tmp")), "{said}");
 }
 
@@ -279,6 +282,13 @@ fn limits_are_named_when_they_are_met() {
     let mut well = Setting::map(argv(&["cat"]));
     well.programs.limits = Limits { open_files: 64, ..memory };
     assert_eq!(well.run("a\n").0, "a\n");
+}
+
+#[test]
+fn what_a_helper_still_writes_is_taken() {
+    // The shell ends at once; who writes for it holds its standard output.
+    let setting = Setting::map(shell("(cat; sleep 1; echo late) <&0 & exit 0"));
+    assert_eq!(setting.run("a\n").0.lines().last(), Some("late"));
 }
 
 #[test]

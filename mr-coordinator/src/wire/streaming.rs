@@ -59,9 +59,9 @@ pub(super) fn from_wire(wire: &pb::JobSpec) -> Result<(String, Option<Box<Stream
     Ok((STREAMING_APP.to_owned(), Some(Box::new(streaming))))
 }
 
-/// The programs of a job, for the wire.
-pub(super) fn to_wire(streaming: Option<&Streaming>) -> (Option<pb::Streaming>, Vec<pb::SideFile>) {
-    let Some(streaming) = streaming else { return (None, Vec::new()) };
+/// The spec with the programs of a job.
+pub(super) fn to_wire(streaming: Option<&Streaming>, spec: pb::JobSpec) -> pb::JobSpec {
+    let Some(streaming) = streaming else { return spec };
     let command =
         |argv: &Vec<String>| (!argv.is_empty()).then(|| pb::Command { argv: argv.clone() });
     let [mapper, combiner, reducer] = streaming.programs.each_ref().map(command);
@@ -78,7 +78,8 @@ pub(super) fn to_wire(streaming: Option<&Streaming>) -> (Option<pb::Streaming>, 
         executable: file.executable,
     };
     let files = streaming.files.iter().map(file).collect();
-    (Some(pb::Streaming { mapper, combiner, reducer, framing, limits }), files)
+    let streaming = pb::Streaming { mapper, combiner, reducer, framing, limits };
+    pb::JobSpec { streaming: Some(streaming), files, ..spec }
 }
 
 #[cfg(test)]

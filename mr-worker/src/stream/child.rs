@@ -13,6 +13,7 @@ use std::{
     },
     path::Path,
     process::{self, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -39,9 +40,16 @@ const PIPE_BYTES: usize = 1 << 20;
 /// How many bytes of single pairs are gathered before they are written.
 const GATHER_BYTES: usize = 256 << 10;
 
-/// How long to wait for a sign of the program before its end is looked for: one that left a child
-/// with its pipes behind never closes them.
+/// How much of standard error is read at a time.
+const WORDS_BYTES: usize = 16 << 10;
+
+/// How long to wait for a sign of the program before its end is looked for.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// A program that has ended may have left a process that still writes for it, such as `tee`: it is
+/// waited for until it is quiet for so long, and no longer than this in all.
+const LINGER_QUIET: Duration = Duration::from_secs(5);
+const LINGER_MAX: Duration = Duration::from_secs(60);
 
 /// What to run, and how.
 pub(super) struct Order<'a> {
@@ -191,27 +199,54 @@ impl Child {
 
     fn conclude(&mut self, sink: &mut dyn Sink) -> Result<(), Failure> {
         self.stdin = None;
-        while self.ended.is_none() && (self.stdout.is_some() || self.stderr.is_some()) {
-            self.turn(&mut &b""[..], sink)?;
-        }
+        self.linger(sink)?;
         let status = match self.ended {
             Some(status) => status,
             None => self.process.wait().map_err(|error| self.lost(&error))?,
         };
         self.ended = Some(status);
-        // What it left in the pipes before it ended; children of its own may still hold them.
-        while self.read_output(sink)? {}
-        while self.read_words(sink)? {}
-        self.words.end(&mut |word| heard(word, sink))?;
         self.kill();
+        // What is left of its words; whoever may still hold that pipe is not waited for.
+        for _ in 0..PIPE_BYTES / WORDS_BYTES {
+            if !self.read_words(sink)? {
+                break;
+            }
+        }
+        self.words.end(&mut |word| heard(word, sink))?;
         if !status.success() {
             return Err(self.failure(status));
         }
         self.cutter.end(sink).map_err(|failure| self.said(failure))
     }
 
-    /// Waits until something can be done, and does it. `bytes` is what may be written.
-    fn turn(&mut self, bytes: &mut &[u8], sink: &mut dyn Sink) -> Result<(), Failure> {
+    /// Takes what it writes until it and whoever writes for it have ended.
+    fn linger(&mut self, sink: &mut dyn Sink) -> Result<(), Failure> {
+        let mut ended = None;
+        let mut active = Instant::now();
+        while self.stdout.is_some() || (self.stderr.is_some() && self.look()?.is_none()) {
+            let happened = self.turn(&mut &b""[..], sink)?;
+            if self.look()?.is_none() {
+                continue;
+            }
+            let now = Instant::now();
+            let ended = *ended.get_or_insert(now);
+            if happened || now == ended {
+                active = now;
+            }
+            if now - active >= LINGER_QUIET {
+                break;
+            }
+            if now - ended >= LINGER_MAX {
+                let message = "it ended and left a process that still writes for it";
+                return Err(self.said(Failure::user(message)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until something can be done, and does it; whether there was something. `bytes` is what
+    /// may be written.
+    fn turn(&mut self, bytes: &mut &[u8], sink: &mut dyn Sink) -> Result<bool, Failure> {
         let nothing = PollFlags::empty();
         let [mut writable, mut readable, mut speaking] = [nothing; 3];
         let mut polled = Vec::with_capacity(3);
@@ -230,15 +265,14 @@ impl Child {
         }
         match poll(&mut polled, Some(&LOOK)) {
             Ok(0) => {
-                self.ended = self.look()?;
-                // It ended, and a child of its own keeps the pipe.
-                if self.ended.is_some() {
+                // It may have ended, and a child of its own may keep the pipe.
+                if self.look()?.is_some() {
                     self.stdin = None;
                 }
-                return Ok(());
+                return Ok(false);
             }
             Ok(_) => {}
-            Err(Errno::INTR) => return Ok(()),
+            Err(Errno::INTR) => return Ok(false),
             Err(error) => return Err(self.lost(&error.into())),
         }
         for (place, polled) in place.into_iter().zip(&polled) {
@@ -253,7 +287,7 @@ impl Child {
         if !speaking.is_empty() {
             self.read_words(sink)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn write(&mut self, bytes: &mut &[u8]) -> Result<(), Failure> {
@@ -286,7 +320,7 @@ impl Child {
     /// Reads standard error once; whether there was something.
     fn read_words(&mut self, sink: &mut dyn Sink) -> Result<bool, Failure> {
         let Some(stderr) = &mut self.stderr else { return Ok(false) };
-        let mut buffer = [0; 16 << 10];
+        let mut buffer = [0; WORDS_BYTES];
         match stderr.read(&mut buffer) {
             Ok(0) => self.stderr = None,
             Ok(read) => {
