@@ -203,7 +203,7 @@ async fn nothing_runs_on_when_a_job_is_cancelled_or_a_worker_killed() {
     }
 
     // Nobody is left to kill anything: the kernel does, what the slot itself started.
-    let (_, pids) = begin("killed", "echo $$; sleep 3 & :");
+    let (_, pids) = begin("killed", "sleep 20 & echo $$");
     let pids = written(&pids, 1).await;
     test.cluster.kill(Instance::Worker(1)).unwrap();
     gone(&pids[0]).await;

@@ -197,7 +197,9 @@ fn a_program_may_read_nothing_or_write_before_it_reads() {
         "head -c {megabytes}M /dev/zero | tr '\\0' x | fold -w 127; \
          head -c 4M /dev/zero | tr '\\0' y | fold -w 99 >&2; wc -c"
     );
-    let (found, _) = Setting::map(shell(&script)).run(&much);
+    let mut setting = Setting::map(shell(&script));
+    setting.programs.limits.stderr_bytes = 1_000;
+    let (found, _) = setting.run(&much);
     // As many line feeds as full lines, and what `wc` says of all that was left to read.
     let written = megabytes << 20;
     let last = format!("{}\n", much.len());

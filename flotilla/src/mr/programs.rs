@@ -26,14 +26,14 @@ const PIECE_BYTES: usize = 1 << 20;
 pub(super) struct Programs {
     /// A program that reads records on standard input, a line each, and writes pairs, key TAB value;
     /// absent: the lines are the pairs
-    #[arg(long, value_name = "COMMAND", conflicts_with = "app")]
+    #[arg(long, value_name = "COMMAND")]
     mapper: Option<String>,
     /// A program that reads a map's pairs, sorted by key, and writes fewer
-    #[arg(long, value_name = "COMMAND", conflicts_with = "app")]
+    #[arg(long, value_name = "COMMAND")]
     combiner: Option<String>,
     /// A program that reads pairs, sorted by key, and writes results; absent: the pairs are the
     /// results
-    #[arg(long, value_name = "COMMAND", conflicts_with = "app")]
+    #[arg(long, value_name = "COMMAND")]
     reducer: Option<String>,
     /// Hand each command to a shell (sh -c) instead of running it as it is
     #[arg(long)]

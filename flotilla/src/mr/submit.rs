@@ -19,7 +19,8 @@ const INDEXER: &str = "indexer";
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Arguments {
     /// What to run: an app of the workers, such as wc, indexer, grep, sort, top or join
-    #[arg(long, required_unless_present_any = ["mapper", "reducer"])]
+    #[arg(long, required_unless_present_any = ["mapper", "reducer"],
+          conflicts_with_all = ["mapper", "combiner", "reducer"])]
     app: Option<String>,
     #[command(flatten)]
     pub(super) programs: Programs,

@@ -36,7 +36,7 @@ pub use self::{
 use crate::{
     app::{App, Context, Emitter, Mapper, Output, Program, Reducer, Values},
     args::Arg,
-    failure::Failure,
+    failure::{Failure, Place},
     fold::Keep,
     input::Piece,
     map::{self, MapTask},
@@ -198,8 +198,8 @@ impl App for Task {
 struct StreamMapper {
     attempt: Arc<Attempt>,
     pieces: Arc<[Piece]>,
-    /// The program, and the document that it reads.
-    running: Option<(String, Child)>,
+    /// The program, and what it was given last.
+    running: Option<(Place, Child)>,
     /// Whether records are lines without a key.
     plain: bool,
     /// Whether what it writes is the result.
@@ -208,23 +208,34 @@ struct StreamMapper {
 
 impl StreamMapper {
     /// The program that reads this document: the one that runs, or a new one.
-    fn child_of<'c>(
+    fn child_at<'c>(
         &'c mut self,
         document: &str,
+        offset: u64,
         out: &mut Emitter<'_, Keep>,
     ) -> Result<Option<&'c mut Child>, Failure> {
-        let Some(argv) = &self.attempt.streaming.programs.mapper else { return Ok(None) };
-        if self.running.as_ref().is_some_and(|(read, _)| read != document)
-            && let Some((_, child)) = self.running.take()
-        {
-            child.finish(&mut Pairs { out, direct: self.direct })?;
+        let attempt = Arc::clone(&self.attempt);
+        let Some(argv) = &attempt.streaming.programs.mapper else { return Ok(None) };
+        if self.running.as_ref().is_some_and(|(at, _)| at.document != document) {
+            self.end(out)?;
         }
         if self.running.is_none() {
             let piece = self.pieces.iter().find(|piece| piece.document == document);
-            let child = self.attempt.start(argv, piece)?;
-            self.running = Some((document.to_owned(), child));
+            let child = attempt.start(argv, piece)?;
+            let at = Place { document: document.to_owned(), offset, exact: false };
+            self.running = Some((at, child));
         }
-        Ok(self.running.as_mut().map(|(_, child)| child))
+        Ok(self.running.as_mut().map(|(at, child)| {
+            at.offset = offset;
+            child
+        }))
+    }
+
+    /// Lets the program that runs come to its end.
+    fn end(&mut self, out: &mut Emitter<'_, Keep>) -> Result<(), Failure> {
+        let Some((at, child)) = self.running.take() else { return Ok(()) };
+        let ended = child.finish(&mut Pairs { out, direct: self.direct });
+        ended.map_err(|failure| failure.at(|| at))
     }
 
     /// What an absent mapper makes of a record.
@@ -241,7 +252,7 @@ impl Mapper for StreamMapper {
 
     fn map(&mut self, record: Record<'_>, out: &mut Emitter<'_, Keep>) -> Result<(), Failure> {
         let (direct, plain) = (self.direct, self.plain);
-        match self.child_of(record.document, out)? {
+        match self.child_at(record.document, record.offset, out)? {
             Some(child) if plain => child.value(record.value, &mut Pairs { out, direct }),
             Some(child) => child.pair(record.key, record.value, &mut Pairs { out, direct }),
             None => self.pass_on(record, &mut Pairs { out, direct }),
@@ -253,7 +264,7 @@ impl Mapper for StreamMapper {
         // The bytes of plain lines are what the program is to read: nobody looks at each.
         if framing == Framing::Lines
             && block.records == Records::LINES
-            && let Some(child) = self.child_of(block.document, out)?
+            && let Some(child) = self.child_at(block.document, block.offset, out)?
         {
             return child.lines(block.bytes, &mut Pairs { out, direct });
         }
@@ -265,15 +276,13 @@ impl Mapper for StreamMapper {
 
     fn finish(&mut self, out: &mut Emitter<'_, Keep>) -> Result<(), Failure> {
         if self.running.is_none()
-            && let Some(document) = self.pieces.first().map(|piece| piece.document.clone())
+            && let Some((document, start)) =
+                self.pieces.first().map(|piece| (piece.document.clone(), piece.start))
         {
             // It may have something to say of an empty input.
-            self.child_of(&document, out)?;
+            self.child_at(&document, start, out)?;
         }
-        match self.running.take() {
-            Some((_, child)) => child.finish(&mut Pairs { out, direct: self.direct }),
-            None => Ok(()),
-        }
+        self.end(out)
     }
 }
 
