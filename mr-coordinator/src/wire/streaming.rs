@@ -123,7 +123,7 @@ mod tests {
             ("streaming", |_, is| is.mapper = Some(pb::Command { argv: vec!["".into()] })),
             ("streaming", |_, is| is.mapper = Some(pb::Command { argv: vec!["a\0".into()] })),
             ("streaming", |_, is| {
-                is.mapper = Some(pb::Command { argv: vec!["x".repeat(1 << 20)] })
+                is.mapper = Some(pb::Command { argv: vec!["x".repeat(1 << 20)] });
             }),
             ("streaming.framing", |_, is| is.framing = 9),
             ("max_skip", |spec, _| spec.max_skip = 1),

@@ -352,7 +352,7 @@ impl Child {
         match pid.map(|pid| kill_process_group(pid, Signal::KILL)) {
             Some(Ok(()) | Err(Errno::SRCH)) | None => {}
             Some(Err(error)) => {
-                eprintln!("the group of `{}` cannot be killed: {error}", self.named)
+                eprintln!("the group of `{}` cannot be killed: {error}", self.named);
             }
         }
     }

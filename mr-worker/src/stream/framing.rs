@@ -159,8 +159,10 @@ fn part<'b>(
 mod tests {
     use super::*;
 
+    type Pair = (Vec<u8>, Vec<u8>);
+
     #[derive(Default)]
-    struct Kept(Vec<(Vec<u8>, Vec<u8>)>);
+    struct Kept(Vec<Pair>);
 
     impl Sink for Kept {
         fn line(&mut self, line: &[u8]) -> Result<(), Failure> {
@@ -194,11 +196,7 @@ mod tests {
         }
     }
 
-    fn cut(
-        framing: Framing,
-        bytes: &[u8],
-        step: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Failure> {
+    fn cut(framing: Framing, bytes: &[u8], step: usize) -> Result<Vec<Pair>, Failure> {
         let (mut cutter, mut kept, mut drip) =
             (Cutter::new(framing, 10), Kept::default(), Drip(bytes, step));
         while cutter.read(&mut drip).unwrap() > 0 {

@@ -23,7 +23,7 @@ const LAST_BYTES: usize = 4_096;
 const LINE_BYTES_MAX: usize = 4_096;
 
 /// A line that is more than words.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Word<'l> {
     /// Adds to a counter.
     Count { counter: &'l str, count: u64 },
