@@ -5,10 +5,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use proto::mapreduce::{
-    DrainWorkerReply, DrainWorkerRequest, Job, JobRef, JobSpec, ListReply, ListRequest,
-    ListTasksReply, ListTasksRequest, ListWorkersReply, ListWorkersRequest, SubmitReply,
-    SubmitRequest, jobs_client,
+    BlobChunk, BlobRef, DrainWorkerReply, DrainWorkerRequest, Job, JobRef, JobSpec, ListReply,
+    ListRequest, ListTasksReply, ListTasksRequest, ListWorkersReply, ListWorkersRequest,
+    SubmitReply, SubmitRequest, jobs_client,
 };
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -25,6 +26,12 @@ const WATCH_ATTEMPT: Duration = Duration::from_secs(15);
 /// How long a submission may take: the coordinator looks at its inputs for up to 50 s. To ask
 /// again meanwhile would only make it look again.
 const SUBMIT_ATTEMPT: Duration = Duration::from_secs(60);
+
+/// How long sending a file may take.
+const UPLOAD_ATTEMPT: Duration = Duration::from_secs(60);
+
+/// How much of it is sent in one piece.
+const BLOB_PIECE_BYTES: usize = 512 << 10;
 
 /// A client of one coordinator. Clones share connections.
 #[derive(Clone, Debug)]
@@ -150,6 +157,27 @@ impl JobClient {
         let outcome = calls::call(&self.inner.members, self.patience(), |channel, limit| {
             let message = request(message.clone(), limit);
             async move { stub(channel).drain_worker(message).await }
+        });
+        idempotent(outcome.await)
+    }
+
+    /// Sends a file that jobs can name by the digest that comes back; sending it again changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`Error`]; [`crate::Rejected::Invalid`] when it is too long for the coordinator.
+    pub async fn put_blob(&self, content: Bytes) -> Result<BlobRef, Error> {
+        let mut patience = self.patience();
+        patience.attempt = patience.attempt.max(UPLOAD_ATTEMPT);
+        patience.overtime = UPLOAD_ATTEMPT;
+        let outcome = calls::call(&self.inner.members, patience, |channel, limit| {
+            let (content, bytes) = (content.clone(), content.len());
+            let piece = move |begin: usize| BlobChunk {
+                data: content.slice(begin..bytes.min(begin + BLOB_PIECE_BYTES)),
+            };
+            let pieces = (0..bytes).step_by(BLOB_PIECE_BYTES).map(piece);
+            let message = request(tokio_stream::iter(pieces), limit);
+            async move { stub(channel).put_blob(message).await }
         });
         idempotent(outcome.await)
     }

@@ -10,9 +10,9 @@ use std::{
 
 use flotilla_client::{Error, JobClient, Options, Rejected, admin, metadata};
 use proto::mapreduce::{
-    DrainWorkerReply, DrainWorkerRequest, Job, JobRef, JobSpec, ListReply, ListRequest,
-    ListTasksReply, ListTasksRequest, ListWorkersReply, ListWorkersRequest, SubmitReply,
-    SubmitRequest,
+    BlobChunk, BlobRef, DrainWorkerReply, DrainWorkerRequest, Job, JobRef, JobSpec, ListReply,
+    ListRequest, ListTasksReply, ListTasksRequest, ListWorkersReply, ListWorkersRequest,
+    SubmitReply, SubmitRequest,
     jobs_server::{Jobs, JobsServer},
 };
 use tokio::net::TcpListener;
@@ -94,6 +94,19 @@ impl Jobs for Coordinator {
         Ok(Response::new(ListWorkersReply::default()))
     }
 
+    async fn put_blob(
+        &self,
+        request: Request<tonic::Streaming<BlobChunk>>,
+    ) -> Result<Response<BlobRef>, Status> {
+        let mut pieces = request.into_inner();
+        let mut bytes = 0;
+        while let Some(piece) = pieces.message().await? {
+            bytes += piece.data.len() as u64;
+        }
+        self.fail()?;
+        Ok(Response::new(BlobRef { bytes, ..BlobRef::default() }))
+    }
+
     async fn drain_worker(
         &self,
         _: Request<DrainWorkerRequest>,
@@ -136,6 +149,17 @@ async fn a_submission_is_repeated_under_its_token() {
     let token = JobClient::token();
     client.submit(JobSpec::default(), token.clone()).await.unwrap();
     assert_eq!(*coordinator.tokens.lock().unwrap(), vec![token; 3]);
+}
+
+#[tokio::test]
+async fn a_file_is_sent_again_from_its_beginning() {
+    let coordinator = Coordinator::default();
+    let client = JobClient::connect(vec![coordinator.serve().await], Options::default()).unwrap();
+    for bytes in [0, 1, 3_000_000] {
+        coordinator.failures.lock().unwrap().push_back(refusal(Code::Unavailable, None));
+        let kept = client.put_blob(vec![7; bytes].into()).await.unwrap();
+        assert_eq!(kept.bytes, bytes as u64);
+    }
 }
 
 #[tokio::test]

@@ -8,22 +8,26 @@
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
-use client::JobClient;
-use flotilla::demo::{corpus, count};
+use flotilla::demo::count;
 use flotilla::local::Instance;
 use proto::mapreduce::{Job, JobState};
 use sha2::{Digest, Sha256};
-use support::{TestCluster, Watchdog, complained, flotilla, ready, said, shared_data, well};
-use tokio::time::{Instant, sleep};
+use support::jobs::{
+    COUNT, PATIENCE, REDUCES, SLOW_COUNT, Submission, check_nothing_else, has_ended, made_up_text,
+    parts, retries, running, sorted, succeeded, until,
+};
+use support::{
+    TestCluster, Watchdog, complained, contents, flotilla, flotilla_in, ready, said, shared_data,
+    well,
+};
 
 const WORKERS: u16 = 2;
-const REDUCES: usize = 10;
 
-/// How long any wait here may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+fn coordinator(test: &TestCluster) -> String {
+    test.cluster.description().coordinator().unwrap()
+}
 
 async fn cluster() -> TestCluster {
     TestCluster::start(0, WORKERS, |plan| {
@@ -33,139 +37,19 @@ async fn cluster() -> TestCluster {
     .await
 }
 
-/// A job in the labs' format, with its flags.
-struct Submission<'a> {
-    app: &'a str,
-    input: &'a str,
-    output: &'a str,
-    /// How long each attempt waits before it reports, so that a kill lands within.
-    slow: &'a str,
-}
-
-impl Submission<'_> {
-    fn submit(&self, test: &TestCluster) -> String {
-        let coordinator = test.cluster.description().coordinator().unwrap();
-        let reduces = REDUCES.to_string();
-        let output = flotilla(&[
-            "mr",
-            "--coordinator",
-            &coordinator,
-            "submit",
-            "--app",
-            self.app,
-            "--input",
-            self.input,
-            "--output",
-            self.output,
-            "--reduces",
-            &reduces,
-            "--input-format",
-            "whole",
-            "--output-format",
-            "lab",
-            "--lease",
-            "2s",
-            "--slow",
-            self.slow,
-        ]);
-        well(&output)
-    }
-}
-
-/// Follows a job until the condition holds.
-async fn until(jobs: &JobClient, id: &str, what: &str, holds: impl Fn(&Job) -> bool) -> Job {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let job = jobs.get(id, 0).await.unwrap();
-        if holds(&job) {
-            return job;
-        }
-        assert!(!has_ended(&job), "the job ended before {what}: {job:?}");
-        assert!(Instant::now() < deadline, "not in time: {what}: {job:?}");
-        sleep(Duration::from_millis(10)).await;
-    }
-}
-
-fn has_ended(job: &Job) -> bool {
-    matches!(job.state(), JobState::Succeeded | JobState::Failed | JobState::Cancelled)
-}
-
-async fn succeeded(jobs: &JobClient, id: &str) -> Job {
-    let job = until(jobs, id, "the end", has_ended).await;
-    assert_eq!(job.state(), JobState::Succeeded, "{:?}", job.failure);
-    job
-}
-
-fn running(job: &Job) -> (u32, u32) {
-    (job.maps.unwrap_or_default().running, job.reduces.unwrap_or_default().running)
-}
-
-fn retries(job: &Job) -> u32 {
-    job.maps.unwrap_or_default().retries + job.reduces.unwrap_or_default().retries
-}
-
-fn parts(dir: &Path) -> Vec<PathBuf> {
-    (0..REDUCES).map(|part| dir.join(format!("mr-out-{part}"))).collect()
-}
-
-/// All lines of all parts, in the order of their bytes.
-fn sorted(dir: &Path) -> String {
-    let text: Vec<u8> = parts(dir).iter().flat_map(|part| fs::read(part).unwrap()).collect();
-    let mut lines: Vec<&[u8]> =
-        text.split_inclusive(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
-    lines.sort_unstable();
-    String::from_utf8(lines.concat()).unwrap()
-}
-
-/// What a sequential count of these files looks like in the labs' format.
-fn expected_counts(files: &[PathBuf]) -> String {
-    let mut lines: Vec<String> = count::words(files)
-        .unwrap()
-        .iter()
-        .map(|(word, number)| format!("{word} {number}\n"))
-        .collect();
-    lines.sort_unstable();
-    lines.concat()
-}
-
-/// Only the results and the mark of success are in the directory.
-fn check_nothing_else(dir: &Path) {
-    let mut found: Vec<String> = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    let mut expected: Vec<String> = (0..REDUCES).map(|part| format!("mr-out-{part}")).collect();
-    expected.push("_SUCCESS".to_owned());
-    found.sort();
-    expected.sort();
-    assert_eq!(found, expected);
-}
-
-/// Text in the shared root of a cluster, and what comes of counting its words.
-fn made_up_text(test: &TestCluster) -> String {
-    let dir = test.root().join("text");
-    fs::create_dir(&dir).unwrap();
-    corpus::write(&dir, 6, 200_000, 11).unwrap();
-    expected_counts(&count::files(&dir).unwrap())
-}
-
-const COUNT: Submission<'static> =
-    Submission { app: "wc", input: "text/*.txt", output: "counts", slow: "0ms" };
-const SLOW_COUNT: Submission<'static> = Submission { slow: "400ms", ..COUNT };
-
 #[tokio::test]
 async fn a_count_equals_a_sequential_one() {
     let _watchdog = Watchdog::new(2 * PATIENCE);
     let test = cluster().await;
-    let expected = made_up_text(&test);
-    let id = COUNT.submit(&test);
+    let expected = made_up_text(test.root());
+    let id = COUNT.submit(&coordinator(&test));
     let job = succeeded(&test.jobs(), &id).await;
     let output = test.root().join("counts");
     assert_eq!(sorted(&output), expected);
     assert_eq!(job.outputs.len(), REDUCES);
     check_nothing_else(&output);
 
-    let coordinator = test.cluster.description().coordinator().unwrap();
+    let coordinator = coordinator(&test);
     let root = test.root().to_str().unwrap();
     let cat = flotilla(&["mr", "--coordinator", &coordinator, "cat", &id, "--root", root]);
     let whole: Vec<u8> = parts(&output).iter().flat_map(|part| fs::read(part).unwrap()).collect();
@@ -176,11 +60,66 @@ async fn a_count_equals_a_sequential_one() {
 }
 
 #[tokio::test]
+async fn results_are_shown_and_copied_whole_or_not_at_all() {
+    let _watchdog = Watchdog::new(2 * PATIENCE);
+    let test = cluster().await;
+    let expected = made_up_text(test.root());
+    let coordinator = coordinator(&test);
+    let root = test.root().to_str().unwrap();
+    let here = tempfile::tempdir().unwrap();
+    let mr = |words: &[&str]| {
+        flotilla_in(here.path(), &[&["mr", "--coordinator", &coordinator], words].concat())
+    };
+    let submit = ["submit", "--app", "wc", "--input", "text/*.txt", "--reduces", "3"];
+    let packed = well(&mr(&[&submit[..], &["--output", "packed", "--compress-output"]].concat()));
+    let watched = mr(&["watch", &packed]);
+    assert!(well(&watched).contains("succeeded"), "{}", complained(&watched));
+    assert!(complained(&watched).contains("| reduce 3/3 |"), "{}", complained(&watched));
+
+    let counters = well(&mr(&["counters", &packed, "--json"]));
+    let counters: serde_json::Value = serde_json::from_str(&counters).unwrap();
+    let words = expected.lines().count();
+    assert_eq!(counters["counters"]["REDUCE_OUTPUT_RECORDS"], words);
+
+    let all = well(&mr(&["cat", &packed, "--root", root]));
+    let mut lines: Vec<String> = all.lines().map(|line| line.replace('\t', " ") + "\n").collect();
+    lines.sort();
+    assert!(lines.concat() == expected);
+    let head = well(&mr(&["head", &packed, "-n", "5", "--root", root]));
+    assert!(head.lines().eq(all.lines().take(5)), "{head}");
+    well(&mr(&["get-output", &packed, "all.txt", "--merge", "--root", root]));
+    assert_eq!(fs::read_to_string(here.path().join("all.txt")).unwrap().trim_end(), all.trim_end());
+    well(&mr(&["get-output", &packed, "copy", "--root", root]));
+    let named = |dir: &Path| {
+        let files = contents(dir).into_iter();
+        files.map(|(path, bytes)| (path.file_name().unwrap().to_owned(), bytes)).collect::<Vec<_>>()
+    };
+    assert!(named(&here.path().join("copy")) == named(&test.root().join("packed")));
+    let again = mr(&["get-output", &packed, "copy", "--root", root]);
+    assert_eq!(again.status.code(), Some(5), "{}", complained(&again));
+
+    let part = test.root().join("packed/part-00001.zst");
+    let mut bytes = fs::read(&part).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&part, bytes).unwrap();
+    for target in ["bad", "bad.txt"] {
+        let merge: &[&str] = if target == "bad" { &[] } else { &["--merge"] };
+        let command = [&["get-output", &packed, target, "--root", root], merge].concat();
+        let refused = mr(&command);
+        assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+        assert!(complained(&refused).contains("part-00001.zst"), "{}", complained(&refused));
+    }
+    let left: Vec<_> = contents(here.path()).into_keys().collect();
+    assert_eq!(left.len(), 5, "{left:?}");
+}
+
+#[tokio::test]
 async fn a_worker_killed_in_a_map_changes_nothing() {
     let _watchdog = Watchdog::new(2 * PATIENCE);
     let mut test = cluster().await;
-    let expected = made_up_text(&test);
-    let (jobs, id) = (test.jobs(), SLOW_COUNT.submit(&test));
+    let expected = made_up_text(test.root());
+    let (jobs, id) = (test.jobs(), SLOW_COUNT.submit(&coordinator(&test)));
     until(&jobs, &id, "all workers map", |job| running(job).0 == u32::from(WORKERS)).await;
     test.cluster.kill(Instance::Worker(1)).unwrap();
     let job = succeeded(&jobs, &id).await;
@@ -193,8 +132,8 @@ async fn a_worker_killed_in_a_map_changes_nothing() {
 async fn a_worker_killed_in_a_reduce_changes_nothing() {
     let _watchdog = Watchdog::new(2 * PATIENCE);
     let mut test = cluster().await;
-    let expected = made_up_text(&test);
-    let (jobs, id) = (test.jobs(), SLOW_COUNT.submit(&test));
+    let expected = made_up_text(test.root());
+    let (jobs, id) = (test.jobs(), SLOW_COUNT.submit(&coordinator(&test)));
     until(&jobs, &id, "all workers reduce", |job| running(job).1 == u32::from(WORKERS)).await;
     test.cluster.kill(Instance::Worker(2)).unwrap();
     let job = succeeded(&jobs, &id).await;
@@ -207,8 +146,8 @@ async fn a_worker_killed_in_a_reduce_changes_nothing() {
 async fn a_coordinator_killed_in_maps_and_in_reduces_changes_nothing() {
     let _watchdog = Watchdog::new(3 * PATIENCE);
     let mut test = cluster().await;
-    let expected = made_up_text(&test);
-    let id = SLOW_COUNT.submit(&test);
+    let expected = made_up_text(test.root());
+    let id = SLOW_COUNT.submit(&coordinator(&test));
     for (what, in_it) in [
         (
             "a map is committed",
@@ -232,11 +171,11 @@ async fn a_coordinator_killed_in_maps_and_in_reduces_changes_nothing() {
 async fn a_job_is_cancelled_and_leaves_nothing() {
     let _watchdog = Watchdog::new(2 * PATIENCE);
     let test = cluster().await;
-    made_up_text(&test);
-    let id = SLOW_COUNT.submit(&test);
+    made_up_text(test.root());
+    let id = SLOW_COUNT.submit(&coordinator(&test));
     let jobs = test.jobs();
     until(&jobs, &id, "it runs", |job| running(job).0 > 0).await;
-    let coordinator = test.cluster.description().coordinator().unwrap();
+    let coordinator = coordinator(&test);
     for _ in 0..2 {
         well(&flotilla(&["mr", "--coordinator", &coordinator, "cancel", &id]));
     }
@@ -251,10 +190,10 @@ async fn a_job_is_cancelled_and_leaves_nothing() {
 async fn jobs_that_cannot_work_are_refused_and_leave_nothing() {
     let _watchdog = Watchdog::new(2 * PATIENCE);
     let test = cluster().await;
-    made_up_text(&test);
+    made_up_text(test.root());
     fs::create_dir(test.root().join("taken")).unwrap();
     fs::write(test.root().join("taken/mine"), "mine").unwrap();
-    let coordinator = test.cluster.description().coordinator().unwrap();
+    let coordinator = coordinator(&test);
     let submit = |app: &str, input: &str, output: &str| {
         let output = flotilla(&[
             "mr",
@@ -334,13 +273,13 @@ async fn books_give_the_expected_results_whoever_is_killed() {
     let jobs = test.jobs();
     for app in ["wc", "indexer"] {
         let undisturbed = format!("{app}-undisturbed");
-        let submission = Submission { app, input: "pg-*.txt", output: &undisturbed, slow: "0ms" };
-        succeeded(&jobs, &submission.submit(&test)).await;
+        let submission = Submission { app, input: "pg-*.txt", output: &undisturbed, slow_ms: 0 };
+        succeeded(&jobs, &submission.submit(&coordinator(&test))).await;
         check_books(&data, app, &test.root().join(&undisturbed));
 
         let disturbed = format!("{app}-disturbed");
-        let submission = Submission { output: &disturbed, slow: "300ms", ..submission };
-        let id = submission.submit(&test);
+        let submission = Submission { output: &disturbed, slow_ms: 300, ..submission };
+        let id = submission.submit(&coordinator(&test));
         until(&jobs, &id, "all workers map", |job| running(job).0 == u32::from(WORKERS)).await;
         test.cluster.kill(Instance::Worker(1)).unwrap();
         test.cluster.restart(Instance::Worker(1)).unwrap();

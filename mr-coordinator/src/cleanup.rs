@@ -82,7 +82,7 @@ pub fn sweep(root: &Root, known: impl Fn(JobId) -> Known) -> io::Result<usize> {
         let nobodys = match known(job) {
             Known::Active => false,
             Known::Ended => true,
-            Known::No => is_old(&entry.path()),
+            Known::No => is_older(&entry.path(), STRANGER_AGE),
         };
         if nobodys {
             match remove_job(root, job) {
@@ -96,11 +96,12 @@ pub fn sweep(root: &Root, known: impl Fn(JobId) -> Known) -> io::Result<usize> {
     Ok(removed)
 }
 
-fn is_old(path: &Path) -> bool {
+/// Whether it was last changed so long ago.
+pub(crate) fn is_older(path: &Path, than: Duration) -> bool {
     let age =
         fs::symlink_metadata(path).and_then(|metadata| metadata.modified()).map(|at| at.elapsed());
     // A time in the future is no age.
-    matches!(age, Ok(Ok(age)) if age >= STRANGER_AGE)
+    matches!(age, Ok(Ok(age)) if age >= than)
 }
 
 /// Whether a map's run looks as it was committed: its length, and its footer's checksum. Blocks are

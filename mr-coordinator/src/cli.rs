@@ -35,6 +35,9 @@ struct Own {
     /// Fail a started job after so long without any worker for it; 0: never
     #[arg(long, value_name = "MILLISECONDS")]
     no_workers_grace_ms: Option<u64>,
+    /// The longest file that a job may send along
+    #[arg(long, value_name = "BYTES")]
+    blob_bytes_max: Option<u64>,
     /// What a queue gets of the slots, against 1 of a queue that is not named; repeatable
     #[arg(long = "queue-weight", value_name = "NAME=WEIGHT", value_parser = queue_weight)]
     #[serde(serialize_with = "as_table", skip_serializing_if = "Vec::is_empty")]

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     limits::{
-        JOBS_ACTIVE_MAX, JOBS_RUNNING_MAX, LEASE_MS_DEFAULT, LEASE_MS_MAX, LEASE_MS_MIN,
-        QUEUE_WEIGHT_MAX, QUEUES_MAX,
+        BLOB_BYTES_DEFAULT, JOBS_ACTIVE_MAX, JOBS_RUNNING_MAX, LEASE_MS_DEFAULT, LEASE_MS_MAX,
+        LEASE_MS_MIN, QUEUE_WEIGHT_MAX, QUEUES_MAX,
     },
     schedule::{self, Weights},
     scheduling::queue_is_good,
@@ -56,6 +56,8 @@ pub struct Config {
     pub no_workers_grace_ms: u64,
     /// How many jobs are planned and run at a time.
     pub jobs_running_max: usize,
+    /// How long a file may be that a job sends along, in bytes.
+    pub blob_bytes_max: u64,
     /// What queues get of the slots: name and weight; a queue that is not named has weight 1.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub queues: BTreeMap<String, u32>,
@@ -79,6 +81,7 @@ impl Default for Config {
             lease_ms: LEASE_MS_DEFAULT,
             no_workers_grace_ms: 60_000,
             jobs_running_max: JOBS_RUNNING_MAX,
+            blob_bytes_max: BLOB_BYTES_DEFAULT,
             queues: BTreeMap::new(),
             process: runtime::Process::default(),
             group: raftd::Settings { data: PathBuf::from("mr-coordinator-data"), ..group },

@@ -99,6 +99,8 @@ pub struct Lanes {
     pub plans: Lane,
     /// Publications.
     pub publications: Lane,
+    /// Files that jobs send along, piece by piece.
+    pub uploads: Lane,
     /// Removals.
     pub removals: Lane,
 }
@@ -114,6 +116,7 @@ impl Lanes {
             submissions: Lane::start("mr-submissions")?,
             plans: Lane::start("mr-plans")?,
             publications: Lane::start("mr-publish")?,
+            uploads: Lane::start("mr-uploads")?,
             removals: Lane::start("mr-removals")?,
         })
     }

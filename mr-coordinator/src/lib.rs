@@ -23,7 +23,9 @@ pub mod schedule;
 pub mod scheduling;
 pub mod snapshot;
 pub mod spec;
+pub mod streaming;
 
+pub mod blobs;
 pub mod cleanup;
 pub mod glob;
 pub mod output;

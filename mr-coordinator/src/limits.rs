@@ -54,6 +54,22 @@ pub const SPLITS_PER_REPLY_MAX: usize = 4_000;
 pub const ARGS_MAX: usize = 256;
 /// Bytes of all arguments of one job: they travel in the replicated spec and in each assignment.
 pub const ARG_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of the names and arguments of a job's programs, which travel likewise.
+pub const ARGV_BYTES_MAX: usize = 128 * 1024;
+/// Files that are sent along with one job.
+pub const SIDE_FILES_MAX: usize = 64;
+/// The longest name of one, in bytes: what Linux takes.
+pub const SIDE_FILE_NAME_BYTES_MAX: usize = 255;
+/// The largest of them without a wish of the operator's, in bytes: each attempt copies it.
+pub const BLOB_BYTES_DEFAULT: u64 = 256 * 1024 * 1024;
+/// The largest piece of one that is taken in at a time, in bytes.
+pub const BLOB_CHUNK_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Files that are taken in at a time: each holds a piece in memory.
+pub const UPLOADS_MAX: usize = 16;
+/// The least address space of a program, in bytes: less holds not even a C library.
+pub const PROGRAM_MEMORY_BYTES_MIN: u64 = 8 * 1024 * 1024;
+/// The fewest open files of a program: it begins with three, and its loader opens more.
+pub const PROGRAM_OPEN_FILES_MIN: u64 = 16;
 /// The widest record of one width, in bytes.
 pub const RECORD_BYTES_MAX: u32 = 16 * 1024 * 1024;
 /// The longest line that a job may allow, in bytes: a worker holds it in memory.

@@ -154,6 +154,7 @@ mod tests {
             overwrite,
             flow: crate::flow::Flow::default(),
             scheduling: Scheduling::default(),
+            streaming: None,
         }
     }
 

@@ -24,6 +24,7 @@ fn spec(inputs: &[&str]) -> Spec {
         overwrite: false,
         flow: Flow::default(),
         scheduling: Scheduling::default(),
+        streaming: None,
     }
 }
 

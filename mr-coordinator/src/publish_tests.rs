@@ -64,6 +64,7 @@ fn scene(output_format: OutputFormat, overwrite: bool) -> Scene {
         overwrite,
         flow: crate::flow::Flow::default(),
         scheduling: Scheduling::default(),
+        streaming: None,
     };
     let counters = BTreeMap::from([("MAP_TASKS".to_owned(), 1)]);
     let output_key = "results/out".to_owned();

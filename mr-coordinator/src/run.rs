@@ -12,12 +12,13 @@ use daemon::{
     runtime::{early, joined, until_stopping},
 };
 use raftd::{Advertised, Handle, Host, Role, Status, cli::Configuration};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::{
     config::{Config, NAME},
     driver::Driver,
     lanes::Lanes,
+    limits::UPLOADS_MAX,
     machine::Machine,
     root::Root,
     service::{self, Desk},
@@ -59,7 +60,10 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
         Driver::new(handle.clone(), root.clone(), lanes.clone(), scheduling, can_exchange);
     // Polls hang for seconds: they end with the driver, at once, so that the port can drain.
     let driver = tokio::spawn(driver.run(shutdown.clone()));
-    let desk = Desk { handle: handle.clone(), calls, lanes, root, can_exchange };
+    let uploads = Arc::new(Semaphore::new(UPLOADS_MAX));
+    let blob_bytes_max = config.blob_bytes_max;
+    let desk =
+        Desk { handle: handle.clone(), calls, lanes, root, can_exchange, uploads, blob_bytes_max };
     let routes = grpc::routes(proto::DESCRIPTORS, SERVICES, &readiness, &shutdown)
         .await?
         .add_service(service::jobs(desk.clone()))

@@ -5,6 +5,7 @@
 //! anything is proposed.
 
 mod jobs;
+mod uploads;
 mod views;
 mod workers;
 
@@ -14,7 +15,7 @@ use client::metadata::{EXECUTED, LEADER, MAYBE, NEVER};
 use proto::mapreduce::{jobs_server::JobsServer, workers_server::WorkersServer};
 use raftd::{Handle, Refused};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time::Instant,
 };
 use tonic::{Code, Status, metadata::AsciiMetadataValue};
@@ -52,6 +53,10 @@ pub struct Desk {
     pub root: Arc<Root>,
     /// Whether an output can be replaced.
     pub can_exchange: bool,
+    /// Room for files that are being taken in.
+    pub uploads: Arc<Semaphore>,
+    /// How long such a file may be, in bytes.
+    pub blob_bytes_max: u64,
 }
 
 /// The service that users call.

@@ -10,6 +10,7 @@ use crate::{
     ids::TaskKind,
     limits::*,
     scheduling::{Scheduling, put_scheduling, take_scheduling},
+    streaming::{Streaming, put_streaming, take_streaming},
 };
 
 /// How inputs become records.
@@ -81,6 +82,8 @@ pub struct Spec {
     pub flow: Flow,
     /// What it asks of the scheduler.
     pub scheduling: Scheduling,
+    /// The programs that are its app, if it brings some.
+    pub streaming: Option<Box<Streaming>>,
 }
 
 /// A spec that makes no sense.
@@ -136,6 +139,7 @@ impl Spec {
         check_range("task_timeout_ms", timeout, TASK_TIMEOUT_MS_MIN, TASK_TIMEOUT_MS_MAX)?;
         check_range("max_attempts", self.max_attempts.into(), 1, ATTEMPTS_MAX.into())?;
         check_range("slow_ms", self.slow_ms, 0, SLOW_MS_MAX)?;
+        self.streaming.as_ref().map_or(Ok(()), |streaming| streaming.check(self))?;
         self.scheduling.check()
     }
 
@@ -298,6 +302,7 @@ pub(crate) fn put_spec(out: &mut Encoder, spec: &Spec) {
     out.u8(u8::from(spec.overwrite));
     put_flow(out, &spec.flow);
     put_scheduling(out, &spec.scheduling);
+    out.option(spec.streaming.as_deref(), put_streaming);
 }
 
 pub(crate) fn take_spec(from: &mut Decoder<'_>) -> Result<Spec, BadBytes> {
@@ -328,6 +333,7 @@ pub(crate) fn take_spec(from: &mut Decoder<'_>) -> Result<Spec, BadBytes> {
         overwrite: from.u8()? != 0,
         flow: take_flow(from)?,
         scheduling: take_scheduling(from)?,
+        streaming: from.option(take_streaming)?.map(Box::new),
     })
 }
 

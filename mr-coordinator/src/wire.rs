@@ -3,6 +3,8 @@
 //! Decides which messages make sense by themselves; every number and text from outside is checked
 //! here before anything else sees it. Wire types stop in this module and in `service.rs`.
 
+mod streaming;
+
 use std::collections::BTreeMap;
 
 use proto::mapreduce as pb;
@@ -49,9 +51,10 @@ pub fn spec(wire: pb::JobSpec) -> Result<Spec, BadSpec> {
         Err(_) => return Err(unknown("output_format")),
     };
     let flow = flow(&wire)?;
+    let (app, streaming) = streaming::from_wire(&wire)?;
     let scheduling = scheduling(&wire, output_format)?;
     let spec = Spec {
-        app: wire.app,
+        app,
         inputs: wire.inputs,
         output: wire.output,
         reduces: wire.reduces,
@@ -66,6 +69,7 @@ pub fn spec(wire: pb::JobSpec) -> Result<Spec, BadSpec> {
         overwrite: wire.overwrite,
         flow,
         scheduling,
+        streaming,
     };
     spec.check()?;
     Ok(spec)
@@ -172,7 +176,7 @@ pub fn spec_to_wire(spec: &Spec) -> pb::JobSpec {
         compress_output: flow.compress_output,
         input_tags: flow.tags.clone(),
         expansion_max: flow.expansion_max,
-        ..scheduling_to_wire(&spec.scheduling)
+        ..streaming::to_wire(spec.streaming.as_deref(), scheduling_to_wire(&spec.scheduling))
     }
 }
 

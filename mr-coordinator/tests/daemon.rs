@@ -82,7 +82,7 @@ async fn bad_submissions_are_refused_and_leave_nothing() {
     let (is, message) = submit(|s| s.app = "nope".into()).await;
     assert_eq!(
         (is, message.as_str()),
-        (Code::InvalidArgument, "app: no worker has it; they have: wc")
+        (Code::InvalidArgument, "app: no worker has the app `nope`; they have: wc")
     );
     drop(worker);
     let jobs = bench.jobs().await.list(pb::ListRequest::default()).await.unwrap().into_inner();

@@ -87,6 +87,7 @@ fn spec(reduces: u32, number: u128) -> Spec {
         overwrite: false,
         flow: mr_coordinator::flow::Flow::default(),
         scheduling: Scheduling::default(),
+        streaming: None,
     }
 }
 

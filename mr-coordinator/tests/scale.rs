@@ -59,6 +59,7 @@ fn spec(reduces: u32) -> Spec {
         overwrite: false,
         flow: mr_coordinator::flow::Flow::default(),
         scheduling: Scheduling::default(),
+        streaming: None,
     }
 }
 

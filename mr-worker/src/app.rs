@@ -159,13 +159,13 @@ impl<F: Fold> Emitter<'_, F> {
     /// Emits a pair. If it cannot be kept, the map fails at the end of the block.
     #[inline]
     pub fn emit(&mut self, key: &[u8], input: F::Input<'_>) {
-        self.collector.add(key, 0..key.len(), input);
+        self.collector.add(key, input);
     }
 
     /// Emits a pair whose key lies in `text`: faster than [`Self::emit`] where text follows it.
     #[inline]
     pub fn emit_part(&mut self, text: &[u8], key: Range<usize>, input: F::Input<'_>) {
-        self.collector.add(text, key, input);
+        self.collector.add_part(text, key, input);
     }
 
     /// Writes a result as these pieces, whatever the job's format, in a job without reduces; in

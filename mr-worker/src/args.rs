@@ -29,6 +29,11 @@ impl Args {
         self.values.get(name).map(String::as_str)
     }
 
+    /// All, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.values.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// The value of an argument that has to be given.
     ///
     /// # Errors

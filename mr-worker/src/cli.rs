@@ -1,12 +1,9 @@
 //! The command line of a worker: the daemon, its health check, and, hidden, a slot.
 
-use std::{
-    env,
-    ffi::OsString,
-    path::{Path, PathBuf},
-};
+use std::{env, ffi::OsString, path::PathBuf};
 
 use daemon::{Code, Failure, addresses, flags, health, runtime, settings};
+use proto::BLOBS_DIR;
 use serde::Serialize;
 
 use crate::{
@@ -15,6 +12,10 @@ use crate::{
     config::Config,
     paths::Root,
     slot::{self, SlotCommand},
+    stream::{
+        Allowed, Launcher,
+        launch::{self, LaunchArguments, launch},
+    },
     task::Bench,
     worker,
 };
@@ -67,6 +68,9 @@ struct Flags {
     /// Have the apps by which the labs test a MapReduce, too: they crash and dawdle
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     lab_apps: Option<bool>,
+    /// Run programs that jobs bring or name, which can do whatever this worker's user can
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    allow_exec: Option<bool>,
     /// Accept an admin address that other machines can reach
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     insecure: Option<bool>,
@@ -79,6 +83,9 @@ enum Command {
     /// Run tasks for the worker that started this process
     #[command(hide = true)]
     Slot(SlotArguments),
+    /// Become a program, within limits, for the slot that started this process
+    #[command(hide = true)]
+    Launch(LaunchArguments),
 }
 
 #[derive(clap::Args, Debug)]
@@ -89,6 +96,8 @@ struct SlotArguments {
     memory_bytes: usize,
     #[arg(long)]
     lab_apps: bool,
+    #[arg(long)]
+    allow_exec: bool,
 }
 
 /// The body of a worker's `main`, with the apps that it has of its own, which go before built-in
@@ -101,8 +110,10 @@ pub fn main(
 ) -> Code {
     runtime::main(NAME, || {
         let arguments: Arguments = flags::parse(arguments)?;
-        if let Some(Command::Slot(slot)) = &arguments.command {
-            return Ok(serve_slot(slot, own)?);
+        match &arguments.command {
+            Some(Command::Slot(slot)) => return Ok(serve_slot(slot, slot_prefix, own)?),
+            Some(Command::Launch(program)) => return Err(launch(program).into()),
+            Some(Command::Health) | None => {}
         }
         let given = flags::given(&[&arguments.process, &arguments.own])?;
         let file = arguments.process.config.as_deref();
@@ -113,7 +124,7 @@ pub fn main(
                 let admin = addresses::resolve("admin", &config.admin)?;
                 Ok(health::run(NAME, admin)?)
             }
-            Some(Command::Slot(_)) | None => {
+            Some(Command::Slot(_) | Command::Launch(_)) | None => {
                 let slot = this_program(slot_prefix);
                 let programs = apps::all(own, config.lab_apps);
                 runtime::run(NAME, &config.process, &config, |shutdown| {
@@ -124,19 +135,25 @@ pub fn main(
     })
 }
 
-fn serve_slot(slot: &SlotArguments, own: &[&'static dyn Program]) -> Result<(), Failure> {
+fn serve_slot(
+    slot: &SlotArguments,
+    prefix: &[&str],
+    own: &[&'static dyn Program],
+) -> Result<(), Failure> {
     let programs = &apps::all(own, slot.lab_apps);
     let root = Root::open(&slot.root).map_err(|error| {
         Failure::configuration("a slot cannot open the shared root").because(error)
     })?;
-    slot::serve(&Bench { programs, root: &root, memory_bytes: slot.memory_bytes })
+    let allowed = slot.allow_exec.then(|| Allowed {
+        launcher: Launcher::of_this_program(prefix),
+        blobs: root.path().join(BLOBS_DIR),
+    });
+    let programs_of_jobs = allowed.as_ref();
+    slot::serve(&Bench { programs, root: &root, memory_bytes: slot.memory_bytes, programs_of_jobs })
 }
 
-/// How to start this program again as a slot. Its file may have been replaced since; what runs is
-/// then still found through /proc.
+/// How to start this program again as a slot.
 fn this_program(slot_prefix: &[&str]) -> SlotCommand {
-    let found = env::current_exe().ok().filter(|path| path.is_file());
-    let program = found.unwrap_or_else(|| Path::new("/proc/self/exe").to_owned());
     let arguments = slot_prefix.iter().chain(&["slot"]).map(OsString::from).collect();
-    SlotCommand { program, arguments }
+    SlotCommand { program: launch::this_program(), arguments }
 }

@@ -98,9 +98,15 @@ impl<F: Fold> Collector<F> {
         }
     }
 
+    /// Takes a pair; a failure is kept for [`Self::check`].
+    #[inline]
+    pub(crate) fn add(&mut self, key: &[u8], input: F::Input<'_>) {
+        self.add_part(key, 0..key.len(), input);
+    }
+
     /// Takes a pair whose key lies in `text`; a failure is kept for [`Self::check`].
     #[inline(always)]
-    pub(crate) fn add(&mut self, text: &[u8], key: Range<usize>, input: F::Input<'_>) {
+    pub(crate) fn add_part(&mut self, text: &[u8], key: Range<usize>, input: F::Input<'_>) {
         self.emitted += 1;
         if let Sink::Table(table) = &mut self.sink {
             match table.add(text, key, input) {

@@ -46,6 +46,8 @@ pub struct Config {
     pub coordinator_lost_timeout_ms: u64,
     /// Whether it has the apps by which the labs test a MapReduce.
     pub lab_apps: bool,
+    /// Whether it runs programs that jobs bring or name. They can do whatever this worker's user can.
+    pub allow_exec: bool,
     /// Where to serve metrics and health over HTTP.
     pub admin: String,
     /// Whether to accept an admin address that other machines can reach.
@@ -65,6 +67,7 @@ impl Default for Config {
             drain_grace_ms: 30_000,
             coordinator_lost_timeout_ms: 600_000,
             lab_apps: false,
+            allow_exec: false,
             admin: format!("127.0.0.1:{}", ports::MR_WORKER_ADMIN),
             insecure: false,
         }

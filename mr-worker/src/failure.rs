@@ -21,6 +21,18 @@ pub enum Failure {
         /// Whether another attempt would fail the same way, in the app's own judgement.
         permanent: bool,
     },
+    /// A program that streams failed.
+    #[error("{message}{}", place.as_ref().map(ToString::to_string).unwrap_or_default())]
+    Program {
+        /// How it ended, and what it was.
+        message: String,
+        /// What it was given last; nothing in a reduce.
+        place: Option<Place>,
+        /// What follows from that.
+        end: ProgramEnd,
+        /// Its last words on standard error.
+        stderr: String,
+    },
     /// An input could not be read.
     #[error("input {path}: {message}")]
     Input {
@@ -53,6 +65,17 @@ pub enum Failure {
     /// A defect of Flotilla itself, or an order that makes no sense.
     #[error("internal: {0}")]
     Internal(String),
+}
+
+/// How a program failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProgramEnd {
+    /// It ran and failed, or wrote what makes no sense: another attempt may do better.
+    Failed,
+    /// It cannot run at all, here or anywhere.
+    Unfit,
+    /// It met a limit.
+    Exhausted,
 }
 
 /// Where in the inputs something happened.
@@ -107,6 +130,9 @@ impl Failure {
         match self {
             Self::User { message, place: None, permanent } => {
                 Self::User { message, place: Some(at()), permanent }
+            }
+            Self::Program { message, place: None, end, stderr } => {
+                Self::Program { message, place: Some(at()), end, stderr }
             }
             other => other,
         }

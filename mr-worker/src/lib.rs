@@ -52,6 +52,7 @@ pub mod run;
 mod session;
 mod slot;
 mod sort;
+pub mod stream;
 pub mod task;
 pub mod words;
 pub mod worker;

@@ -1,6 +1,9 @@
 //! What a task amounts to: its result in a few numbers, its counters, and its progress on the way.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use crate::failure::Failure;
 
@@ -21,6 +24,11 @@ impl Counters {
     pub(crate) fn add(&mut self, name: &'static str, count: u64) {
         let sum = self.counts.entry(name.to_owned()).or_default();
         *sum = sum.saturating_add(count);
+    }
+
+    /// Puts another count in the place of one of the engine's own.
+    pub(crate) fn replace(&mut self, name: &'static str, count: u64) {
+        self.counts.insert(name.to_owned(), count);
     }
 
     /// Adds to one of an app's.
@@ -80,6 +88,8 @@ pub const MAP_INPUT_BYTES: &str = "MAP_INPUT_BYTES";
 pub const MAP_INPUT_LINES: &str = "MAP_INPUT_LINES";
 /// Pairs that the mapper emitted.
 pub const MAP_OUTPUT_RECORDS: &str = "MAP_OUTPUT_RECORDS";
+/// Records that a combining program read.
+pub const COMBINE_INPUT_RECORDS: &str = "COMBINE_INPUT_RECORDS";
 /// Records that the map wrote.
 pub const COMBINE_OUTPUT_RECORDS: &str = "COMBINE_OUTPUT_RECORDS";
 /// Records that the reduce read.
@@ -122,7 +132,35 @@ pub struct Progress {
     bytes: u64,
     /// Calls of `advance` since the last report.
     silent: u32,
+    voice: Arc<Mutex<Voice>>,
+}
+
+/// What is told, and to whom.
+struct Voice {
+    records: u64,
+    bytes: u64,
+    /// Signs of life beside the input. Each is told as a byte: what is looked for is a change.
+    signs: u64,
     report: Box<dyn FnMut(u64, u64) + Send>,
+}
+
+impl Voice {
+    fn tell(&mut self) {
+        (self.report)(self.records, self.bytes + self.signs);
+    }
+}
+
+/// Tells that an attempt lives while it reads no input.
+#[derive(Clone)]
+pub(crate) struct Pulse(Arc<Mutex<Voice>>);
+
+impl Pulse {
+    /// A sign of life.
+    pub(crate) fn beat(&self) {
+        let mut voice = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        voice.signs += 1;
+        voice.tell();
+    }
 }
 
 /// How many steps go by without a report, at most.
@@ -131,7 +169,13 @@ const SILENT_MAX: u32 = 4_096;
 impl Progress {
     /// Tells `report` the totals of records and bytes, now and then.
     pub fn new(report: impl FnMut(u64, u64) + Send + 'static) -> Self {
-        Self { records: 0, bytes: 0, silent: 0, report: Box::new(report) }
+        let voice = Voice { records: 0, bytes: 0, signs: 0, report: Box::new(report) };
+        Self { records: 0, bytes: 0, silent: 0, voice: Arc::new(Mutex::new(voice)) }
+    }
+
+    /// What tells that the attempt lives.
+    pub(crate) fn pulse(&self) -> Pulse {
+        Pulse(Arc::clone(&self.voice))
     }
 
     /// Counts single records.
@@ -148,6 +192,8 @@ impl Progress {
     /// Reports now.
     pub(crate) fn tell(&mut self) {
         self.silent = 0;
-        (self.report)(self.records, self.bytes);
+        let mut voice = self.voice.lock().unwrap_or_else(PoisonError::into_inner);
+        (voice.records, voice.bytes) = (self.records, self.bytes);
+        voice.tell();
     }
 }

@@ -16,7 +16,7 @@ use proto::mapreduce::{
 use crate::{
     app::{Context, Program},
     apps,
-    failure::Failure,
+    failure::{Failure, Place, ProgramEnd},
     input::{
         EXPANSION_DEFAULT, LINE_BYTES_DEFAULT, LINE_BYTES_MAX, LongLines, Packing, Piece, Reading,
     },
@@ -29,6 +29,7 @@ use crate::{
     record::Records,
     reduce::{InputRun, Patience, ReduceTask},
     run::{Codec, PARTITIONS_MAX},
+    stream::{self, Allowed, Streaming},
 };
 
 /// The largest file of cut points, in bytes.
@@ -45,6 +46,8 @@ pub struct Bench<'a> {
     pub root: &'a Root,
     /// The memory of a map's table, in bytes.
     pub memory_bytes: usize,
+    /// What running programs takes, if jobs may have their own run here.
+    pub programs_of_jobs: Option<&'a Allowed>,
 }
 
 impl Bench<'_> {
@@ -66,8 +69,12 @@ impl Bench<'_> {
     fn attempt(&self, assignment: &Assignment, mut progress: Progress) -> Result<Outcome, Failure> {
         let spec = assignment.spec.as_ref().ok_or_else(|| senseless("it has no spec"))?;
         let work = assignment.work.as_ref().ok_or_else(|| senseless("it has no work"))?;
-        let program = apps::find(self.programs, &spec.app)
-            .ok_or_else(|| Failure::user(format!("this worker has no app {:?}", spec.app)))?;
+        let streaming = self.streaming(assignment, spec)?;
+        let program: &dyn Program = match &streaming {
+            Some(streaming) => streaming,
+            None => apps::find(self.programs, &spec.app)
+                .ok_or_else(|| Failure::user(format!("this worker has no app {:?}", spec.app)))?,
+        };
         let dir = self.create_dir(&assignment.attempt_dir)?;
         let context = context(assignment, spec)?;
         let outcome = match work {
@@ -83,6 +90,24 @@ impl Bench<'_> {
         // The hook of tests that must catch an attempt between its work and its report.
         thread::sleep(Duration::from_millis(spec.slow_ms));
         Ok(outcome)
+    }
+
+    /// The programs of a job that brings its own.
+    fn streaming(
+        &self,
+        assignment: &Assignment,
+        spec: &wire::JobSpec,
+    ) -> Result<Option<Streaming>, Failure> {
+        let Some(programs) = stream::programs(spec)? else { return Ok(None) };
+        let allowed = self.programs_of_jobs.cloned().ok_or_else(|| {
+            Failure::user(
+                "this worker runs no programs of jobs: it was started without --allow-exec",
+            )
+        })?;
+        let attempt = assignment.attempt.clone().unwrap_or_default();
+        let attempt = format!("{}-{}", attempt.epoch, attempt.sequence);
+        let line_bytes_max = reading(spec)?.line_bytes_max;
+        Ok(Some(Streaming { programs, allowed, attempt, line_bytes_max }))
     }
 
     fn create_dir(&self, relative: &str) -> Result<PathBuf, Failure> {
@@ -312,6 +337,9 @@ fn reason(failure: Failure, assignment: &Assignment) -> FailureReason {
             let message = cut(message);
             Kind::User(wire::UserError { message, path, offset, permanent, exact })
         }
+        Failure::Program { message, place, end, stderr } => {
+            return program_reason(message, place, end, stderr);
+        }
         Failure::Input { path, message, permanent } => {
             Kind::Input(wire::InputError { path, message: cut(message), permanent })
         }
@@ -329,6 +357,30 @@ fn reason(failure: Failure, assignment: &Assignment) -> FailureReason {
         Failure::Internal(message) => Kind::Internal(wire::Internal { message: cut(message) }),
     };
     FailureReason { kind: Some(kind), stderr_tail: String::new() }
+}
+
+fn program_reason(
+    message: String,
+    place: Option<Place>,
+    end: ProgramEnd,
+    stderr_tail: String,
+) -> FailureReason {
+    let kind = match end {
+        ProgramEnd::Exhausted => Kind::Resource(wire::ResourceExhausted { message: cut(message) }),
+        ProgramEnd::Failed | ProgramEnd::Unfit => {
+            let (path, offset) = place.map_or_else(Default::default, |at| (at.document, at.offset));
+            let permanent = end == ProgramEnd::Unfit;
+            // It has read ahead: the place is the block that it was given, never a record.
+            Kind::User(wire::UserError {
+                message: cut(message),
+                path,
+                offset,
+                permanent,
+                exact: false,
+            })
+        }
+    };
+    FailureReason { kind: Some(kind), stderr_tail }
 }
 
 fn attempt_of_run(assignment: &Assignment, input: usize) -> Option<AttemptId> {

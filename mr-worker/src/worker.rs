@@ -3,6 +3,7 @@
 use std::{ffi::OsString, path::PathBuf, sync::Arc};
 
 use daemon::{Failure, Readiness, Shutdown, addresses, admin::Admin, metrics::Metrics};
+use proto::STREAMING_APP;
 use rand::RngExt;
 
 use crate::{
@@ -47,7 +48,7 @@ pub async fn run(
         name: config.worker_name(port)?,
         incarnation: rand::rng().random::<[u8; 16]>().to_vec(),
         slots,
-        apps: names(programs),
+        apps: names(programs, config.allow_exec)?,
     };
     tracing::info!(name = identity.name, slots, admin_port = port, "worker set up");
     let readiness = Readiness::waiting("not registered with a coordinator");
@@ -72,15 +73,25 @@ pub async fn run(
     }
 }
 
-/// The names of the apps, each once.
-fn names(programs: &[&'static dyn Program]) -> Vec<String> {
-    let mut names: Vec<String> = Vec::with_capacity(programs.len());
+/// The names of the apps, each once; of what stands for programs of jobs, if they are allowed.
+///
+/// # Errors
+/// Configuration, when an app has that name.
+fn names(programs: &[&'static dyn Program], allow_exec: bool) -> Result<Vec<String>, Failure> {
+    let mut names: Vec<String> = Vec::with_capacity(programs.len() + 1);
     for program in programs {
+        if program.name() == STREAMING_APP {
+            let message = format!("an app is named {STREAMING_APP:?}, which no app can be");
+            return Err(Failure::configuration(message));
+        }
         if names.iter().all(|name| name != program.name()) {
             names.push(program.name().to_owned());
         }
     }
-    names
+    if allow_exec {
+        names.push(STREAMING_APP.to_owned());
+    }
+    Ok(names)
 }
 
 /// What a slot must know is given to it as arguments.
@@ -97,6 +108,9 @@ fn with_arguments(
     ]);
     if config.lab_apps {
         slot.arguments.push(OsString::from("--lab-apps"));
+    }
+    if config.allow_exec {
+        slot.arguments.push(OsString::from("--allow-exec"));
     }
     Ok(slot)
 }

@@ -14,6 +14,13 @@ pub use shard_of::{LEASE_SHARD_BITS, SHARDS_DEFAULT, shard_of, shard_of_lease, s
 /// The version of the peer protocol; a member refuses a peer that speaks a newer one.
 pub const PEER_PROTOCOL_VERSION: u32 = 2;
 
+/// The name of the app that stands for programs (`JobSpec.streaming`): a worker that allows them
+/// registers it among its apps, and no other app can have it.
+pub const STREAMING_APP: &str = "streaming";
+
+/// The work root, where files that jobs send along lie by their digests, relative to the shared root.
+pub const BLOBS_DIR: &str = ".flotilla/blobs";
+
 /// The encoded `FileDescriptorSet` of all packages, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

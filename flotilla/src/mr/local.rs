@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -23,12 +24,16 @@ use mr_coordinator::root::{PathError, Root};
 use mr_coordinator::schedule::{Assignment, Run, Work};
 use mr_coordinator::spec::Spec;
 use mr_coordinator::wire;
+use mr_worker::stream::{Allowed, Launcher};
 use mr_worker::task::Bench;
 use proto::mapreduce::{FailureReason, Job, JobFailure, JobSpec, JobState, Success, TaskProgress};
 
-use super::watch;
+use super::{programs::unkept, submit, watch};
 use crate::output::Output;
 use crate::units;
+
+/// The memory of a task without a wish, in bytes.
+const MEMORY_DEFAULT: u64 = 256 << 20;
 
 /// What runs a job here.
 #[derive(clap::Args, Clone, Debug)]
@@ -43,27 +48,52 @@ pub(super) struct Here {
     /// With --local: run this many tasks at a time [default: as many as there are processors]
     #[arg(long, value_name = "COUNT", requires = "local")]
     slots: Option<usize>,
-    /// With --local: the memory of a task for sorting, combining and merging
-    #[arg(long, value_name = "BYTES", value_parser = units::size, default_value = "256MiB",
-          requires = "local")]
+    /// With --local: the memory of a task for sorting, combining and merging [default: 256MiB]
+    #[arg(long, value_name = "BYTES", value_parser = units::size, default_value_t = MEMORY_DEFAULT,
+          requires = "local", hide_default_value = true)]
     memory: u64,
 }
 
 /// The term of everything that runs here: there is one leader, this process.
 const EPOCH: u64 = 1;
 
+impl Here {
+    /// In this directory, with what is usual.
+    pub(super) fn below(root: &Path) -> Self {
+        Self { local: true, root: Some(root.to_owned()), slots: None, memory: MEMORY_DEFAULT }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.root.clone().unwrap_or_else(|| PathBuf::from("."))
+    }
+
+    fn missing(&self, error: io::Error) -> Failure {
+        let message = format!("the root {} is no directory", self.root().display());
+        Failure::new(Code::NotFound, message).because(error)
+    }
+}
+
 /// Runs a job to its end, and tells how it ended.
 ///
 /// # Errors
 /// Why there is no result.
-pub(super) fn run(spec: JobSpec, local: &Here, output: Output) -> Result<(), Failure> {
+pub(super) fn run(job: submit::Arguments, here: &Here, output: Output) -> Result<(), Failure> {
+    let programs = job.programs.clone();
+    let mut spec = submit::spec(job)?;
+    let side = tempfile::tempdir().map_err(unkept)?;
+    spec.files = programs.keep(side.path())?;
+    watch::conclude(&self::job(spec, here, side.path())?, output)
+}
+
+/// Runs a job to its end. What goes along with it lies below `side`.
+///
+/// # Errors
+/// Why there is no result.
+pub(super) fn job(spec: JobSpec, local: &Here, side: &Path) -> Result<Job, Failure> {
     let began = now_ms();
     let spec = wire::spec(spec).map_err(|bad| Failure::new(Code::Failed, bad.to_string()))?;
-    let path = local.root.clone().unwrap_or_else(|| PathBuf::from("."));
-    let missing = |error| {
-        let message = format!("the root {} is no directory", path.display());
-        Failure::new(Code::NotFound, message).because(error)
-    };
+    let path = local.root();
+    let missing = |error| local.missing(error);
     let (root, worker_root) = (
         Root::open(&path).map_err(missing)?,
         mr_worker::paths::Root::open(&path).map_err(missing)?,
@@ -74,7 +104,11 @@ pub(super) fn run(spec: JobSpec, local: &Here, output: Output) -> Result<(), Fai
     let slots =
         local.slots.unwrap_or_else(|| thread::available_parallelism().map_or(1, Into::into));
     let memory_bytes = usize::try_from(local.memory).unwrap_or(usize::MAX);
-    let bench = Bench { programs: &programs, root: &worker_root, memory_bytes };
+    // Who runs a job here allows its programs.
+    let launcher = Launcher::of_this_program(&["mr-worker"]);
+    let allowed = Allowed { launcher, blobs: side.join(proto::BLOBS_DIR) };
+    let programs_of_jobs = Some(&allowed);
+    let bench = Bench { programs: &programs, root: &worker_root, memory_bytes, programs_of_jobs };
     let job = JobId(uuid::Uuid::now_v7().as_u128());
     let tasks = Tasks { root: &root, bench: &bench, job, slots };
     let ended = tasks.run(&Arc::new(spec));
@@ -83,7 +117,7 @@ pub(super) fn run(spec: JobSpec, local: &Here, output: Output) -> Result<(), Fai
     }
     let mut ended = ended?;
     (ended.submitted_unix_ms, ended.ended_unix_ms) = (began, now_ms());
-    watch::conclude(&ended, output)
+    Ok(ended)
 }
 
 fn now_ms() -> u64 {

@@ -1,27 +1,27 @@
 //! `flotilla mr`: submits, watches, lists and cancels MapReduce jobs, and shows their results.
 //!
-//! [`submit`] turns flags into a job, [`local`] runs one in this process, [`watch`] follows one to its
+//! [`programs`] are jobs' own programs, [`submit`] turns flags into a job, [`local`] runs one in this process, [`watch`] follows one to its
 //! end, [`tasks`] tells what runs where, [`show`] says how a job is.
 
 mod local;
+mod programs;
+mod results;
 mod show;
 mod submit;
 mod tasks;
 mod watch;
 
-use std::fs::File;
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use client::{JobClient, Options};
-use daemon::{Code, Failure};
-use proto::mapreduce::{JobState, ListRequest};
+use daemon::Failure;
+use proto::mapreduce::ListRequest;
 use serde_json::{Value, json};
 
-use crate::output::{Output, malformed, refused, unwritable};
+use crate::output::{Output, malformed, refused};
 use crate::units;
-use crate::whereabouts::{self, Coordinator};
+use crate::whereabouts::Coordinator;
 
 pub(crate) use show::{explain, state_name};
 pub(crate) use watch::has_ended;
@@ -31,9 +31,13 @@ Examples:
   flotilla mr submit --app wc --input 'books/*.txt' --output counts --wait
   flotilla mr submit --app indexer --input 'books/*.txt' --output index --reduces 4
   flotilla mr run --local --app sort --total-order --input log.txt --output sorted
+  flotilla mr submit --mapper ./m.py --reducer ./r.py --file m.py --file r.py --input log --output out
+  flotilla mr test --mapper ./m.py --reducer ./r.py --file m.py --file r.py < sample
   flotilla mr list
   flotilla mr get JOB
+  flotilla mr watch JOB
   flotilla mr cat JOB | sort -k2 -nr | head
+  flotilla mr get-output JOB counts.txt --merge
   flotilla mr cancel JOB
 
 Paths are below the root that coordinator and workers share.";
@@ -60,6 +64,8 @@ enum Command {
     Submit(Box<submit::Arguments>),
     /// Run a job and wait for its end; with --local in this process, without a cluster
     Run(Box<Run>),
+    /// Run programs on standard input as a job would, and print their results: mapper, sort, reducer
+    Test(programs::Test),
     /// List jobs, newest first
     List {
         /// At most so many
@@ -94,14 +100,35 @@ enum Command {
         /// Its id
         job: String,
     },
-    /// Print the results of a job, partition after partition
-    Cat {
+    /// Follow a job to its end: a line of progress, then how it ended
+    Watch {
         /// Its id
         job: String,
-        /// The root that coordinator and workers share [default: that of the running `flotilla
-        /// up`, or the working directory]
-        #[arg(long, value_name = "DIR", env = "FLOTILLA_ROOT")]
-        root: Option<PathBuf>,
+    },
+    /// Show what a job has counted, of committed tasks
+    Counters {
+        /// The job's id
+        job: String,
+    },
+    /// Print the results of a job, partition after partition
+    Cat(results::Where),
+    /// Print the first lines of a job's results
+    Head {
+        #[command(flatten)]
+        of: results::Where,
+        /// How many
+        #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 10)]
+        lines: u64,
+    },
+    /// Copy the results of a job to a new directory, or with --merge to one new file
+    GetOutput {
+        #[command(flatten)]
+        of: results::Where,
+        /// The directory or file, which must not exist
+        target: PathBuf,
+        /// Unpack all results, one behind the other, into one file
+        #[arg(long)]
+        merge: bool,
     },
 }
 
@@ -118,7 +145,10 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
     if let Command::Run(run) = &arguments.command
         && run.here.local
     {
-        return local::run(submit::spec(run.job.clone())?, &run.here, output);
+        return local::run(run.job.clone(), &run.here, output);
+    }
+    if let Command::Test(test) = &arguments.command {
+        return programs::test(test, output);
     }
     let options = Options::with_deadline(Duration::from_millis(arguments.timeout));
     let jobs = JobClient::connect(arguments.coordinator.resolve()?, options).map_err(malformed)?;
@@ -129,6 +159,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
             submit.wait = true;
             submit::run(&jobs, submit, output).await
         }
+        Command::Test(test) => programs::test(&test, output),
         Command::List { limit } => list(&jobs, limit, output).await,
         Command::Get { job, wait } => {
             let found = jobs.get(&job, 0).await.map_err(refused)?;
@@ -145,7 +176,16 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
             let text = format!("{} is {}", found.id, state_name(found.state()));
             output.result(&text, &show::value(&found))
         }
-        Command::Cat { job, root } => cat(&jobs, &job, root).await,
+        Command::Watch { job } => {
+            let found = jobs.get(&job, 0).await.map_err(refused)?;
+            watch::to_the_end(&jobs, found, output).await
+        }
+        Command::Counters { job } => results::counters(&jobs, &job, output).await,
+        Command::Cat(of) => results::cat(&jobs, &of).await,
+        Command::Head { of, lines } => results::head(&jobs, &of, lines).await,
+        Command::GetOutput { of, target, merge } => {
+            results::get_output(&jobs, &of, &target, merge, output).await
+        }
     }
 }
 
@@ -167,27 +207,4 @@ async fn list(jobs: &JobClient, limit: u32, output: Output) -> Result<(), Failur
     }
     let values: Vec<Value> = found.iter().map(show::value).collect();
     output.result(&show::table(&found), &json!({ "jobs": values }))
-}
-
-async fn cat(jobs: &JobClient, id: &str, root: Option<PathBuf>) -> Result<(), Failure> {
-    let job = jobs.get(id, 0).await.map_err(refused)?;
-    if job.state() != JobState::Succeeded {
-        let message = format!("{id} has no results: it is {}", state_name(job.state()));
-        return Err(Failure::new(Code::Failed, message));
-    }
-    let root = whereabouts::root(root.as_deref())?;
-    let mut out = io::stdout().lock();
-    for name in &job.outputs {
-        let path = root.join(name);
-        let mut file = File::open(&path).map_err(|error| {
-            let message = format!(
-                "the result {} cannot be read; --root names the directory that coordinator and \
-                 workers share",
-                path.display()
-            );
-            Failure::new(Code::Failed, message).because(error)
-        })?;
-        io::copy(&mut file, &mut out).map_err(unwritable)?;
-    }
-    io::Write::flush(&mut out).map_err(unwritable)
 }

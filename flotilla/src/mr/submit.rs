@@ -8,7 +8,7 @@ use proto::mapreduce::{
     self as wire, Compression, InputFormat, JobSpec, LongLines, OutputFormat, Partitioner,
 };
 
-use super::{show, watch};
+use super::{programs::Programs, show, watch};
 use crate::output::{Output, refused};
 use crate::units;
 
@@ -19,8 +19,11 @@ const INDEXER: &str = "indexer";
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Arguments {
     /// What to run: an app of the workers, such as wc, indexer, grep, sort, top or join
-    #[arg(long)]
-    app: String,
+    #[arg(long, required_unless_present_any = ["mapper", "reducer"],
+          conflicts_with_all = ["mapper", "combiner", "reducer"])]
+    app: Option<String>,
+    #[command(flatten)]
+    pub(super) programs: Programs,
     /// What the app is told; say it again for more
     #[arg(short = 'D', value_name = "NAME=VALUE")]
     define: Vec<String>,
@@ -196,7 +199,10 @@ pub(super) async fn run(
 ) -> Result<(), Failure> {
     let token = arguments.token.take().unwrap_or_else(JobClient::token);
     let wait = arguments.wait;
-    let submitted = jobs.submit(spec(arguments)?, token.clone()).await;
+    let programs = arguments.programs.clone();
+    let mut spec = spec(arguments)?;
+    spec.files = programs.send(jobs).await?;
+    let submitted = jobs.submit(spec, token.clone()).await;
     let reply = submitted.map_err(|error| unsettled(error, &token))?;
     let existed = reply.existed;
     let job = reply.job.unwrap_or_default();
@@ -228,7 +234,7 @@ fn unsettled(error: Error, token: &str) -> Failure {
 /// # Errors
 /// A wrong call, naming the flag.
 pub(super) fn spec(arguments: Arguments) -> Result<JobSpec, Failure> {
-    let whole = arguments.app == INDEXER;
+    let whole = arguments.app.as_deref() == Some(INDEXER);
     let default = if whole { (InputFormat::Whole, 0) } else { (InputFormat::Text, 0) };
     let (input_format, record_bytes) = arguments.input_format.unwrap_or(default);
     let output_format = match arguments.output_format {
@@ -245,7 +251,8 @@ pub(super) fn spec(arguments: Arguments) -> Result<JobSpec, Failure> {
         _ => Partitioner::Prefix,
     };
     Ok(JobSpec {
-        app: arguments.app,
+        app: arguments.app.unwrap_or_default(),
+        streaming: arguments.programs.streaming()?,
         inputs,
         output: arguments.output,
         reduces: arguments.reduces,
@@ -305,7 +312,7 @@ fn compression(how: Option<Compress>) -> Compression {
     }
 }
 
-fn definitions(given: &[String]) -> Result<HashMap<String, String>, Failure> {
+pub(super) fn definitions(given: &[String]) -> Result<HashMap<String, String>, Failure> {
     let pair = |text: &String| {
         let parted = text.split_once('=').filter(|(name, _)| !name.is_empty());
         let (name, value) = parted.ok_or_else(|| {

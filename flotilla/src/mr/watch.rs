@@ -110,18 +110,26 @@ pub(super) fn conclude(job: &Job, output: Output) -> Result<(), Failure> {
 struct Shown {
     progress: Progress,
     began: Instant,
+    /// The input that was mapped when it began to be watched, in bytes.
+    mapped_before: u64,
+    /// The most maps and reduces that were ever committed.
+    most: (u32, u32),
 }
 
 impl Shown {
     fn new(job: &Job) -> Self {
-        let mut shown = Self { progress: Progress::default(), began: Instant::now() };
+        let (progress, began) = (Progress::default(), Instant::now());
+        let mapped_before = tasks(job.maps).bytes_committed;
+        let mut shown = Self { progress, began, mapped_before, most: (0, 0) };
         shown.draw(job);
         shown
     }
 
     fn draw(&mut self, job: &Job) {
         let (maps, reduces) = (tasks(job.maps), tasks(job.reduces));
-        let text = line(job, &maps, &reduces, self.began.elapsed());
+        self.most = (self.most.0.max(maps.committed), self.most.1.max(reduces.committed));
+        let mapped = maps.bytes_committed.saturating_sub(self.mapped_before);
+        let text = line(job, self.most, mapped, self.began.elapsed());
         let (done, total) = (maps.committed + reduces.committed, maps.total + reduces.total);
         self.progress.draw(done.into(), total.into(), state_name(job.state()), text);
     }
@@ -131,31 +139,83 @@ fn tasks(progress: Option<TaskProgress>) -> TaskProgress {
     progress.unwrap_or_default()
 }
 
-fn line(job: &Job, maps: &TaskProgress, reduces: &TaskProgress, elapsed: Duration) -> String {
+/// What is shown of a job of which so many maps and reduces were ever committed, and of whose input
+/// so many bytes were mapped in this time.
+fn line(job: &Job, most: (u32, u32), mapped: u64, elapsed: Duration) -> String {
     let app = job.spec.as_ref().map_or("", |spec| spec.app.as_str());
-    let seconds = elapsed.as_secs();
-    let waiting = match job.waiting_for.as_str() {
-        "" => String::new(),
-        why => format!(" | waiting: {why}"),
-    };
-    format!(
-        "{} {app} {} | map {}/{} | reduce {}/{} | retries {} | workers {} | {:02}:{:02}{waiting}",
+    let (maps, reduces) = (tasks(job.maps), tasks(job.reduces));
+    let percent = (100 * maps.bytes_committed).checked_div(maps.bytes_total).unwrap_or(0);
+    let seconds = elapsed.as_secs_f64().max(0.001);
+    let mut line = format!(
+        "{} {app} {} | map {}/{} {percent}% {:.0} MB/s | reduce {}/{}",
         job.id,
         state_name(job.state()),
         maps.committed,
         maps.total,
+        mapped as f64 / 1e6 / seconds,
         reduces.committed,
         reduces.total,
+    );
+    let left = maps.total - maps.committed.min(maps.total);
+    if reduces.total > 0 && left > 0 {
+        line.push_str(&format!(" waiting for {left} maps"));
+    }
+    for (kind, most, now) in
+        [("maps", most.0, maps.committed), ("reduces", most.1, reduces.committed)]
+    {
+        if now < most {
+            line.push_str(&format!(
+                " | {} {kind} again, since their results were lost",
+                most - now
+            ));
+        }
+    }
+    let skipped = job.counters.get("SKIPPED_RECORDS").unwrap_or(&0);
+    let seconds = elapsed.as_secs();
+    line.push_str(&format!(
+        " | retries {} | skipped {skipped} | workers {} | {:02}:{:02}",
         maps.retries + reduces.retries,
         job.workers,
         seconds / 60,
         seconds % 60
-    )
+    ));
+    if !job.waiting_for.is_empty() {
+        line.push_str(&format!(" | waiting: {}", job.waiting_for));
+    }
+    line
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_line_tells_what_is_waited_for_and_why_work_is_done_again() {
+        let progress = |committed, total| TaskProgress {
+            total,
+            committed,
+            retries: 1,
+            bytes_committed: 100 * u64::from(committed),
+            bytes_total: 100 * u64::from(total),
+            ..TaskProgress::default()
+        };
+        let mut job = Job {
+            id: "01".to_owned(),
+            state: JobState::Mapping.into(),
+            maps: Some(progress(3, 4)),
+            reduces: Some(progress(0, 2)),
+            workers: 2,
+            ..Job::default()
+        };
+        let found = line(&job, (3, 0), 30_000_000, Duration::from_secs(3));
+        let expected = "01  mapping | map 3/4 75% 10 MB/s | reduce 0/2 waiting for 1 maps \
+                        | retries 2 | skipped 0 | workers 2 | 00:03";
+        assert_eq!(found, expected);
+        job.maps = Some(progress(2, 4));
+        let found = line(&job, (4, 0), 0, Duration::from_secs(60));
+        assert!(found.contains("| 2 maps again, since their results were lost |"), "{found}");
+        assert!(found.contains("waiting for 2 maps"), "{found}");
+    }
 
     #[test]
     fn a_job_ends_with_the_exit_code_of_its_state() {

@@ -84,6 +84,9 @@ pub(crate) struct Arguments {
     /// How many tasks each worker runs at a time [default: one for each processor]
     #[arg(long, value_name = "COUNT")]
     slots: Option<u32>,
+    /// Let workers run programs that jobs bring, which can do whatever you can
+    #[arg(long)]
+    allow_exec: bool,
     /// Keep all data here
     #[arg(long, default_value = DIR_DEFAULT)]
     dir: PathBuf,
@@ -149,6 +152,9 @@ fn plan(arguments: &Arguments, before: Option<&Description>, program: PathBuf) -
     plan.root.clone_from(&arguments.root);
     plan.slots = arguments.slots;
     plan.insecure = arguments.insecure;
+    if arguments.allow_exec {
+        plan.further.worker.push("--allow-exec".to_owned());
+    }
     plan
 }
 

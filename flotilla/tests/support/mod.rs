@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 pub(crate) mod groups;
+pub(crate) mod jobs;
 pub(crate) mod proxy;
 
 use std::collections::BTreeMap;

@@ -11,6 +11,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{Call, Done, Request, Told, Tools, answer, ask_state, tell};
 use crate::{
+    blobs,
     cleanup::{self, Known},
     command::Command,
     failure::Record,
@@ -23,6 +24,7 @@ use crate::{
     output, plan,
     publish::{self, AllSteps, Part, Publication, PublishError},
     schedule::{Effect, Event, Now, ProposalId, PublishOutcome, Reply, Scheduler, Ticket, Trouble},
+    streaming::SideFile,
 };
 
 /// How long a proposal may take before its outcome counts as unknown.
@@ -386,6 +388,15 @@ impl Leading {
                 Ok(0) => {}
                 Ok(removed) => tracing::info!(removed, "directories of ended jobs removed"),
                 Err(error) => tracing::warn!(%error, "the work root cannot be listed"),
+            }
+            let active = state.jobs().filter(|job| !job.state.terminal());
+            let files =
+                active.filter_map(|job| job.spec.streaming.as_ref()).flat_map(|is| &is.files);
+            let named = files.map(SideFile::blob).collect();
+            match blobs::sweep(&root, &named) {
+                Ok(0) => {}
+                Ok(removed) => tracing::info!(removed, "side files of no job removed"),
+                Err(error) => tracing::warn!(%error, "side files cannot be listed"),
             }
         };
         if tools.lanes.removals.send(sweep).is_err() {

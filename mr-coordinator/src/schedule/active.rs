@@ -461,6 +461,7 @@ mod tests {
             overwrite: false,
             flow: crate::flow::Flow::default(),
             scheduling: Scheduling::default(),
+            streaming: None,
         }
     }
 

@@ -19,6 +19,7 @@ use crate::{
     job::JobState,
     limits::PRIORITY_MAX,
     spec::{Plan, PlanRoot, Spec},
+    streaming::nobody_runs,
 };
 
 /// How long a job that is given up waits until its attempts have been told.
@@ -179,8 +180,7 @@ impl Scheduler {
                 let message = if self.roster.is_empty() {
                     format!("no worker was heard from for {grace} ms")
                 } else {
-                    let known = self.roster.apps().join(", ");
-                    format!("no worker has the app `{app}`; they have: {known}")
+                    nobody_runs(app, &self.roster.apps())
                 };
                 self.fail_job(id, CauseKind::NoWorkers, &message);
                 return;

@@ -119,6 +119,7 @@ mod tests {
             overwrite: false,
             flow: crate::flow::Flow::default(),
             scheduling: Scheduling { queue: queue.into(), ..Scheduling::default() },
+            streaming: None,
         })
     }
 

@@ -8,6 +8,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::{Desk, invalid, maybe, misfit, never, refuse, stopping};
 use crate::{
+    blobs,
     driver::{self, Told},
     ids::JobId,
     job::{Job, Verdict},
@@ -18,6 +19,7 @@ use crate::{
     root::PathError,
     schedule::Reply,
     spec::{BadSpec, Spec},
+    streaming::nobody_runs,
     wire,
 };
 
@@ -111,6 +113,9 @@ fn check_files(
     spec: &Spec,
     can_exchange: bool,
 ) -> Result<String, Status> {
+    if let Some(streaming) = &spec.streaming {
+        blobs::check(root, streaming).map_err(|error| bad_spec(&error))?;
+    }
     let key = output::check(root, spec, can_exchange).map_err(|error| bad_output(&error))?;
     if !spec.scheduling.after.is_empty() {
         // Its inputs may not be there yet; when it is planned they are checked.
@@ -178,12 +183,13 @@ impl pb::jobs_server::Jobs for JobsService {
         let output_key = self.check(&spec).await?;
         let space = self.desk.handle.check_space();
         space.map_err(|refused| refuse(Code::FailedPrecondition, refused.to_string()))?;
+        let app = spec.app.clone();
         let job = JobId(uuid::Uuid::now_v7().as_u128());
         let asked = driver::Request::Submit { job, token, spec, output_key };
         let (verdict, job) = match self.desk.ask(asked).await? {
             Told::Reply(Reply::Submitted { verdict, job }) => (verdict, job),
             Told::Reply(Reply::UnknownApp { known }) => {
-                let message = format!("app: no worker has it; they have: {}", known.join(", "));
+                let message = format!("app: {}", nobody_runs(&app, &known));
                 return Err(refuse(Code::InvalidArgument, message));
             }
             _ => return Err(misfit()),
@@ -295,6 +301,13 @@ impl pb::jobs_server::Jobs for JobsService {
         _: Request<pb::ListWorkersRequest>,
     ) -> Result<Response<pb::ListWorkersReply>, Status> {
         self.desk.list_workers().await.map(Response::new)
+    }
+
+    async fn put_blob(
+        &self,
+        request: Request<tonic::Streaming<pb::BlobChunk>>,
+    ) -> Result<Response<pb::BlobRef>, Status> {
+        self.desk.put_blob(request.into_inner()).await.map(Response::new)
     }
 
     async fn drain_worker(

@@ -283,6 +283,7 @@ impl World {
             overwrite: false,
             flow: mr_coordinator::flow::Flow::default(),
             scheduling: Scheduling::default(),
+            streaming: None,
         };
         change(&mut spec);
         self.models.entry(job).or_default();

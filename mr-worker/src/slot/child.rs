@@ -28,6 +28,8 @@ pub(crate) fn serve(bench: &Bench<'_>) -> Result<(), Failure> {
     };
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|error| refuse("follow its worker into death")(error.into()))?;
+    // All that an app or a program starts stays in this session, so that the worker finds it.
+    rustix::process::setsid().map_err(|error| refuse("begin a session")(error.into()))?;
     let _signals = outlive_signals().map_err(refuse("catch signals"))?;
     let (mut input, output) = take_pipes().map_err(refuse("take its pipes"))?;
     env::set_current_dir(bench.root.path()).map_err(refuse("enter the shared root"))?;

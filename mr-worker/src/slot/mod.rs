@@ -11,9 +11,11 @@
 //! ```
 //!
 //! Payloads are the messages of the same name of `flotilla.mapreduce.v1`. The slot ends when its
-//! input ends, and the kernel kills it when the worker dies.
+//! input ends, and the kernel kills it when the worker dies. What an app has started and left is
+//! killed by the worker when the slot has died or is stopped (`family.rs`).
 
 mod child;
+mod family;
 mod process;
 
 pub(crate) use child::serve;

@@ -18,6 +18,7 @@ use prost::Message;
 use proto::mapreduce::{
     Assignment, AttemptProgress, FailureReason, Success, UserExit, failure_reason,
 };
+use rustix::process::Pid;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
@@ -26,7 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Kind, PROTOCOL, frame, frame_length};
+use super::{Kind, PROTOCOL, family, frame, frame_length};
 use crate::task::internal;
 
 /// How much of a slot's standard error is kept, in bytes.
@@ -143,7 +144,10 @@ impl Slot {
                 }
                 Kind::Success => Success::decode(&payload[..]).map(End::Success),
                 Kind::Failure => FailureReason::decode(&payload[..]).map(|mut reason| {
-                    reason.stderr_tail = running.tail.text();
+                    // A program of the job's has words of its own.
+                    if reason.stderr_tail.is_empty() {
+                        reason.stderr_tail = running.tail.text();
+                    }
                     End::Failure(reason)
                 }),
                 Kind::Ready | Kind::Assignment => {
@@ -174,6 +178,7 @@ impl Slot {
     /// The process ended, or can no longer be understood.
     async fn ended(&mut self) -> End {
         let Some(mut running) = self.running.take() else { return End::Aborted };
+        let session = running.pid();
         let status = match timeout(END_TIMEOUT, running.child.wait()).await {
             Ok(Ok(status)) => status,
             Ok(Err(error)) => return End::Failure(internal(format!("a slot's end: {error}"))),
@@ -182,6 +187,7 @@ impl Slot {
                 return End::Failure(internal("a slot closed its output and went on".to_owned()));
             }
         };
+        end_session(session).await;
         // A process that the app started may hold standard error open; its words are not waited for.
         let _ = timeout(END_TIMEOUT, &mut running.stderr).await;
         End::Failure(FailureReason {
@@ -206,7 +212,6 @@ impl Running {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
         let taken = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -229,20 +234,30 @@ impl Running {
         Ok(Box::new(Self { child, input, output, tail, stderr }))
     }
 
-    /// Kills the process and whatever it started in its group.
+    fn pid(&self) -> Option<Pid> {
+        self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
+    }
+
+    /// Kills the process and whatever it started.
     async fn kill(&mut self) {
-        let pid = self.child.id().and_then(|id| i32::try_from(id).ok());
-        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw)
-            && let Err(error) =
-                rustix::process::kill_process_group(pid, rustix::process::Signal::KILL)
-        {
-            tracing::warn!(%error, "the group of a slot cannot be killed");
-        }
+        let session = self.pid();
         match timeout(END_TIMEOUT, self.child.kill()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "a slot cannot be killed"),
             Err(_) => tracing::warn!("a killed slot is not gone yet"),
         }
+        end_session(session).await;
+    }
+}
+
+/// Kills what a slot that has ended left behind.
+async fn end_session(session: Option<Pid>) {
+    let Some(session) = session else { return };
+    let ended = tokio::task::spawn_blocking(move || family::end(session)).await;
+    match ended.map_err(io::Error::other).flatten() {
+        Ok(0) => {}
+        Ok(killed) => tracing::info!(killed, "processes that a slot left behind were killed"),
+        Err(error) => tracing::warn!(%error, "what a slot left behind cannot be killed"),
     }
 }
 
