@@ -2,7 +2,7 @@
 //! that were found free, so that a worker can be killed, slowed and watched by its id.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -77,6 +77,7 @@ impl<'a> Cluster<'a> {
             processes: Vec::new(),
             jobs: 0,
         };
+        inputs.forget_clusters()?;
         let data = cluster.scratch.join(format!("coordinator-{}", ports[0].port()));
         let lease = format!("--lease-ms={}", workers.lease.as_millis());
         let mut coordinator = cluster.daemon("mr-coordinator", ports[2]);
@@ -103,7 +104,7 @@ impl<'a> Cluster<'a> {
     }
 
     fn spawn(&mut self, mut command: Command) -> Result<()> {
-        let log = format!("log-{}-{}", self.coordinator.port(), self.processes.len());
+        let log = log_name(self.coordinator, self.processes.len());
         let log = File::create(self.scratch.join(log))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn();
@@ -116,8 +117,11 @@ impl<'a> Cluster<'a> {
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             for (number, process) in self.processes.iter_mut().enumerate() {
-                let ended = process.try_wait()?;
-                ensure!(ended.is_none(), "process {number} of the cluster has ended: {ended:?}");
+                let Some(status) = process.try_wait()? else { continue };
+                let log = fs::read_to_string(self.scratch.join(log_name(self.coordinator, number)));
+                let log = log.unwrap_or_default();
+                let last = log.lines().last().unwrap_or_default();
+                bail!("process {number} of the cluster ended with {status}: {last}");
             }
             let at_work = |value: &Value| {
                 let workers = value["workers"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -191,6 +195,11 @@ impl Drop for Cluster<'_> {
             let _ = child.wait();
         }
     }
+}
+
+/// The log of a process by its number: the coordinator's is the first.
+fn log_name(coordinator: SocketAddr, number: usize) -> String {
+    format!("log-{}-{number}", coordinator.port())
 }
 
 /// Addresses of this machine that nobody listens on.

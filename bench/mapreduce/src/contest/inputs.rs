@@ -93,6 +93,22 @@ impl Inputs {
         Ok(())
     }
 
+    /// Throws away what clusters leave in their root, which no other cluster accepts.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(super) fn forget_clusters(&self) -> Result<()> {
+        let (work, owner) =
+            (self.directory.join(".flotilla"), self.directory.join(".flotilla-root"));
+        if work.exists() {
+            fs::remove_dir_all(work)?;
+        }
+        if owner.exists() {
+            fs::remove_file(owner)?;
+        }
+        Ok(())
+    }
+
     /// Makes data, unless they are there; their name below the root and their size.
     ///
     /// # Errors
@@ -149,13 +165,9 @@ impl Inputs {
 
 impl Drop for Inputs {
     fn drop(&mut self) {
-        let ours = [SCRATCH, ".flotilla", ".flotilla-root"].map(|name| self.directory.join(name));
-        for path in ours.iter().filter(|path| path.exists()) {
-            let removed =
-                if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-            if let Err(error) = removed {
-                eprintln!("{} stays: {error}", path.display());
-            }
+        let removed = fs::remove_dir_all(self.scratch()).map_err(anyhow::Error::from);
+        if let Err(error) = removed.and_then(|()| self.forget_clusters()) {
+            eprintln!("something stays in {}: {error:#}", self.directory.display());
         }
     }
 }
