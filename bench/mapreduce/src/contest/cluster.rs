@@ -25,6 +25,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the processes may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The memory of a slot unless it is said otherwise: a worker's default.
+pub(super) const MEMORY_BYTES_DEFAULT: u64 = 256 << 20;
+
 /// The processes; they end with this value.
 #[derive(Debug)]
 pub(super) struct Cluster<'a> {
@@ -41,6 +44,8 @@ pub(super) struct Cluster<'a> {
 pub(super) struct Workers {
     pub(super) count: u32,
     pub(super) slots: u32,
+    /// The memory of a slot for sorting, combining and merging.
+    pub(super) memory_bytes: u64,
     /// After how much silence a worker counts as lost.
     pub(super) lease: Duration,
 }
@@ -89,6 +94,7 @@ impl<'a> Cluster<'a> {
             let mut worker = cluster.daemon("mr-worker", *admin);
             worker.args(["--coordinator", &ports[0].to_string()]);
             worker.args(["--slots", &workers.slots.to_string()]);
+            worker.args(["--memory-bytes", &workers.memory_bytes.to_string()]);
             cluster.spawn(worker)?;
         }
         cluster.wait_until_ready(workers.count as usize)?;

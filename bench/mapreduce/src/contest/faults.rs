@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::{
     Settings,
-    cluster::{Cluster, Job, Workers},
+    cluster::{Cluster, Job, MEMORY_BYTES_DEFAULT, Workers},
     inputs::{Data, Inputs},
     process::{family, signal_all},
     report::{Bar, Report, median, seconds},
@@ -28,7 +28,8 @@ use crate::digest::{Digest, Form};
 /// After how much silence a worker counts as lost.
 const LEASE: Duration = Duration::from_secs(2);
 
-const WORKERS: Workers = Workers { count: 2, slots: 1, lease: LEASE };
+const WORKERS: Workers =
+    Workers { count: 2, slots: 1, memory_bytes: MEMORY_BYTES_DEFAULT, lease: LEASE };
 
 /// How often the text is counted in one job, so that it takes several leases.
 const TIMES: usize = 8;

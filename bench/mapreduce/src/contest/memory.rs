@@ -13,29 +13,26 @@ use serde_json::json;
 
 use super::{
     Settings,
-    cluster::{Cluster, Workers},
+    cluster::{Cluster, MEMORY_BYTES_DEFAULT, Workers},
     inputs::Inputs,
-    process::Watch,
-    report::{Bar, Report},
+    process::{Peak, Watch},
+    report::{self, Bar, Report},
     works::looked_at,
 };
 use crate::{
     digest::{Digest, Form},
     random::Random,
-    sizes,
 };
 
-/// One worker with two slots.
-const WORKERS: Workers = Workers { count: 1, slots: 2, lease: Duration::from_secs(10) };
+/// The slots of the one worker.
+const SLOTS: u32 = 2;
 
-/// The memory of a slot for sorting, combining and merging: a worker's default.
-const SORT_BYTES: u64 = 256 << 20;
+/// The memories of a slot for sorting, combining and merging that are tried: what a worker has by
+/// itself, and so little that a few long keys are all of it.
+const MEMORIES: [u64; 2] = [MEMORY_BYTES_DEFAULT, 16 << 20];
 
 /// What each slot, and the worker itself, may have beside it.
 const BESIDE_BYTES: u64 = 64 << 20;
-
-/// What a worker may have.
-const BOUND_BYTES: u64 = WORKERS.slots as u64 * (SORT_BYTES + BESIDE_BYTES) + BESIDE_BYTES;
 
 /// How many values one key has.
 const VALUES: u64 = 10_000_000;
@@ -86,38 +83,53 @@ pub(super) fn run(settings: &Settings, inputs: &Inputs) -> Result<Report> {
     let mut rows =
         vec![["", "s", "worker MiB", "greatest process MiB"].map(str::to_owned).to_vec()];
     let (mut bars, mut figures, mut troubles) = (Vec::new(), Vec::new(), Vec::new());
-    for case in cases {
-        let what = format!("{}: MiB of the worker, at most {}", case.name, BOUND_BYTES >> 20);
-        match one(settings, inputs, &case) {
-            Ok((seconds, greatest, sum)) => {
-                let mebibytes = |bytes: u64| format!("{}", bytes >> 20);
-                let time = super::report::seconds(seconds);
-                rows.push(vec![case.name.to_owned(), time, mebibytes(sum), mebibytes(greatest)]);
-                let (aim, found) = (BOUND_BYTES >> 20, sum as f64 / f64::from(1 << 20));
-                bars.push(Bar::at_most(what, aim as f64, found));
-                figures.push(json!({ "case": case.name, "seconds": seconds,
-                    "greatest_bytes": greatest, "sum_bytes": sum }));
+    for (case, memory_bytes) in
+        cases.iter().flat_map(|case| MEMORIES.map(|memory_bytes| (case, memory_bytes)))
+    {
+        let bound = (u64::from(SLOTS) * (memory_bytes + BESIDE_BYTES) + BESIDE_BYTES) >> 20;
+        let name = format!("{}, {} MiB a slot", case.name, memory_bytes >> 20);
+        let what = format!("{name}: MiB of the worker, at most {bound}");
+        match one(settings, inputs, case, memory_bytes) {
+            Ok((seconds, peak)) => {
+                let mebibytes = |bytes: u64| (bytes >> 20).to_string();
+                rows.push(vec![
+                    case.name.to_owned(),
+                    mebibytes(memory_bytes),
+                    report::seconds(seconds),
+                    mebibytes(peak.sum_bytes),
+                    mebibytes(peak.greatest_bytes),
+                    bound.to_string(),
+                ]);
+                let found = peak.sum_bytes as f64 / f64::from(1 << 20);
+                bars.push(Bar::at_most(what, bound as f64, found));
+                figures.push(json!({ "case": case.name, "memory_bytes": memory_bytes,
+                    "seconds": seconds, "greatest_bytes": peak.greatest_bytes,
+                    "sum_bytes": peak.sum_bytes }));
             }
             Err(error) => {
                 bars.push(Bar::unknown(what));
-                troubles.push(format!("{}: {error:#}", case.name));
+                troubles.push(format!("{name}: {error:#}"));
             }
         }
     }
     let title = format!(
-        "memory: {values} values of one key, {keys} keys of 8 MiB; {} slots of {}",
-        WORKERS.slots,
-        sizes::shown(SORT_BYTES)
+        "memory: one worker of {SLOTS} slots, {values} values of one key, {keys} keys of 8 MiB"
     );
     Ok(Report { title, rows, bars, troubles, figures: json!(figures) })
 }
 
-/// Runs a job on fresh workers: its seconds, the peak of the greatest process of the worker and that
-/// of all of them.
-fn one(settings: &Settings, inputs: &Inputs, case: &Case) -> Result<(f64, u64, u64)> {
+/// Runs a job on a fresh worker: how long it took, and the most memory of the worker with its slots.
+fn one(
+    settings: &Settings,
+    inputs: &Inputs,
+    case: &Case,
+    memory_bytes: u64,
+) -> Result<(f64, Peak)> {
     let input = inputs.scratch().join(case.input);
     let expected = Digest::of(&input, &case.form)?;
-    let mut cluster = Cluster::start(settings, inputs, WORKERS)?;
+    let lease = Duration::from_secs(10);
+    let workers = Workers { count: 1, slots: SLOTS, memory_bytes, lease };
+    let mut cluster = Cluster::start(settings, inputs, workers)?;
     let watch = Watch::start(&[cluster.worker(0)], None);
     let name = Inputs::scratch_name(case.input);
     let job = cluster.job(&[case.flags, &["--input", &name]].concat());
@@ -125,7 +137,7 @@ fn one(settings: &Settings, inputs: &Inputs, case: &Case) -> Result<(f64, u64, u
     let job = job?;
     looked_at(&job.output, &Form::Lines, Some(expected))?;
     fs::remove_dir_all(&job.output)?;
-    Ok((job.seconds, peak.greatest_bytes, peak.sum_bytes))
+    Ok((job.seconds, peak))
 }
 
 /// Writes a file in a directory of its own.
