@@ -1,4 +1,4 @@
-//! Our engine beside P, DuckDB, Polars and Spark, in one run: `mapreduce --flotilla PATH --data DIR`.
+//! Our engine beside P, DuckDB, Polars and Spark, in one run.
 //!
 //! Tables for people go to standard output, or with `--json` values for programs; how far it is
 //! goes to standard error.
@@ -30,6 +30,9 @@ Results are compared before any time counts.
 
 Exit code 0: every bar is met; 1: one is not, or something went wrong.";
 
+/// Where the peers' scripts were when this was built.
+const PEERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers");
+
 /// Measures Flotilla's MapReduce beside its peers.
 #[derive(Parser, Debug)]
 #[command(version, after_long_help = HELP, after_help = "--help says how to begin.")]
@@ -56,7 +59,7 @@ struct Arguments {
     #[arg(long, default_value = "python3")]
     python: PathBuf,
     /// The directory of the peers' scripts
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/peers"), hide_default_value = true)]
+    #[arg(long, default_value = PEERS, hide_default_value = true)]
     peers: PathBuf,
     /// The directory of the labs' eight books
     #[arg(long, value_name = "DIR")]

@@ -1,5 +1,5 @@
-//! A cluster of one coordinator and some workers: the processes that `flotilla up` starts, with ports
-//! that were found free, so that a worker can be killed, slowed and watched by its id.
+//! A cluster of one coordinator and some workers: the processes that `flotilla up` starts, with
+//! ports that were found free, so that a worker can be killed, slowed and watched by its id.
 
 use std::{
     fs::{self, File},

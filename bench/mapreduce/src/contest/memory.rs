@@ -118,7 +118,7 @@ pub(super) fn run(settings: &Settings, inputs: &Inputs) -> Result<Report> {
     Ok(Report { title, rows, bars, troubles, figures: json!(figures) })
 }
 
-/// Runs a job on a fresh worker: how long it took, and the most memory of the worker with its slots.
+/// Runs a job on a fresh worker: how long it took, and the most memory of worker and slots.
 fn one(
     settings: &Settings,
     inputs: &Inputs,

@@ -64,8 +64,8 @@ pub(super) fn adopt() -> Result<()> {
     Ok(set_child_subreaper(Some(getpid()))?)
 }
 
-/// Runs a command to its end, and waits for what it leaves behind; what it says and complains of goes
-/// through files in `scratch`.
+/// Runs a command to its end, and waits for what it leaves behind; what it says and complains of
+/// goes through files in `scratch`.
 ///
 /// # Errors
 /// That it cannot be started, fails, or takes too long.
@@ -121,7 +121,7 @@ impl Watch {
         let ended = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&ended);
         let deadline = limit.map(|limit| Instant::now() + limit);
-        // Who was seen once is looked for again: when its parent ends it is no child of it any more.
+        // Who was seen once is looked for again: when its parent ends, it is nobody's child here.
         let mut known: BTreeSet<u32> = parents.iter().copied().collect();
         let thread = thread::spawn(move || {
             let mut peak = Peak::default();
@@ -188,7 +188,7 @@ fn memory_of(id: u32) -> Option<(u64, u64)> {
 /// Processor time of the children that were waited for, and of theirs.
 fn waited_cpu_seconds() -> Result<f64> {
     let stat = fs::read_to_string("/proc/self/stat")?;
-    // Behind the name, which may hold anything: state is the first, cutime the 14th, cstime the 15th.
+    // Behind the name, which may hold anything, cutime is the 14th and cstime the 15th.
     let fields = stat.rsplit_once(')').context("/proc/self/stat is not understood")?.1;
     let ticks: Vec<u64> =
         fields.split_whitespace().skip(13).take(2).filter_map(|it| it.parse().ok()).collect();
