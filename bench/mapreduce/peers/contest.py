@@ -1,7 +1,7 @@
 """The command line that all peers share: `wc|sort|grep INPUT OUTPUT [PATTERN]`.
 
 A peer says how it starts and which function does which work; what is printed is one line of JSON:
-the seconds of the work alone, those since the start of the process, and the rows of the results.
+the seconds of the work alone, and those since the start of the process.
 """
 
 import json
@@ -31,17 +31,6 @@ def files_of(directory):
     return os.path.join(directory, "piece-*")
 
 
-def rows_in(directory):
-    """How many lines of results there are."""
-    rows = 0
-    for name in os.listdir(directory):
-        if not name.startswith(("_", ".")):
-            with open(os.path.join(directory, name), "rb") as results:
-                blocks = iter(lambda: results.read(1 << 20), b"")
-                rows += sum(block.count(b"\n") for block in blocks)
-    return rows
-
-
 def main(start, work):
     """Calls `start()`, and gives what it returns to the function of `work` that was asked for."""
     name, source, target, *rest = sys.argv[1:]
@@ -52,6 +41,5 @@ def main(start, work):
     told = {
         "seconds": round(ended - began, 3),
         "seconds_with_start": round(ended - _BEGAN_IN_PYTHON + _BEFORE_PYTHON, 3),
-        "rows": rows_in(target),
     }
     print(json.dumps(told), flush=True)

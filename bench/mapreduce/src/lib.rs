@@ -1,9 +1,12 @@
 //! The MapReduce engine beside its peers: the data that all are given ([`text`], [`records`]) and
 //! P, the hand-written programs of two threads that show what the machine can do without any
-//! framework.
+//! framework; and the contest between them ([`contest`]), in which nobody is believed before its
+//! results were looked at ([`digest`]).
 
 pub mod cat;
+pub mod contest;
 pub mod count;
+pub mod digest;
 pub mod grep;
 pub mod input;
 pub mod output;

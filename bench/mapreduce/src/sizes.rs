@@ -21,6 +21,14 @@ pub fn parse(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text:?} is not a size such as 4096, 512KiB, 64MiB or 1GiB"))
 }
 
+/// A number of bytes for people, in the unit of its size.
+pub fn shown(bytes: u64) -> String {
+    match bytes {
+        0..0x40_0000 => format!("{} KiB", bytes.div_ceil(1 << 10)),
+        _ => format!("{} MiB", bytes.div_ceil(1 << 20)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
