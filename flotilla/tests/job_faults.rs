@@ -153,6 +153,9 @@ fn committed(job: &Job) -> (u32, u32) {
     (job.maps.unwrap_or_default().committed, job.reduces.unwrap_or_default().committed)
 }
 
+/// What is done to a run.
+type Damage = fn(&Path);
+
 /// The run of a map, of which there was one attempt.
 fn run_of(root: &Path, job: &str, map: u32) -> PathBuf {
     let job: JobId = job.parse().unwrap();
@@ -299,7 +302,7 @@ async fn runs_that_are_lost_or_damaged_are_made_again() {
     let expected = made_up_text(&fleet.root());
     fleet.ready(2).await;
     let jobs = fleet.jobs();
-    let damages: [(&str, fn(&Path)); 4] = [
+    let damages: [(&str, Damage); 4] = [
         ("removed", |run| fs::remove_file(run).unwrap()),
         ("cut", |run| {
             let length = fs::metadata(run).unwrap().len();
