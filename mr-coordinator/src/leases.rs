@@ -269,6 +269,14 @@ pub struct Lease {
     pub progressed: Millis,
 }
 
+impl Lease {
+    /// Whether a slot was freed for it since its worker was last heard of it.
+    #[must_use]
+    pub fn may_have_begun(&self) -> bool {
+        self.begun > self.renewed
+    }
+}
+
 /// How far a worker says that an attempt has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Heard {
@@ -374,12 +382,16 @@ impl Leases {
             remove_from(&mut self.of_worker, old, number);
             self.of_worker.entry(worker).or_default().insert(number);
         }
+        let presumed = lease.may_have_begun();
         lease.renewed = now;
         lease.until = now.plus(lease_ms);
         lease.running = true;
         let Some(told) = told else { return };
         if lease.queued || told.queued {
-            (lease.begun, lease.progressed) = (now, now);
+            lease.progressed = now;
+            if told.queued || !presumed {
+                lease.begun = now;
+            }
             let queued = &mut self.queued[lease.task.kind.slot()];
             *queued = *queued + u32::from(told.queued) - u32::from(lease.queued);
             lease.queued = told.queued;
@@ -387,6 +399,13 @@ impl Leases {
         if told.progress != lease.progress {
             lease.progress = told.progress;
             lease.progressed = now;
+        }
+    }
+
+    /// A slot of its worker was freed, so it begins now, unless the worker says that it has not.
+    pub fn presume_begun(&mut self, number: AttemptNumber, now: Millis) {
+        if let Some(lease) = self.live.get_mut(&number) {
+            lease.begun = now;
         }
     }
 

@@ -3,9 +3,7 @@
 //! The pure half decides: `machine` and `job` are the replicated state, `leases` and `schedule`
 //! what only the leader knows, each a function of its inputs. The thin half acts: `plan`,
 //! `publish`, `output` and `cleanup` on the shared filesystem, `driver` and `service` between the
-//! network, the log and the scheduler.
-//!
-//! Not here yet: streaming and its blobs, logs of tasks, sampling for a total order.
+//! network, the log and the scheduler, `page` and `told` before the eyes of people.
 
 // The thin half may; the pure modules deny it for themselves.
 #![allow(clippy::disallowed_types)]
@@ -38,8 +36,10 @@ mod cli;
 mod config;
 pub mod driver;
 pub mod lanes;
+mod page;
 mod run;
 pub mod service;
+pub mod told;
 pub mod views;
 pub mod wire;
 

@@ -149,3 +149,9 @@ pub const LIST_BYTES_MAX: usize = 2 * 1024 * 1024;
 const _: () = assert!(POLL_WAIT_MS < 20_000);
 const _: () = assert!(MAPS_MAX as usize <= RUNS_PER_REPLY_MAX);
 const _: () = assert!(SPLITS_PER_TASK_MAX <= SPLITS_PER_REPLY_MAX);
+
+/// Ended jobs whose attempts a leader still shows.
+pub const PAST_JOBS_MAX: usize = 16;
+
+/// Their attempts.
+pub const PAST_ATTEMPTS_MAX: usize = 100_000;

@@ -20,6 +20,7 @@ use crate::{
     lanes::Lanes,
     limits::UPLOADS_MAX,
     machine::Machine,
+    page::{self, Shown},
     root::Root,
     service::{self, Desk},
 };
@@ -44,7 +45,9 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
     let lanes = Lanes::start()?;
 
     let readiness = Readiness::waiting("the store is being opened");
-    let admin = Admin::new(readiness.clone(), Metrics::install(NAME)?);
+    let mut admin = Admin::new(readiness.clone(), Metrics::install(NAME)?);
+    let shown = Shown::default();
+    admin.routes = page::routes(shown.clone());
     // The client port drains first; the replica and the admin port end behind it.
     let inner = Shutdown::new();
     let admin = tokio::spawn(admin.serve(admin_port, inner.clone()));
@@ -64,6 +67,7 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
     let blob_bytes_max = config.blob_bytes_max;
     let desk =
         Desk { handle: handle.clone(), calls, lanes, root, can_exchange, uploads, blob_bytes_max };
+    shown.begin(service::JobsService::new(desk.clone()));
     let routes = grpc::routes(proto::DESCRIPTORS, SERVICES, &readiness, &shutdown)
         .await?
         .add_service(service::jobs(desk.clone()))

@@ -15,6 +15,7 @@ mod exclusion;
 mod jobs;
 mod messages;
 mod order;
+mod past;
 mod pending;
 mod reports;
 mod view;
@@ -29,7 +30,7 @@ pub use self::messages::{
     AppliedTo, Assignment, Effect, Event, Now, Order, ProposalId, PublishOutcome, Reply,
     ReportAnswer, ReportEnd, Run, Settings, Ticket, Trouble, Wants, Work,
 };
-use self::{active::Active, assign::Waiting};
+use self::{active::Active, assign::Waiting, past::Past};
 pub use self::{
     order::Weights,
     view::{AttemptStanding, AttemptView, TasksView, WorkerView},
@@ -66,6 +67,8 @@ pub struct Scheduler {
     admit_due: bool,
     /// Ended jobs, as far as they are remembered: what others come after.
     ended: BTreeMap<JobId, JobState>,
+    /// The last of them, with what their attempts did.
+    past: Past,
     polls: BTreeMap<Ticket, Waiting>,
     poll_of: BTreeMap<WorkerId, Ticket>,
     /// Slots of all polls that wait.
@@ -119,6 +122,7 @@ impl Scheduler {
             due: BTreeSet::new(),
             admit_due: true,
             ended: BTreeMap::new(),
+            past: Past::default(),
             polls: BTreeMap::new(),
             poll_of: BTreeMap::new(),
             free_slots_waiting: 0,
@@ -309,6 +313,7 @@ impl Scheduler {
                     self.reply_report(ticket, ReportAnswer::Noted);
                 }
             }
+            AppliedTo::Loss(attempt) => self.loss_applied(&attempt),
             AppliedTo::Invalidation { map, reduces } => self.invalidation_over(&map, &reduces),
             AppliedTo::Step(job) => self.step_done(job),
         }
@@ -327,6 +332,7 @@ impl Scheduler {
                 Some(ticket) => self.reply_busy(ticket),
                 None => self.failure_applied(&attempt),
             },
+            AppliedTo::Loss(attempt) => self.loss_applied(&attempt),
             AppliedTo::Invalidation { map, reduces } => self.invalidation_over(&map, &reduces),
             AppliedTo::Step(job) => self.step_refused(job),
         }
@@ -379,7 +385,8 @@ impl Scheduler {
 
     fn forget(&mut self, job: &Arc<Job>) {
         self.numbers.remove(&job.id);
-        if self.jobs.remove(&job.number).is_some() {
+        if let Some(active) = self.jobs.remove(&job.number) {
+            self.past.keep(active, self.now);
             self.effects.push(Effect::Changed { job: job.id });
             self.effects.push(Effect::Cleanup { job: job.clone() });
         }

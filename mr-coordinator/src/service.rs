@@ -20,7 +20,8 @@ use tokio::{
 };
 use tonic::{Code, Status, metadata::AsciiMetadataValue};
 
-use self::{jobs::JobsService, workers::WorkersService};
+pub use self::jobs::JobsService;
+use self::workers::WorkersService;
 use crate::{
     driver::{Call, Request, Told},
     lanes::Lanes,

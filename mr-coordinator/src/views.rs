@@ -96,6 +96,13 @@ pub fn task(job: &Job, id: TaskId, view: &TasksView) -> pb::Task {
     };
     attempts.sort_by_key(order);
     attempts.dedup_by_key(|attempt| order(attempt));
+    if let Some(result) = record.and_then(|record| record.committed.as_ref())
+        && let Some(accepted) =
+            attempts.iter_mut().find(|is| is.state() == pb::AttemptState::Accepted)
+    {
+        // What it told last, on its way, is less.
+        accepted.bytes = accepted.bytes.max(result.input_bytes);
+    }
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let size = match id.kind {
         TaskKind::Map => view.sizes.get(id.number as usize).copied(),

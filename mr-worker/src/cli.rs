@@ -149,7 +149,15 @@ fn serve_slot(
         blobs: root.path().join(BLOBS_DIR),
     });
     let programs_of_jobs = allowed.as_ref();
-    slot::serve(&Bench { programs, root: &root, memory_bytes: slot.memory_bytes, programs_of_jobs })
+    slot::serve(&Bench {
+        programs,
+        root: &root,
+        memory_bytes: slot.memory_bytes,
+        // A part is synced by the worker, together with others, unless what goes wrong is known
+        // only here.
+        durable: root.is_remote(),
+        programs_of_jobs,
+    })
 }
 
 /// How to start this program again as a slot.

@@ -20,7 +20,7 @@ use std::{
 use daemon::{Failure, Readiness, Shutdown};
 use proto::mapreduce::{
     Assignment, AttemptId, AttemptOrder, AttemptProgress, HeartbeatReply, HeartbeatRequest,
-    PollReply, RegisterReply, Verdict, poll_reply,
+    PollReply, RegisterReply, Success, Verdict, poll_reply,
 };
 use tokio::{
     sync::watch,
@@ -32,10 +32,11 @@ use tonic::Status;
 
 use crate::{
     calls::{self, Ending, Identity, REFUSED_PAUSE, Wants},
+    ended,
+    part::PART_FILE,
     paths::Root,
     session::{Coordinators, Lane},
     slot::{Counts, End, Slot},
-    task,
 };
 
 /// The bounds of what a coordinator may choose as the time between heartbeats.
@@ -47,6 +48,9 @@ const HEARTBEAT_FIRST: Duration = Duration::from_secs(1);
 
 /// How long the last reports may take when the grace is over.
 const LAST_REPORTS: Duration = Duration::from_secs(3);
+
+/// How many parts may be on their way to the disk while slots go on.
+const SYNCS_MAX: usize = 64;
 
 /// What a worker is and may do.
 pub(crate) struct Setup {
@@ -82,6 +86,8 @@ pub(crate) struct Dispatch {
     ready: VecDeque<Assignment>,
     /// What reports on their way ask for.
     asked: Wants,
+    /// How many parts are on their way to the disk.
+    syncing: usize,
     tasks: JoinSet<Event>,
     registering: bool,
     beating: bool,
@@ -126,6 +132,7 @@ enum Event {
     Beaten(Result<HeartbeatReply, Status>, Vec<AttemptId>),
     Polled(u64, Result<PollReply, Status>),
     Ended(AttemptId, Slot, End),
+    Synced(AttemptId, Ending),
     Judged(AttemptId, Option<(Verdict, Vec<Assignment>)>, Wants),
     Removed,
 }
@@ -148,6 +155,7 @@ impl Dispatch {
             ready_max: setup.ready,
             ready: VecDeque::new(),
             asked: Wants::default(),
+            syncing: 0,
             tasks: JoinSet::new(),
             registering: false,
             beating: false,
@@ -201,6 +209,11 @@ impl Dispatch {
             Event::Beaten(reply, asked) => self.on_beaten(reply, &asked),
             Event::Polled(poll, reply) => self.on_polled(poll, reply),
             Event::Ended(attempt, slot, end) => self.on_ended(attempt, slot, end),
+            Event::Synced(attempt, ending) => {
+                self.syncing -= 1;
+                self.start_ready();
+                self.report(attempt, ending);
+            }
             Event::Judged(attempt, judged, asked) => self.on_judged(&attempt, judged, asked),
             Event::Removed => {}
         }
@@ -388,6 +401,7 @@ impl Dispatch {
     /// Starts what is ready, as far as there are slots.
     fn start_ready(&mut self) {
         while !self.idle.is_empty()
+            && self.syncing < SYNCS_MAX
             && let Some(assignment) = self.ready.pop_front()
         {
             let Some(id) = assignment.attempt.clone() else { continue };
@@ -399,7 +413,7 @@ impl Dispatch {
             let root = Arc::clone(&self.root);
             self.tasks.spawn(async move {
                 let end = slot.run(&assignment, &counts, &abort).await;
-                Event::Ended(id, slot, located(end, root, assignment).await)
+                Event::Ended(id, slot, ended::locate(end, root, assignment).await)
             });
         }
     }
@@ -416,6 +430,7 @@ impl Dispatch {
         };
         metrics::counter!("flotilla_mr_attempts_total", "outcome" => outcome).increment(1);
         match (end, attempt.stage) {
+            (End::Success(success), _) if success.file == PART_FILE => self.sync(id, success),
             (End::Success(success), _) => self.report(id, Ending::Success(success)),
             (End::Failure(reason), _) => {
                 tracing::warn!(attempt = %name(&id), ?reason, "an attempt failed");
@@ -424,6 +439,19 @@ impl Dispatch {
             (End::Aborted, Stage::GivenUp) => self.report(id, Ending::Abandoned),
             (End::Aborted, Stage::Ready | Stage::Running | Stage::Reporting) => self.forget(&id),
         }
+    }
+
+    /// Makes a part durable and reports it then. The slot has gone on: parts that end at about the
+    /// same time share a commit of the file system.
+    fn sync(&mut self, id: AttemptId, success: Success) {
+        let Some(attempt) = self.attempts.get_mut(&id) else { return };
+        attempt.stage = Stage::Reporting;
+        self.syncing += 1;
+        let (root, dir) = (Arc::clone(&self.root), attempt.dir.clone());
+        self.tasks.spawn_blocking(move || {
+            let synced = ended::sync_part(&root, &dir);
+            Event::Synced(id, synced.map_or_else(Ending::Failure, |()| Ending::Success(success)))
+        });
     }
 
     fn report(&mut self, id: AttemptId, ending: Ending) {
@@ -542,20 +570,6 @@ impl Dispatch {
             }
         }
     }
-}
-
-/// Looks which record a careful attempt was at when its process ended.
-async fn located(end: End, root: Arc<Root>, assignment: Assignment) -> End {
-    let End::Failure(mut reason) = end else { return end };
-    if !assignment.careful {
-        return End::Failure(reason);
-    }
-    let looked = tokio::task::spawn_blocking(move || {
-        task::locate(&mut reason, &root, &assignment);
-        reason
-    });
-    let lost = |error: JoinError| task::internal(format!("a look at an attempt's place: {error}"));
-    End::Failure(looked.await.unwrap_or_else(lost))
 }
 
 fn heartbeats(period: Duration) -> Interval {

@@ -33,6 +33,7 @@ mod collect;
 pub mod combine;
 pub mod config;
 mod dispatch;
+mod ended;
 pub mod failure;
 pub mod fold;
 pub mod input;

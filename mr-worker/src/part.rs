@@ -40,13 +40,16 @@ pub struct PartStyle {
     pub format: PartFormat,
     /// Whether they are compressed, as one zstd frame.
     pub zstd: bool,
+    /// Whether the part is durable when its task has ended; else whoever runs the task calls
+    /// [`sync`].
+    pub durable: bool,
 }
 
 /// A part that is being written.
 pub(crate) struct Part {
     path: PathBuf,
     stream: Stream,
-    format: PartFormat,
+    style: PartStyle,
     buffer: Vec<u8>,
     /// Where values are put together that are not bytes yet.
     value: Vec<u8>,
@@ -94,21 +97,20 @@ impl Part {
             Stream::Plain(file)
         };
         let buffer = Vec::with_capacity(BUFFER_BYTES + BUFFER_BYTES / 4);
-        let format = style.format;
-        Ok(Self { path, stream, format, buffer, value: Vec::new(), bytes: 0, records: 0 })
+        Ok(Self { path, stream, style, buffer, value: Vec::new(), bytes: 0, records: 0 })
     }
 
     /// Writes a result in the part's format.
     #[inline]
     pub(crate) fn write(&mut self, key: &[u8], value: &[u8]) -> Result<(), Failure> {
         self.buffer.extend_from_slice(key);
-        match self.format {
+        match self.style.format {
             PartFormat::Text => self.buffer.push(b'\t'),
             PartFormat::Lab => self.buffer.push(b' '),
             PartFormat::Raw => {}
         }
         self.buffer.extend_from_slice(value);
-        match self.format {
+        match self.style.format {
             PartFormat::Text | PartFormat::Lab => self.buffer.push(b'\n'),
             PartFormat::Raw => {}
         }
@@ -157,7 +159,7 @@ impl Part {
         written.map_err(|error| Failure::io(&self.path, &error))
     }
 
-    /// Makes the part durable, file and directory; `records` is the counter of its results.
+    /// Ends the part; `records` is the counter of its results.
     pub(crate) fn finish(mut self, records: &'static str) -> Result<Outcome, Failure> {
         self.flush()?;
         let failed = |error| Failure::io(&self.path, &error);
@@ -165,9 +167,10 @@ impl Part {
             Stream::Plain(file) => file,
             Stream::Zstd(encoder) => encoder.finish().map_err(failed)?,
         };
-        file.sync_all().map_err(failed)?;
-        let dir = self.path.parent().expect("a part lies in its attempt's directory");
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+        if self.style.durable {
+            file.sync_all().map_err(failed)?;
+            sync_dir_of(&self.path)?;
+        }
         let mut counters = Counters::default();
         counters.add(records, self.records);
         counters.add(OUTPUT_BYTES, self.bytes);
@@ -181,4 +184,20 @@ impl Part {
             counters,
         })
     }
+}
+
+/// Makes a closed part durable, file and directory.
+///
+/// On a file system of another machine the part has to be written as `durable` instead: what failed
+/// there may be known only to who wrote it.
+pub(crate) fn sync(part: &Path) -> Result<(), Failure> {
+    let synced = File::open(part).and_then(|file| file.sync_all());
+    synced.map_err(|error| Failure::io(part, &error))?;
+    sync_dir_of(part)
+}
+
+fn sync_dir_of(part: &Path) -> Result<(), Failure> {
+    let dir = part.parent().expect("a part lies in its attempt's directory");
+    let synced = File::open(dir).and_then(|dir| dir.sync_all());
+    synced.map_err(|error| Failure::io(part, &error))
 }

@@ -46,6 +46,8 @@ pub struct Bench<'a> {
     pub root: &'a Root,
     /// The memory of a map's table, in bytes.
     pub memory_bytes: usize,
+    /// Whether results are durable when their task has ended; else whoever reports them sees to it.
+    pub durable: bool,
     /// What running programs takes, if jobs may have their own run here.
     pub programs_of_jobs: Option<&'a Allowed>,
 }
@@ -131,7 +133,7 @@ impl Bench<'_> {
             reading: reading(spec)?,
             partitioning: self.partitioning(spec, work)?,
             codec: self.codec(spec)?,
-            style: style(spec)?,
+            style: self.style(spec)?,
             dir,
             memory_bytes: self.memory_bytes,
             care: None,
@@ -201,6 +203,16 @@ impl Bench<'_> {
         Ok(cuts)
     }
 
+    fn style(&self, spec: &wire::JobSpec) -> Result<PartStyle, Failure> {
+        use wire::OutputFormat;
+        let format = match known("output format", OutputFormat::try_from(spec.output_format))? {
+            OutputFormat::Unspecified | OutputFormat::Text => PartFormat::Text,
+            OutputFormat::Lab => PartFormat::Lab,
+            OutputFormat::Raw => PartFormat::Raw,
+        };
+        Ok(PartStyle { format, zstd: spec.compress_output, durable: self.durable })
+    }
+
     fn codec(&self, spec: &wire::JobSpec) -> Result<Codec, Failure> {
         use wire::Compression;
         Ok(match known("compression", Compression::try_from(spec.compression))? {
@@ -230,7 +242,7 @@ impl Bench<'_> {
             context,
             partition: work.partition,
             runs: runs.collect::<Result<_, Failure>>()?,
-            style: style(spec)?,
+            style: self.style(spec)?,
             dir,
             memory_bytes: self.memory_bytes,
             patience: Patience::default(),
@@ -245,7 +257,7 @@ fn care(work: &MapWork) -> Care {
 }
 
 /// Adds to the failure of a careful map whose process ended which record it was at.
-pub(crate) fn locate(reason: &mut FailureReason, root: &Root, assignment: &Assignment) {
+pub(crate) fn add_place(reason: &mut FailureReason, root: &Root, assignment: &Assignment) {
     if let (Some(Kind::Exit(exit)), Some(Work::Map(work))) = (&mut reason.kind, &assignment.work)
         && let Some((path, offset)) = last_position(root, assignment, work)
     {
@@ -308,16 +320,6 @@ fn reading(spec: &wire::JobSpec) -> Result<Reading, Failure> {
     Ok(Reading { records, line_bytes_max, long_lines, expansion_max })
 }
 
-fn style(spec: &wire::JobSpec) -> Result<PartStyle, Failure> {
-    use wire::OutputFormat;
-    let format = match known("output format", OutputFormat::try_from(spec.output_format))? {
-        OutputFormat::Unspecified | OutputFormat::Text => PartFormat::Text,
-        OutputFormat::Lab => PartFormat::Lab,
-        OutputFormat::Raw => PartFormat::Raw,
-    };
-    Ok(PartStyle { format, zstd: spec.compress_output })
-}
-
 fn success(outcome: &Outcome) -> wire::Success {
     wire::Success {
         file: outcome.file.to_owned(),
@@ -329,7 +331,7 @@ fn success(outcome: &Outcome) -> wire::Success {
     }
 }
 
-fn reason(failure: Failure, assignment: &Assignment) -> FailureReason {
+pub(crate) fn reason(failure: Failure, assignment: &Assignment) -> FailureReason {
     let kind = match failure {
         Failure::User { message, place, permanent } => {
             let (path, offset, exact) = place

@@ -34,7 +34,7 @@ fn texts(of: &[(&str, &str)]) -> (TempDir, Vec<(String, PathBuf)>) {
 }
 
 fn lines<'a>(app: &str, inputs: &[(String, PathBuf)], dir: &'a Path) -> LocalJob<'a> {
-    let style = PartStyle { format: PartFormat::Text, zstd: false };
+    let style = PartStyle { format: PartFormat::Text, zstd: false, durable: false };
     LocalJob { style, ..by_lines(job(app, inputs, dir), inputs, 100) }
 }
 

@@ -112,7 +112,7 @@ fn pairs_job<'a>(
         reading: Reading::of(Records::KeyValues { strip_cr: false }),
         maps: cut(&inputs, split),
         partitions: 3,
-        style: PartStyle { format: PartFormat::Text, zstd: false },
+        style: PartStyle { format: PartFormat::Text, zstd: false, durable: false },
         ..job("wc", &inputs, dir)
     }
 }

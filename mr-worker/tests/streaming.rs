@@ -111,7 +111,7 @@ impl Setting {
             reading: self.reading,
             partitions: self.partitions,
             partitioning: Partitioning::Hash,
-            style: PartStyle { format: self.format, zstd: false },
+            style: PartStyle { format: self.format, zstd: false, durable: false },
             codec: Codec::None,
             memory_bytes: self.memory_bytes,
             slots: 1,
@@ -398,7 +398,13 @@ fn lengths_carry_any_bytes() {
 fn a_worker_runs_no_program_unless_it_is_told_to() {
     let dir = tempdir().unwrap();
     let root = Root::open(dir.path()).unwrap();
-    let bench = Bench { programs: &[], root: &root, memory_bytes: 1 << 20, programs_of_jobs: None };
+    let bench = Bench {
+        programs: &[],
+        root: &root,
+        memory_bytes: 1 << 20,
+        durable: false,
+        programs_of_jobs: None,
+    };
     let command = pb::Command { argv: vec!["touch".to_owned(), "proof".to_owned()] };
     let streaming = pb::Streaming { mapper: Some(command), ..pb::Streaming::default() };
     let spec = pb::JobSpec { streaming: Some(streaming), ..pb::JobSpec::default() };

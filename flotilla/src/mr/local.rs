@@ -108,7 +108,13 @@ pub(super) fn job(spec: JobSpec, local: &Here, side: &Path) -> Result<Job, Failu
     let launcher = Launcher::of_this_program(&["mr-worker"]);
     let allowed = Allowed { launcher, blobs: side.join(proto::BLOBS_DIR) };
     let programs_of_jobs = Some(&allowed);
-    let bench = Bench { programs: &programs, root: &worker_root, memory_bytes, programs_of_jobs };
+    let bench = Bench {
+        programs: &programs,
+        root: &worker_root,
+        memory_bytes,
+        durable: true,
+        programs_of_jobs,
+    };
     let job = JobId(uuid::Uuid::now_v7().as_u128());
     let tasks = Tasks { root: &root, bench: &bench, job, slots };
     let ended = tasks.run(&Arc::new(spec));
@@ -313,7 +319,7 @@ fn bad_path(error: &PathError) -> Code {
     }
 }
 
-fn bad_output(error: &OutputError) -> Failure {
+pub(super) fn bad_output(error: &OutputError) -> Failure {
     let code = match error {
         OutputError::Exists { .. } => Code::Exists,
         OutputError::Path(path) => bad_path(path),
@@ -322,7 +328,7 @@ fn bad_output(error: &OutputError) -> Failure {
     Failure::new(code, error.to_string())
 }
 
-fn bad_inputs(error: &PlanError) -> Failure {
+pub(super) fn bad_inputs(error: &PlanError) -> Failure {
     let code = match error {
         PlanError::NoMatch(_) => Code::NotFound,
         PlanError::Path(path) => bad_path(path),

@@ -1,8 +1,10 @@
 //! `flotilla mr`: submits, watches, lists and cancels MapReduce jobs, and shows their results.
 //!
-//! [`programs`] are jobs' own programs, [`submit`] turns flags into a job, [`local`] runs one in this process, [`watch`] follows one to its
-//! end, [`tasks`] tells what runs where, [`show`] says how a job is.
+//! [`programs`] are jobs' own programs, [`submit`] turns flags into a job, [`explain`] shows how it
+//! would be cut, [`local`] runs one in this process, [`watch`] follows one to its end, [`tasks`] tells
+//! what runs where, [`show`] says how a job is.
 
+mod explain;
 mod local;
 mod programs;
 mod results;
@@ -16,14 +18,14 @@ use std::time::Duration;
 
 use client::{JobClient, Options};
 use daemon::Failure;
-use proto::mapreduce::ListRequest;
+use proto::mapreduce::{Job, ListRequest};
 use serde_json::{Value, json};
 
 use crate::output::{Output, malformed, refused};
 use crate::units;
 use crate::whereabouts::Coordinator;
 
-pub(crate) use show::{explain, state_name};
+pub(crate) use mr_coordinator::told::{self, explain, state_name};
 pub(crate) use watch::has_ended;
 
 pub(crate) const HELP: &str = "\
@@ -33,12 +35,14 @@ Examples:
   flotilla mr run --local --app sort --total-order --input log.txt --output sorted
   flotilla mr submit --mapper ./m.py --reducer ./r.py --file m.py --file r.py --input log --output out
   flotilla mr test --mapper ./m.py --reducer ./r.py --file m.py --file r.py < sample
+  flotilla mr explain --app wc --input 'books/*.txt' --output counts --root shared
   flotilla mr list
   flotilla mr get JOB
   flotilla mr watch JOB
   flotilla mr cat JOB | sort -k2 -nr | head
   flotilla mr get-output JOB counts.txt --merge
   flotilla mr cancel JOB
+  flotilla mr history
 
 Paths are below the root that coordinator and workers share.";
 
@@ -66,10 +70,18 @@ enum Command {
     Run(Box<Run>),
     /// Run programs on standard input as a job would, and print their results: mapper, sort, reducer
     Test(programs::Test),
+    /// Show what a job would read and how that would be cut, without running or writing anything
+    Explain(Box<explain::Explain>),
     /// List jobs, newest first
     List {
         /// At most so many
         #[arg(long, value_name = "COUNT", default_value_t = 20)]
+        limit: u32,
+    },
+    /// List the jobs that have ended, newest first: how each went
+    History {
+        /// At most so many; the coordinator remembers the last 1,000
+        #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 20)]
         limit: u32,
     },
     /// Show a job
@@ -160,13 +172,21 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
             submit::run(&jobs, submit, output).await
         }
         Command::Test(test) => programs::test(&test, output),
-        Command::List { limit } => list(&jobs, limit, output).await,
+        Command::Explain(explain) => explain::run(*explain, output),
+        Command::List { limit } => {
+            let found = newest(&jobs, limit, |_| true).await?;
+            told_all(&found, &show::table(&found), output)
+        }
+        Command::History { limit } => {
+            let found = newest(&jobs, limit, |job| has_ended(job.state())).await?;
+            told_all(&found, &show::history(&found), output)
+        }
         Command::Get { job, wait } => {
             let found = jobs.get(&job, 0).await.map_err(refused)?;
             if wait {
                 return watch::to_the_end(&jobs, found, output).await;
             }
-            output.result(&show::job(&found), &show::value(&found))
+            output.result(&show::job(&found), &told::job(&found))
         }
         Command::Tasks { job, failed } => tasks::list(&jobs, &job, failed, output).await,
         Command::Workers => tasks::workers(&jobs, output).await,
@@ -174,7 +194,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
         Command::Cancel { job } => {
             let found = jobs.cancel(&job).await.map_err(refused)?;
             let text = format!("{} is {}", found.id, state_name(found.state()));
-            output.result(&text, &show::value(&found))
+            output.result(&text, &told::job(&found))
         }
         Command::Watch { job } => {
             let found = jobs.get(&job, 0).await.map_err(refused)?;
@@ -189,22 +209,29 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
     }
 }
 
-async fn list(jobs: &JobClient, limit: u32, output: Output) -> Result<(), Failure> {
+/// The newest jobs, at most so many, of those that are wanted.
+async fn newest(
+    jobs: &JobClient,
+    limit: u32,
+    wanted: impl Fn(&Job) -> bool,
+) -> Result<Vec<Job>, Failure> {
+    let limit = limit as usize;
     let mut found = Vec::new();
     let mut page_token = String::new();
-    loop {
-        let left = limit.saturating_sub(u32::try_from(found.len()).unwrap_or(u32::MAX));
-        if left == 0 {
-            break;
-        }
-        let request = ListRequest { limit: left.min(PAGE_JOBS), page_token };
+    while found.len() < limit {
+        let request = ListRequest { limit: PAGE_JOBS, page_token };
         let reply = jobs.list(request).await.map_err(refused)?;
-        found.extend(reply.jobs);
+        found.extend(reply.jobs.into_iter().filter(&wanted));
         page_token = reply.next_page_token;
         if page_token.is_empty() {
             break;
         }
     }
-    let values: Vec<Value> = found.iter().map(show::value).collect();
-    output.result(&show::table(&found), &json!({ "jobs": values }))
+    found.truncate(limit);
+    Ok(found)
+}
+
+fn told_all(jobs: &[Job], text: &str, output: Output) -> Result<(), Failure> {
+    let values: Vec<Value> = jobs.iter().map(told::job).collect();
+    output.result(text, &json!({ "jobs": values }))
 }

@@ -14,7 +14,7 @@ use mr_coordinator::root::Root;
 use proto::mapreduce::{self as wire, JobSpec, SideFile};
 
 use super::local;
-use super::show;
+use super::told;
 use crate::output::{Output, refused, unwritable};
 use crate::units;
 
@@ -221,10 +221,10 @@ pub(super) fn test(test: &Test, output: Output) -> Result<(), Failure> {
     let here = local::Here::below(dir.path());
     let job = local::job(spec, &here, dir.path())?;
     if let Some(failure) = &job.failure {
-        return Err(Failure::new(Code::Failed, show::explain(failure)));
+        return Err(Failure::new(Code::Failed, told::explain(failure)));
     }
     if output.is_json() {
-        return output.result("", &show::value(&job));
+        return output.result("", &told::job(&job));
     }
     let mut out = io::stdout().lock();
     for part in &job.outputs {

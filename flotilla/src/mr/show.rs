@@ -1,30 +1,12 @@
 //! How a job is told to people and to programs.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use proto::mapreduce::failure_reason::Kind;
-use proto::mapreduce::{FailureReason, Job, JobFailure, JobState, TaskKind, TaskProgress};
-use serde_json::{Value, json};
+use mr_coordinator::told;
+use proto::mapreduce::{Job, TaskProgress};
 
 use crate::output::Table;
 use crate::units;
-
-/// A state's word.
-pub(crate) fn state_name(state: JobState) -> &'static str {
-    match state {
-        JobState::Unspecified => "in an unknown state",
-        JobState::Queued => "queued",
-        JobState::Planning => "planning",
-        JobState::Mapping => "mapping",
-        JobState::Reducing => "reducing",
-        JobState::Committing => "committing",
-        JobState::Succeeded => "succeeded",
-        JobState::Failing => "failing",
-        JobState::Failed => "failed",
-        JobState::Cancelling => "cancelling",
-        JobState::Cancelled => "cancelled",
-    }
-}
 
 /// What became of a submission.
 pub(super) fn accepted(existed: bool) -> &'static str {
@@ -62,7 +44,7 @@ pub(super) fn job(job: &Job) -> String {
         tell("inputs", spec.inputs.join(" "));
         tell("output", spec.output.clone());
     }
-    tell("state", state_name(job.state()).to_owned());
+    tell("state", told::state_name(job.state()).to_owned());
     if !job.waiting_for.is_empty() {
         tell("waiting", format!("tried in vain, and again: {}", job.waiting_for));
     }
@@ -80,58 +62,9 @@ pub(super) fn job(job: &Job) -> String {
             .map(|(name, count)| format!("  {name:<24}{:>16}", units::count(*count))),
     );
     if let Some(failure) = &job.failure {
-        lines.push(explain(failure));
+        lines.push(told::explain(failure));
     }
     lines.join("\n")
-}
-
-/// Why a job failed: what, where, by whom, and its last words.
-pub(crate) fn explain(failure: &JobFailure) -> String {
-    let mut lines = vec![format!("failed: {}", failure.message)];
-    if let Some(attempt) = &failure.attempt {
-        let kind = match attempt.kind() {
-            TaskKind::Unspecified => "task",
-            TaskKind::Map => "map",
-            TaskKind::Reduce => "reduce",
-        };
-        lines.push(format!(
-            "  {kind} {}, attempt {}-{}",
-            attempt.task, attempt.epoch, attempt.sequence
-        ));
-    }
-    if !failure.worker.is_empty() {
-        lines.push(format!("  on worker {}", failure.worker));
-    }
-    if let Some(reason) = &failure.reason {
-        lines.extend(cause(reason).map(|cause| format!("  {cause}")));
-        if !reason.stderr_tail.is_empty() {
-            lines.push("  its last words:".to_owned());
-            lines.extend(reason.stderr_tail.lines().map(|line| format!("    {line}")));
-        }
-    }
-    lines.join("\n")
-}
-
-/// Why an attempt failed, in a few words.
-pub(super) fn cause(reason: &FailureReason) -> Option<String> {
-    Some(match reason.kind.as_ref()? {
-        Kind::User(user) if user.path.is_empty() => format!("the app: {}", user.message),
-        Kind::User(user) => format!("the app at {}:{}: {}", user.path, user.offset, user.message),
-        Kind::Exit(exit) => match (exit.code, exit.signal) {
-            (Some(code), _) => format!("its process ended with exit code {code}"),
-            (None, Some(signal)) => format!("its process was ended by signal {signal}"),
-            (None, None) => "its process ended".to_owned(),
-        },
-        Kind::Input(input) => format!("the input {}: {}", input.path, input.message),
-        Kind::Intermediate(lost) => format!("the output of a map was lost: {}", lost.message),
-        Kind::Io(io) => format!("the file {}: {}", io.path, io.message),
-        Kind::Resource(resource) => resource.message.clone(),
-        Kind::Internal(internal) => format!("a defect of Flotilla: {}", internal.message),
-        Kind::Timeout(timeout) => {
-            let idle = Duration::from_millis(timeout.idle_ms);
-            format!("no progress for {}", units::duration(idle))
-        }
-    })
 }
 
 /// Jobs, one a line.
@@ -147,7 +80,7 @@ pub(super) fn table(jobs: &[Job]) -> String {
             job.id.clone(),
             spec.name,
             spec.app,
-            state_name(job.state()).to_owned(),
+            told::state_name(job.state()).to_owned(),
             done(&job.maps),
             done(&job.reduces),
             took(job).map_or_else(String::new, units::duration),
@@ -156,85 +89,43 @@ pub(super) fn table(jobs: &[Job]) -> String {
     table.text()
 }
 
-/// A job for programs.
-pub(super) fn value(job: &Job) -> Value {
-    let tasks = |tasks: &Option<TaskProgress>| {
-        let tasks = tasks.unwrap_or_default();
-        json!({
-            "total": tasks.total,
-            "committed": tasks.committed,
-            "running": tasks.running,
-            "retries": tasks.retries,
-            "bytes_committed": tasks.bytes_committed,
-            "bytes_total": tasks.bytes_total,
-        })
-    };
-    let spec = job.spec.clone().unwrap_or_default();
-    json!({
-        "id": job.id,
-        "name": spec.name,
-        "app": spec.app,
-        "inputs": spec.inputs,
-        "output": spec.output,
-        "state": state_name(job.state()),
-        "maps": tasks(&job.maps),
-        "reduces": tasks(&job.reduces),
-        "counters": job.counters,
-        "failure": job.failure.as_ref().map(explain),
-        "submitted_unix_ms": job.submitted_unix_ms,
-        "ended_unix_ms": (job.ended_unix_ms > 0).then_some(job.ended_unix_ms),
-        "version": job.version,
-        "workers": job.workers,
-        "outputs": job.outputs,
-        "waiting_for": (!job.waiting_for.is_empty()).then_some(&job.waiting_for),
-    })
+/// Jobs that have ended, one a line: how each went.
+pub(super) fn history(jobs: &[Job]) -> String {
+    let mut table = Table::new([
+        "JOB", "NAME", "APP", "STATE", "ENDED", "TOOK", "TASKS", "RETRIED", "READ", "WHY",
+    ]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    for job in jobs {
+        let spec = job.spec.clone().unwrap_or_default();
+        let (maps, reduces) = (job.maps.unwrap_or_default(), job.reduces.unwrap_or_default());
+        let ended = now.saturating_sub(Duration::from_millis(job.ended_unix_ms));
+        table.row([
+            job.id.clone(),
+            spec.name,
+            spec.app,
+            told::state_name(job.state()).to_owned(),
+            format!("{} ago", units::duration(ended)),
+            took(job).map_or_else(String::new, units::duration),
+            (u64::from(maps.total) + u64::from(reduces.total)).to_string(),
+            (u64::from(maps.retries) + u64::from(reduces.retries)).to_string(),
+            units::bytes(maps.bytes_committed),
+            job.failure.as_ref().map_or_else(String::new, |failure| failure.message.clone()),
+        ]);
+    }
+    table.text()
 }
 
 #[cfg(test)]
 mod tests {
-    use proto::mapreduce::{AttemptId, UserError};
-
     use super::*;
-
-    #[test]
-    fn a_failure_is_told_from_the_task_to_its_last_words() {
-        let user = UserError {
-            message: "no number".to_owned(),
-            path: "a.txt".to_owned(),
-            offset: 7,
-            exact: true,
-            permanent: false,
-        };
-        let reason = FailureReason {
-            kind: Some(Kind::User(user)),
-            stderr_tail: "thread panicked\nat app.rs".to_owned(),
-        };
-        let attempt = AttemptId {
-            kind: TaskKind::Map.into(),
-            task: 3,
-            epoch: 2,
-            sequence: 9,
-            ..AttemptId::default()
-        };
-        let failure = JobFailure {
-            message: "a task failed 4 times".to_owned(),
-            attempt: Some(attempt),
-            worker: "w1".to_owned(),
-            reason: Some(reason),
-        };
-        let expected = "failed: a task failed 4 times\n  map 3, attempt 2-9\n  on worker w1\n  \
-                        the app at a.txt:7: no number\n  its last words:\n    thread panicked\n    \
-                        at app.rs";
-        assert_eq!(explain(&failure), expected);
-    }
 
     #[test]
     fn what_a_job_waits_for_is_told() {
         let why = "syncing: No space left on device";
         let stuck = Job { waiting_for: why.to_owned(), ..Job::default() };
         assert!(job(&stuck).contains(why));
-        assert_eq!(value(&stuck)["waiting_for"], why);
-        assert_eq!(value(&Job::default())["waiting_for"], Value::Null);
+        assert_eq!(told::job(&stuck)["waiting_for"], why);
+        assert_eq!(told::job(&Job::default())["waiting_for"], serde_json::Value::Null);
     }
 
     #[test]

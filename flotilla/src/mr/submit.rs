@@ -8,7 +8,7 @@ use proto::mapreduce::{
     self as wire, Compression, InputFormat, JobSpec, LongLines, OutputFormat, Partitioner,
 };
 
-use super::{programs::Programs, show, watch};
+use super::{programs::Programs, show, told, watch};
 use crate::output::{Output, refused};
 use crate::units;
 
@@ -209,7 +209,7 @@ pub(super) async fn run(
     if wait {
         return watch::to_the_end(jobs, job, output).await;
     }
-    let mut value = show::value(&job);
+    let mut value = told::job(&job);
     value["existed"] = existed.into();
     output.result(&job.id, &value)?;
     if !output.is_json() {

@@ -10,7 +10,7 @@ use proto::mapreduce::{Job, JobState, TaskProgress};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, interval};
 
-use super::show::{self, state_name};
+use super::{show, state_name, told};
 use crate::output::{Output, refused};
 use crate::units;
 
@@ -93,10 +93,10 @@ pub(super) fn conclude(job: &Job, output: Output) -> Result<(), Failure> {
         text.push_str(&format!("; {} files of results:", job.outputs.len()));
         text.extend(job.outputs.iter().map(|name| format!("\n  {name}")));
     }
-    output.result(&text, &show::value(job))?;
+    output.result(&text, &told::job(job))?;
     match job.state() {
         JobState::Failed => {
-            let why = job.failure.as_ref().map_or_else(|| "failed".to_owned(), show::explain);
+            let why = job.failure.as_ref().map_or_else(|| "failed".to_owned(), told::explain);
             Err(Failure::new(Code::Failed, format!("the job {} {why}", job.id)))
         }
         JobState::Cancelled => {

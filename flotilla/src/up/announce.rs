@@ -97,6 +97,7 @@ fn places(cluster: &Cluster) -> Vec<(String, String)> {
     }
     if let Some(coordinator) = description.coordinator() {
         tell("jobs", coordinator);
+        tell("their page", format!("http://{}/", beside(description.place.coordinator())[1]));
         tell("shared root", description.root.display().to_string());
     }
     tell("data, logs", cluster.dir().display().to_string());

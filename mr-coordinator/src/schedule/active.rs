@@ -91,7 +91,7 @@ pub(super) struct Active {
     pub(super) suspicions: BTreeMap<AttemptId, Vec<Suspicion>>,
     /// Map outputs that are being taken back: no reduce is given out that would need them.
     pub(super) invalidating: u32,
-    runs: Option<Arc<Vec<Run>>>,
+    pub(super) runs: Option<Arc<Vec<Run>>>,
     /// Since when it is being given up.
     pub(super) ending_since: Option<Millis>,
     /// Since when this leader knows that it needs workers.

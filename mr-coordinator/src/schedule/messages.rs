@@ -515,6 +515,8 @@ pub enum AppliedTo {
         /// The attempt.
         attempt: AttemptId,
     },
+    /// The loss of an attempt's worker.
+    Loss(AttemptId),
     /// The invalidation of a map's output.
     Invalidation {
         /// The map attempt.

@@ -16,7 +16,7 @@ use crate::{
     failure::{Failure, Reason},
     ids::{AttemptId, AttemptNumber, TaskId, TaskKind, WorkerId},
     job::{Success, Verdict},
-    leases::AttemptEnd,
+    leases::{AttemptEnd, Lease},
 };
 
 /// So many reduce attempts are believed against the coordinator's own look at a file, which does
@@ -42,6 +42,7 @@ impl Scheduler {
         if let Some((incarnation, wants)) = poll.filter(|(_, wants)| !wants.is_nothing()) {
             self.report_polls.insert(ticket, (worker, incarnation, wants));
         }
+        self.next_begins(worker, attempt.number);
         let Some(active) = self.active(attempt.job) else {
             self.reply_report(ticket, ReportAnswer::JobGone);
             return;
@@ -74,6 +75,25 @@ impl Scheduler {
                 }
                 self.reply_report(ticket, ReportAnswer::Noted);
             }
+        }
+    }
+
+    /// A slot of a worker is free for what it keeps ready. When that began, its next heartbeat would
+    /// tell too late.
+    fn next_begins(&mut self, worker: WorkerId, ended: AttemptNumber) {
+        let now = self.now;
+        let waits = |(_, number, lease): &(u64, AttemptNumber, &Lease)| {
+            *number != ended && lease.queued && !lease.may_have_begun()
+        };
+        let of_worker = self.jobs.iter().flat_map(|(job, active)| {
+            let numbers = active.leases.of_worker(worker);
+            numbers.filter_map(|number| Some((*job, number, active.leases.live(number)?)))
+        });
+        let next = of_worker.filter(waits).map(|(job, number, _)| (number, job)).min();
+        if let Some((number, job)) = next
+            && let Some(active) = self.jobs.get_mut(&job)
+        {
+            active.leases.presume_begun(number, now);
         }
     }
 

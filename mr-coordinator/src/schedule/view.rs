@@ -2,12 +2,13 @@
 //!
 //! Decides nothing: it only collects.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::Scheduler;
 use crate::{
     failure::Failure,
     ids::{AttemptId, AttemptNumber, JobId, TaskId, TaskKind, WorkerId},
+    job::Job,
     leases::{AttemptEnd, Lease, Millis},
 };
 
@@ -75,6 +76,8 @@ pub struct TasksView {
     pub sizes: Vec<u64>,
     /// The names of present workers.
     pub workers: BTreeMap<WorkerId, String>,
+    /// A job that has ended, as it was before: its last record has no tasks any more.
+    pub before_end: Option<Arc<Job>>,
 }
 
 impl Scheduler {
@@ -113,11 +116,13 @@ impl Scheduler {
     }
 
     /// What only the leader knows of some tasks of a job, from the first to the last of `numbers`;
-    /// `None` when the job has ended or is unknown.
+    /// `None` when the job is unknown, or ended some time ago.
     #[must_use]
     pub fn tasks_view(&self, job: JobId, kind: TaskKind, numbers: (u32, u32)) -> Option<TasksView> {
-        let active = self.jobs.get(self.numbers.get(&job)?)?;
+        let running = self.numbers.get(&job).and_then(|number| self.jobs.get(number));
+        let active = running.or_else(|| self.past.job(job))?;
         let mut view = TasksView { sizes: active.pending.sizes().to_vec(), ..TasksView::default() };
+        view.before_end = running.is_none().then(|| active.job.clone());
         for worker in self.roster.iter() {
             view.workers.insert(worker.record.id, worker.record.name.clone());
         }

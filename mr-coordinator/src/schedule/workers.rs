@@ -235,14 +235,22 @@ impl Scheduler {
         let Some(lease) = active.leases.end(number, AttemptEnd::Expired, now) else { return };
         let task = lease.task;
         active.avoid(task, lease.worker, now);
-        active.offer(task, now, now);
         active.touch();
         let attempt = AttemptId { job, task, number };
         let command = Command::WorkerLost { attempt, worker: worker.to_owned() };
-        self.propose(command, AppliedTo::Nothing);
+        self.propose(command, AppliedTo::Loss(attempt));
     }
 
-    /// Ends leases that were not renewed. A worker that was not heard since the last renewal is
+    /// The loss of a worker is in the log, or will not get there: its task is pending again, unless
+    /// it was the last that the task may take along.
+    pub(super) fn loss_applied(&mut self, attempt: &AttemptId) {
+        let now = self.now;
+        if let Some(active) = self.active(attempt.job) {
+            active.offer(attempt.task, now, now);
+        }
+    }
+
+    /// Ends leases that were not renewed. A worker that was silent for the second half of a lease is
     /// lost as far as this task is concerned, even where its job's lease is shorter than the
     /// worker's.
     pub(super) fn expire_leases(&mut self) {
@@ -256,7 +264,8 @@ impl Scheduler {
             let Some(active) = self.active(job) else { continue };
             let Some(lease) = active.leases.live(number).copied() else { continue };
             let heard = self.roster.heard(lease.worker);
-            if heard.is_none_or(|heard| heard <= lease.renewed) {
+            let middle = now.since(lease.renewed) / 2;
+            if heard.is_none_or(|heard| now.since(heard) >= middle) {
                 let name = self.roster.name(lease.worker);
                 self.lose(job, number, &name);
             } else if let Some(active) = self.active(job) {

@@ -33,7 +33,9 @@ pub struct JobsService {
 }
 
 impl JobsService {
-    pub(super) fn new(desk: Desk) -> Self {
+    /// The service at this desk.
+    #[must_use]
+    pub fn new(desk: Desk) -> Self {
         Self { desk }
     }
 

@@ -39,10 +39,11 @@ impl Desk {
                 driver::Request::Tasks { job: id, kind: first.kind, numbers: (first.number, last) };
             let Told::Tasks(view) = self.ask(asked).await? else { return Err(misfit()) };
             let view = view.map(|view| *view).unwrap_or_default();
+            let job = view.before_end.as_ref().unwrap_or(&job);
             while let Some(task) = at.filter(|task| task.kind == first.kind && task.number <= last)
             {
-                if wanted.takes(&job, task, &view) {
-                    let shown = views::task(&job, task, &view);
+                if wanted.takes(job, task, &view) {
+                    let shown = views::task(job, task, &view);
                     bytes += shown.encoded_len();
                     let full = reply.tasks.len() >= wanted.limit || bytes > LIST_BYTES_MAX;
                     if full && !reply.tasks.is_empty() {
@@ -51,7 +52,7 @@ impl Desk {
                     }
                     reply.tasks.push(shown);
                 }
-                at = views::next_task(&job, task);
+                at = views::next_task(job, task);
             }
         }
         Ok(reply)

@@ -139,7 +139,7 @@ pub fn job<'a>(app: &str, inputs: &[(String, PathBuf)], dir: &'a Path) -> LocalJ
         reading: Reading::of(Records::Files),
         partitions: 10,
         partitioning: Partitioning::Hash,
-        style: PartStyle { format: PartFormat::Lab, zstd: false },
+        style: PartStyle { format: PartFormat::Lab, zstd: false, durable: false },
         codec: Codec::None,
         memory_bytes: 64 << 20,
         slots: 2,

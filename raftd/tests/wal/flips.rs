@@ -180,9 +180,11 @@ fn every_byte_of_the_floor_is_there_twice() {
     copy(&whole, &unflipped);
     let expected = child::open(&unflipped, "unflipped");
     assert!(matches!(expected, Opened::Found(_)), "{expected:?}");
+    // Each was read above; a whole start takes a process.
     let step = match depth() {
         Depth::Quick => 100,
-        Depth::Ci | Depth::Deep => 1,
+        Depth::Ci => 5,
+        Depth::Deep => 1,
     };
     let flips: Vec<Flip> = (0..floor.len()).step_by(step).map(|at| ("floor".into(), at)).collect();
     open_flipped(&whole, &flips, |flip, opened| assert_eq!(opened, expected, "{flip:?}"));

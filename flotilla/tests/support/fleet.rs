@@ -1,0 +1,144 @@
+//! Coordinators and workers of jobs, each a process that a test can do anything to.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use client::{JobClient, Options};
+use flotilla::local::place::{Claim, beside};
+use flotilla::local::process::{Launch, Process};
+use flotilla::local::{Instance, Place};
+use proto::mapreduce::ListRequest;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+use super::FLOTILLA;
+use super::jobs::PATIENCE;
+
+pub(crate) const LEASE: Duration = Duration::from_secs(2);
+/// Coordinators and workers, each a process that a test can do anything to.
+pub(crate) struct Fleet {
+    // Dropped in this order: the processes end before their directory goes.
+    pub(crate) coordinators: Vec<Process>,
+    pub(crate) workers: Vec<Process>,
+    pub(crate) addresses: Vec<String>,
+    dir: TempDir,
+    _claim: Claim,
+}
+
+impl Fleet {
+    /// Starts them, each worker with one slot; `further` are flags of the coordinators.
+    pub(crate) fn start(coordinators: u16, workers: u16, further: &[&str]) -> Self {
+        Self::start_with(coordinators, workers, further, &[])
+    }
+
+    /// The same with flags of the workers.
+    pub(crate) fn start_with(
+        coordinators: u16,
+        workers: u16,
+        further: &[&str],
+        of_workers: &[&str],
+    ) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("root")).unwrap();
+        let (place, claim) = Place::draw().unwrap();
+        // The ports of key/value members are free, since there are none.
+        let places: Vec<_> = (1..=coordinators).map(|number| place.kvd(number)).collect();
+        let addresses: Vec<String> = places.iter().map(ToString::to_string).collect();
+        let mut fleet =
+            Self { coordinators: Vec::new(), workers: Vec::new(), addresses, dir, _claim: claim };
+        for (listen, node) in places.into_iter().zip(1..) {
+            let data = fleet.dir.path().join(format!("coordinator-{node}"));
+            let mut arguments = vec![
+                "mr-coordinator".to_owned(),
+                format!("--listen={listen}"),
+                format!("--node={node}"),
+                format!("--data={}", data.display()),
+                format!("--root={}", fleet.root().display()),
+                format!("--lease-ms={}", LEASE.as_millis()),
+            ];
+            let members = fleet.addresses.iter().zip(1..);
+            arguments.extend(members.map(|(at, node)| format!("--member={node}={at}")));
+            arguments.extend(further.iter().map(|flag| (*flag).to_owned()));
+            let log = fleet.dir.path().join(format!("coordinator-{node}.log"));
+            let [_, admin] = beside(listen);
+            let launch = Launch { program: FLOTILLA.into(), arguments, log, admin };
+            fleet.coordinators.push(Process::new(Instance::Coordinator, launch));
+        }
+        for number in 1..=workers {
+            let instance = Instance::Worker(number);
+            let admin = place.worker_admin(number);
+            let mut arguments = vec![
+                "mr-worker".to_owned(),
+                format!("--admin={admin}"),
+                format!("--coordinator={}", fleet.everybody()),
+                format!("--root={}", fleet.root().display()),
+                format!("--name={instance}"),
+                "--slots=1".to_owned(),
+                "--drain-grace-ms=10000".to_owned(),
+            ];
+            arguments.extend(of_workers.iter().map(|flag| (*flag).to_owned()));
+            let log = fleet.dir.path().join(format!("{instance}.log"));
+            let launch = Launch { program: FLOTILLA.into(), arguments, log, admin };
+            fleet.workers.push(Process::new(instance, launch));
+        }
+        for process in fleet.coordinators.iter_mut().chain(&mut fleet.workers) {
+            process.start().unwrap();
+        }
+        fleet
+    }
+
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    pub(crate) fn everybody(&self) -> String {
+        self.addresses.join(",")
+    }
+
+    pub(crate) fn jobs(&self) -> JobClient {
+        let options = Options::with_deadline(PATIENCE);
+        JobClient::connect(self.addresses.clone(), options).unwrap()
+    }
+
+    /// Waits until so many workers are there.
+    pub(crate) async fn ready(&self, workers: usize) {
+        let until = Instant::now() + PATIENCE;
+        while self.jobs().list_workers().await.unwrap().workers.len() < workers {
+            assert!(Instant::now() < until, "not all workers are there");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Which coordinator leads: the one that answers alone.
+    pub(crate) async fn leader(&self) -> usize {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            for (member, address) in self.addresses.iter().enumerate() {
+                if self.coordinators[member].pid().is_none() {
+                    continue;
+                }
+                let options = Options::with_deadline(Duration::from_millis(300));
+                let alone = JobClient::connect(vec![address.clone()], options).unwrap();
+                if alone.list(ListRequest { limit: 1, ..ListRequest::default() }).await.is_ok() {
+                    return member;
+                }
+            }
+            assert!(Instant::now() < until, "no coordinator leads");
+        }
+    }
+}
+
+/// Sends a signal to a process and its children: a worker and its slots.
+pub(crate) fn signal_all(process: &Process, signal: Signal) {
+    let pid = process.pid().unwrap();
+    let mut all = vec![pid];
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let children = fs::read_to_string(task.unwrap().path().join("children")).unwrap();
+        all.extend(children.split_whitespace().map(|child| child.parse::<u32>().unwrap()));
+    }
+    for pid in all {
+        kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+    }
+}
