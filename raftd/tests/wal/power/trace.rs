@@ -4,6 +4,7 @@
 //! on which writes had ended when it began. `sync_file_range` promises nothing and is left out.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -50,6 +51,28 @@ pub(crate) enum What {
     Remove(PathBuf),
     /// A write to the standard output.
     Tell(String),
+}
+
+impl What {
+    /// Whether a file holds something else if the other one comes first.
+    pub(crate) fn is_ordered_with(&self, other: &Self) -> bool {
+        let (Some((path, mine)), Some((other_path, theirs))) = (self.changed(), other.changed())
+        else {
+            return false;
+        };
+        path == other_path && mine.start < theirs.end && theirs.start < mine.end
+    }
+
+    /// The bytes of a file that it changes, or that are no longer there.
+    fn changed(&self) -> Option<(&Path, Range<u64>)> {
+        match self {
+            Self::Write { path, offset, bytes } => {
+                Some((path, *offset..offset + bytes.len() as u64))
+            }
+            Self::Resize { path, len } => Some((path, *len..u64::MAX)),
+            _ => None,
+        }
+    }
 }
 
 /// Whether strace is there and may trace.
