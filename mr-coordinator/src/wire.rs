@@ -453,7 +453,8 @@ pub fn assignment(assignment: &Assignment) -> pb::Assignment {
             let (cuts_path, cuts_crc) = cuts.map_or_else(Default::default, |is| (is.path, is.crc));
             let splits = splits.unwrap_or_default();
             let skip = assignment.skip.iter().map(record).collect();
-            pb::assignment::Work::Map(pb::MapWork { splits, skip, cuts_path, cuts_crc })
+            let maps = plan.maps.len() as u32;
+            pb::assignment::Work::Map(pb::MapWork { splits, skip, cuts_path, cuts_crc, maps })
         }
         Work::Reduce(runs) => {
             let runs = runs.iter().map(run).collect();

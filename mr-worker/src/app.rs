@@ -9,15 +9,15 @@ use crate::{
     args::{Arg, Args},
     collect::Collector,
     combine::prefix,
+    cursor::Cursor,
     failure::Failure,
     fold::Fold,
     map::{self, MapTask},
-    merge::Merge,
     outcome::{Counters, Outcome, Progress},
     part::Part,
     partition::Partitioner,
     record::{Block, Record, Records},
-    reduce::{self, ReduceTask},
+    reduce::{self, ReduceTask, Tally},
 };
 
 /// A MapReduce program, as its author writes it.
@@ -194,24 +194,23 @@ impl<F: Fold> Emitter<'_, F> {
 /// The values of one key: by map task, and in the order of emission within one. A cursor, so that a
 /// group may be larger than memory.
 pub struct Values<'m> {
-    merge: &'m mut Merge,
+    cursor: &'m mut Cursor,
     key: &'m [u8],
     prefix: u64,
     taken: bool,
-    /// How many values were read, of all groups.
-    count: &'m mut u64,
+    tally: &'m mut Tally,
     progress: &'m mut Progress,
 }
 
 impl<'m> Values<'m> {
-    /// The values of the key at which `merge` stands.
+    /// The values of the key at which `cursor` stands.
     pub(crate) fn new(
-        merge: &'m mut Merge,
+        cursor: &'m mut Cursor,
         key: &'m [u8],
-        count: &'m mut u64,
+        tally: &'m mut Tally,
         progress: &'m mut Progress,
     ) -> Self {
-        Self { merge, key, prefix: prefix(key), taken: false, count, progress }
+        Self { cursor, key, prefix: prefix(key), taken: false, tally, progress }
     }
 
     /// The next value, if there is one.
@@ -222,14 +221,15 @@ impl<'m> Values<'m> {
     #[inline]
     pub fn next(&mut self) -> Result<Option<&[u8]>, Failure> {
         if self.taken {
-            self.merge.advance()?;
+            self.cursor.advance()?;
             self.taken = false;
         }
-        let value = self.merge.value_of(self.key, self.prefix);
+        let value = self.cursor.value_of(self.key, self.prefix);
         if let Some(value) = value {
             self.taken = true;
-            *self.count += 1;
-            self.progress.advance(1, (self.key.len() + value.len()) as u64);
+            let records = self.cursor.records();
+            self.tally.records += records;
+            self.progress.advance(records, (self.key.len() + value.len()) as u64);
         }
         Ok(value)
     }

@@ -4,8 +4,9 @@
 //!
 //! Which of the two is used follows from what is seen: a table half of whose pairs are new keys
 //! only costs time, and a sorted run half of whose pairs fold together costs a file. The final run
-//! is the same, byte for byte, whichever was used and however often memory was full, since merging
-//! folds what the table would have folded.
+//! has the same records, whichever was used and however often memory was full, since merging folds
+//! what the table would have folded. A table that was never full leaves them unsorted, if reduces
+//! can be expected to have room for a table of their own: they collect what they get in the same way.
 //!
 //! Table and buffer have given their memory back before runs are merged, so what merging needs is
 //! there however full they were.
@@ -17,12 +18,13 @@ use std::{
 
 use crate::{
     combine::Table,
+    cursor::{Cursor, Folding, Listing},
     failure::Failure,
     fold::{Fold, FoldError},
     merge::{Joined, Merge, Origin, Share, discard, drain, fitting, write_run},
     part::Part,
     partition::Partitioning,
-    run::{Codec, Run, RunError, RunSummary},
+    run::{Codec, Order, Run, RunError, RunSummary},
     sort::SortBuffer,
 };
 
@@ -58,6 +60,9 @@ pub(crate) struct Layout {
     pub(crate) codec: Codec,
     /// How much memory there is, in bytes.
     pub(crate) memory_bytes: usize,
+    /// How many maps there are, each taken to be like this one; 0: that is not known, or runs have to
+    /// be sorted.
+    pub(crate) maps: u32,
 }
 
 enum Sink<F: Fold> {
@@ -189,7 +194,8 @@ impl<F: Fold> Collector<F> {
     pub(crate) fn finish(mut self, path: &Path) -> Result<(RunSummary, u64), Failure> {
         self.check()?;
         if self.spills.is_empty() {
-            return self.write_sink(path).map(|(summary, _)| (summary, 0));
+            let order = self.order()?;
+            return self.write_sink(path, order).map(|(summary, _)| (summary, 0));
         }
         if self.emitted > self.emitted_before {
             self.spill()?;
@@ -221,7 +227,7 @@ impl<F: Fold> Collector<F> {
     /// Writes what is in memory to a run, and takes the sink that would have made it shorter.
     fn spill(&mut self) -> Result<(), Failure> {
         let path = self.spill_path();
-        let (summary, pairs) = self.write_sink(&path)?;
+        let (summary, pairs) = self.write_sink(&path, Order::ByKey)?;
         self.spills.push(path);
         self.emitted_before = self.emitted;
         let memory_bytes = self.layout.memory_bytes;
@@ -246,15 +252,25 @@ impl<F: Fold> Collector<F> {
         self.layout.dir.join(format!("spill-{}.run", self.created))
     }
 
+    /// In which order what is in memory is to be written. If a table of a reduce has room for what all
+    /// maps leave it, every key is sorted once there, and not by each map that has it.
+    fn order(&mut self) -> Result<Order, Failure> {
+        let Layout { maps, partitions, memory_bytes, .. } = self.layout;
+        let Sink::Table(table) = &mut self.sink else { return Ok(Order::ByKey) };
+        let share = table.settle()? as u64 * u64::from(maps) / u64::from(partitions);
+        let fits = maps > 0 && share <= reduce_bytes(memory_bytes) as u64;
+        Ok(if fits { Order::None } else { Order::ByKey })
+    }
+
     /// Writes what is in memory to a run; how many pairs it was.
-    fn write_sink(&mut self, path: &Path) -> Result<(RunSummary, u64), Failure> {
+    fn write_sink(&mut self, path: &Path, order: Order) -> Result<(RunSummary, u64), Failure> {
         let pairs = self.emitted - self.emitted_before;
         let Layout { partitions, codec, partitioning, .. } = &self.layout;
         let summary = match &mut self.sink {
             Sink::Table(table) => {
-                let sorted = table.sorted(partitioning, *partitions)?;
-                write_run(path, *partitions, *codec, |writer| {
-                    table.write(&sorted, |partition, key, value| {
+                let listed = table.listed(partitioning, *partitions, order)?;
+                write_run(path, *partitions, *codec, order, |writer| {
+                    table.write(&listed, |partition, key, value| {
                         let pushed = writer.push(partition, key, value);
                         pushed.map_err(|error| Failure::io(path, &error))
                     })
@@ -262,7 +278,7 @@ impl<F: Fold> Collector<F> {
             }
             Sink::Buffer(buffer) => {
                 let fold = &self.fold;
-                write_run(path, *partitions, *codec, |writer| {
+                write_run(path, *partitions, *codec, Order::ByKey, |writer| {
                     let mut join = |before: &mut Vec<u8>, value: &[u8]| fold.join(before, value);
                     let mut to = Joined::new(writer, path, F::COMBINES.then_some(&mut join));
                     let mut partition = 0;
@@ -274,18 +290,45 @@ impl<F: Fold> Collector<F> {
                 })?
             }
             Sink::Part(_) | Sink::Closed => {
-                return Err(Failure::Internal("there is nothing to write a run of".to_owned()));
+                return Err(nothing());
             }
         };
         Ok((summary, pairs))
     }
 
-    /// Merges all spills to one run: in passes, as long as memory is too short for all at once.
+    /// Everything by key: for a reduce, which has one partition.
+    pub(crate) fn into_cursor(mut self) -> Result<Cursor, Failure> {
+        self.check()?;
+        if self.spills.is_empty() {
+            return match self.sink {
+                Sink::Table(table) => Ok(Cursor::Folded(Box::new(Listing::new(*table)?))),
+                Sink::Buffer(_) | Sink::Part(_) | Sink::Closed => Err(nothing()),
+            };
+        }
+        if self.emitted > self.emitted_before {
+            self.spill()?;
+        }
+        self.sink = Sink::Closed;
+        self.merge_until_fitting()?;
+        let shares = self.spills.iter().map(|spill| share(&open(spill)?, spill, 0));
+        let merge = Merge::new(shares.collect::<Result<_, _>>()?, self.layout.memory_bytes)?;
+        // The readers keep the files open; their names are no longer needed.
+        self.spills.iter().try_for_each(|spill| discard(spill))?;
+        Ok(Cursor::Folded(Box::new(Folding::<F>::new(merge, true)?)))
+    }
+
+    /// Merges all spills to one run.
     fn merge_spills(mut self, path: &Path) -> Result<RunSummary, Failure> {
+        self.merge_until_fitting()?;
+        self.merge(&self.spills, path)
+    }
+
+    /// Merges spills in passes, as long as memory is too short for all at once.
+    fn merge_until_fitting(&mut self) -> Result<(), Failure> {
         loop {
             let fits = self.fitting_spills()?;
             if fits >= self.spills.len() {
-                return self.merge(&self.spills, path);
+                return Ok(());
             }
             let mut merged = Vec::new();
             for group in std::mem::take(&mut self.spills).chunks(fits) {
@@ -318,7 +361,7 @@ impl<F: Fold> Collector<F> {
         let runs = spills.iter().map(|spill| open(spill)).collect::<Result<Vec<_>, _>>()?;
         let Layout { partitions, codec, memory_bytes, .. } = self.layout;
         let mut join = |before: &mut Vec<u8>, value: &[u8]| self.fold.join(before, value);
-        let summary = write_run(path, partitions, codec, |writer| {
+        let summary = write_run(path, partitions, codec, Order::ByKey, |writer| {
             let mut to = Joined::new(writer, path, F::COMBINES.then_some(&mut join));
             for partition in 0..partitions {
                 let shares =
@@ -331,6 +374,15 @@ impl<F: Fold> Collector<F> {
         spills.iter().try_for_each(|spill| discard(spill))?;
         Ok(summary)
     }
+}
+
+/// How much of a task's memory a reduce's table may use: a key's values are listed beside it.
+pub(crate) fn reduce_bytes(memory_bytes: usize) -> usize {
+    memory_bytes / 2
+}
+
+fn nothing() -> Failure {
+    Failure::Internal("there is nothing to write a run of".to_owned())
 }
 
 /// Whether folding is not worth its cost: more than half of what came in went out.

@@ -47,6 +47,13 @@ pub trait Fold: Default + Send + 'static {
 
     /// Joins a written value to the one before it, of the same key, if they fold into one.
     fn join(&self, before: &mut Vec<u8>, value: &[u8]) -> Result<bool, Failure>;
+
+    /// What folds written values where those of several maps come together: the fold itself, unless
+    /// what a mapper emits says less than what is written.
+    type Written: Fold;
+
+    /// A written value as an input of that.
+    fn read(value: &[u8]) -> Result<<Self::Written as Fold>::Input<'_>, Failure>;
 }
 
 /// Why a value could not be taken.
@@ -166,6 +173,13 @@ impl Fold for Sum {
         put_varint(before, sum);
         Ok(true)
     }
+
+    type Written = Self;
+
+    #[inline]
+    fn read(value: &[u8]) -> Result<u64, Failure> {
+        number(value)
+    }
 }
 
 /// Counts how often a key is emitted; a written value is a LEB128 varint, as [`Sum`]'s.
@@ -202,6 +216,13 @@ impl Fold for Count {
 
     fn join(&self, before: &mut Vec<u8>, value: &[u8]) -> Result<bool, Failure> {
         Sum.join(before, value)
+    }
+
+    type Written = Sum;
+
+    #[inline]
+    fn read(value: &[u8]) -> Result<u64, Failure> {
+        number(value)
     }
 }
 
@@ -240,6 +261,13 @@ impl Fold for Max {
         put_varint(before, largest);
         Ok(true)
     }
+
+    type Written = Self;
+
+    #[inline]
+    fn read(value: &[u8]) -> Result<u64, Failure> {
+        number(value)
+    }
 }
 
 /// Keeps every value, in the order of emission.
@@ -277,6 +305,13 @@ impl Fold for Keep {
 
     fn join(&self, _before: &mut Vec<u8>, _value: &[u8]) -> Result<bool, Failure> {
         Ok(false)
+    }
+
+    type Written = Self;
+
+    #[inline]
+    fn read(value: &[u8]) -> Result<&[u8], Failure> {
+        Ok(value)
     }
 }
 
@@ -336,6 +371,13 @@ impl Fold for Distinct {
     fn join(&self, before: &mut Vec<u8>, value: &[u8]) -> Result<bool, Failure> {
         Ok(before == value)
     }
+
+    type Written = Self;
+
+    #[inline]
+    fn read(value: &[u8]) -> Result<&[u8], Failure> {
+        Ok(value)
+    }
 }
 
 /// Puts a value behind a key's others.
@@ -392,21 +434,19 @@ pub(crate) fn get_varint(bytes: &[u8]) -> Option<(u64, usize)> {
     None
 }
 
-/// What a fold makes of these values of one key: taken in one state, and written one by one and
-/// joined. The same, if the fold is one.
+/// What a fold makes of these values of one key: taken in one state, written one by one and joined,
+/// and written one by one and read. The same, if the fold is one.
 ///
 /// # Errors
 /// What differs, or what the fold refuses.
 pub fn check<F: Fold>(inputs: &[F::Input<'_>]) -> Result<(), Failure> {
     let fold = F::default();
-    let refuse = |error: FoldError| Failure::user(error.to_string());
-    let (mut state, mut arena) = (F::State::default(), Arena::default());
+    let mut written: Vec<Vec<u8>> = Vec::new();
     let mut joined: Vec<Vec<u8>> = Vec::new();
     for input in inputs {
-        let held = fold.hold(*input, &mut arena).map_err(refuse)?;
-        fold.fold(&mut state, held, &mut arena).map_err(refuse)?;
         let mut value = Vec::new();
         fold.write(*input, &mut value);
+        written.push(value.clone());
         let fits = match joined.last_mut() {
             Some(before) => fold.join(before, &value)?,
             None => false,
@@ -415,16 +455,35 @@ pub fn check<F: Fold>(inputs: &[F::Input<'_>]) -> Result<(), Failure> {
             joined.push(value);
         }
     }
+    let folded = in_one_state(&fold, inputs.iter().copied().map(Ok))?;
+    let read = written.iter().map(|value| F::read(value));
+    let read = in_one_state(&F::Written::default(), read)?;
+    if folded == joined && folded == read {
+        return Ok(());
+    }
+    let message = format!(
+        "folded in one state: {folded:?}; written and joined: {joined:?}; written and read: {read:?}"
+    );
+    Err(Failure::fatal(message))
+}
+
+/// What a state hands out that took these inputs.
+fn in_one_state<'a, F: Fold>(
+    fold: &F,
+    inputs: impl Iterator<Item = Result<F::Input<'a>, Failure>>,
+) -> Result<Vec<Vec<u8>>, Failure> {
+    let refuse = |error: FoldError| Failure::user(error.to_string());
+    let (mut state, mut arena) = (F::State::default(), Arena::default());
+    for input in inputs {
+        let held = fold.hold(input?, &mut arena).map_err(refuse)?;
+        fold.fold(&mut state, held, &mut arena).map_err(refuse)?;
+    }
     let mut folded = Vec::new();
     fold.values(&state, &arena, &mut |value| {
         folded.push(value.to_vec());
         Ok(())
     })?;
-    if folded == joined {
-        return Ok(());
-    }
-    let message = format!("folded in one state: {folded:?}; written and joined: {joined:?}");
-    Err(Failure::fatal(message))
+    Ok(folded)
 }
 
 #[cfg(test)]

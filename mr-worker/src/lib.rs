@@ -32,6 +32,7 @@ pub mod codec;
 mod collect;
 pub mod combine;
 pub mod config;
+mod cursor;
 mod dispatch;
 mod ended;
 pub mod failure;

@@ -157,6 +157,7 @@ impl LocalJob<'_> {
             style: self.style,
             dir: self.attempt_dir(&format!("m-{number}"))?,
             memory_bytes: self.memory_bytes,
+            maps: self.maps.len() as u32,
             care: None,
         };
         self.program.map(task, &mut Progress::new(|_, _| {}))

@@ -50,6 +50,8 @@ pub struct MapTask {
     pub dir: PathBuf,
     /// How much memory table and buffer may use, in bytes.
     pub memory_bytes: usize,
+    /// How many maps the job has; 0: that is not known, and runs are sorted.
+    pub maps: u32,
     /// Whether records are mapped one by one, and which are left out.
     pub care: Option<Care>,
 }
@@ -128,6 +130,7 @@ fn collector<A: App>(app: &A, task: &mut MapTask) -> Result<Collector<A::Fold>, 
         partitioning,
         codec: task.codec,
         memory_bytes: task.memory_bytes,
+        maps: task.maps,
     };
     if task.context.partitions > 0 {
         return Ok(Collector::new(layout));

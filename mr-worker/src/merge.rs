@@ -14,7 +14,7 @@ use std::{
 use crate::{
     combine::prefix,
     failure::Failure,
-    run::{BLOCK_BYTES, Codec, Partition, PartitionReader, RunError, RunSummary, RunWriter},
+    run::{BLOCK_BYTES, Codec, Order, Partition, PartitionReader, RunError, RunSummary, RunWriter},
 };
 
 /// How many files a merge keeps open: far below what a process may have.
@@ -22,7 +22,7 @@ const FILES_MAX: usize = 256;
 
 /// How much a reader takes from its file at a time, if memory allows: a few blocks, so that many
 /// readers still read in long strides.
-const AHEAD_BYTES_MAX: usize = 1 << 20;
+pub(crate) const AHEAD_BYTES_MAX: usize = 1 << 20;
 
 /// Where a reader's data comes from, for the failure if it is damaged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -271,7 +271,8 @@ pub(crate) fn drain(merge: &mut Merge, partition: u32, to: &mut Joined<'_>) -> R
     Ok(())
 }
 
-fn replace(buffer: &mut Vec<u8>, bytes: &[u8]) {
+/// Puts `bytes` in the place of what is in the buffer.
+pub(crate) fn replace(buffer: &mut Vec<u8>, bytes: &[u8]) {
     buffer.clear();
     buffer.extend_from_slice(bytes);
 }
@@ -281,10 +282,11 @@ pub(crate) fn write_run(
     path: &Path,
     partitions: u32,
     codec: Codec,
+    order: Order,
     fill: impl FnOnce(&mut RunWriter) -> Result<(), Failure>,
 ) -> Result<RunSummary, Failure> {
     let failed = |error| Failure::io(path, &error);
-    let mut writer = RunWriter::create(path, partitions, codec).map_err(failed)?;
+    let mut writer = RunWriter::create(path, partitions, codec, order).map_err(failed)?;
     fill(&mut writer)?;
     writer.finish().map_err(failed)
 }

@@ -10,16 +10,19 @@ use std::{
 
 use crate::{
     app::{App, Context, Output, Reducer, Values},
+    collect::{Collector, Layout, reduce_bytes},
+    cursor::{Cursor, Folding},
     failure::Failure,
-    merge::{Joined, Merge, Origin, Share, discard, drain, fitting, write_run},
+    fold::Fold,
+    merge::{AHEAD_BYTES_MAX, Joined, Merge, Origin, Share, discard, drain, fitting, write_run},
     outcome::{
         Counters, Outcome, Progress, REDUCE_INPUT_GROUPS, REDUCE_INPUT_RECORDS,
         REDUCE_OUTPUT_RECORDS,
     },
     panics,
     part::{Part, PartStyle},
-    partition::shown,
-    run::{Codec, Partition, Run, RunError},
+    partition::{Partitioning, shown},
+    run::{Codec, Order, Partition, Run, RunError},
 };
 
 /// A committed run of a map.
@@ -69,6 +72,10 @@ impl Default for Patience {
     }
 }
 
+/// How much memory a byte of a run needs at most in a table: a short key and a number take three
+/// bytes in the run.
+const MEMORY_OF_BYTE: usize = 64;
+
 /// Runs a reduce task.
 pub(crate) fn run<A: App>(
     app: &A,
@@ -76,14 +83,14 @@ pub(crate) fn run<A: App>(
     progress: &mut Progress,
 ) -> Result<Outcome, Failure> {
     let mut reducer = app.reducer(&task.context)?;
-    let mut merge = open(task)?;
     let mut part = Part::create(&task.dir, task.style)?;
     let mut counters = Counters::default();
     let mut tally = Tally::default();
     let mut key = Vec::new();
     let reduced = catch_unwind(AssertUnwindSafe(|| {
         let mut out = Output { part: &mut part, counters: &mut counters };
-        reduce_groups(&mut reducer, &mut merge, &mut key, &mut out, &mut tally, progress)
+        let mut cursor = open::<A::Fold>(task, &mut tally, progress)?;
+        reduce_groups(&mut reducer, &mut cursor, &mut key, &mut out, &mut tally, progress)
     }));
     reduced.unwrap_or_else(|panic| Err(Failure::user(panics::message(&*panic)))).map_err(
         |failure| match failure {
@@ -102,27 +109,29 @@ pub(crate) fn run<A: App>(
     Ok(outcome)
 }
 
+/// What a reduce counts.
 #[derive(Default)]
-struct Tally {
+pub(crate) struct Tally {
     groups: u64,
-    records: u64,
+    /// The records of the runs.
+    pub(crate) records: u64,
 }
 
 /// Lets the app reduce one group after the other, and skips what it leaves. `key` is the one that it
 /// is at.
 fn reduce_groups<R: Reducer>(
     reducer: &mut R,
-    merge: &mut Merge,
+    cursor: &mut Cursor,
     key: &mut Vec<u8>,
     out: &mut Output<'_>,
     tally: &mut Tally,
     progress: &mut Progress,
 ) -> Result<(), Failure> {
-    while let Some((next, _)) = merge.top() {
+    while let Some((next, _)) = cursor.top() {
         key.clear();
         key.extend_from_slice(next);
         tally.groups += 1;
-        let mut values = Values::new(merge, key, &mut tally.records, progress);
+        let mut values = Values::new(cursor, key, tally, progress);
         reducer.reduce(key, &mut values, out)?;
         while values.next()?.is_some() {}
     }
@@ -152,16 +161,66 @@ impl Waiting {
     }
 }
 
-/// Opens the partition of every run, in as many passes as memory asks for.
-fn open(task: &ReduceTask) -> Result<Merge, Failure> {
-    let mut passes = 0;
-    let mut waiting = Vec::new();
+/// Opens the partition of every run.
+fn open<F: Fold>(
+    task: &ReduceTask,
+    tally: &mut Tally,
+    progress: &mut Progress,
+) -> Result<Cursor, Failure> {
+    let (mut waiting, mut bytes, mut sorted) = (Vec::new(), 0, true);
     for input in 0..task.runs.len() {
         let share = input_share(task, input)?;
         if share.partition.bytes() > 0 {
             waiting.push(Waiting::Input(input, share.needs()));
+            bytes += share.partition.bytes();
+            sorted &= share.partition.order() == Order::ByKey;
         }
     }
+    if !sorted {
+        return gather::<F>(task, &waiting, bytes, tally, progress);
+    }
+    let merge = merge_all(task, waiting)?;
+    if F::COMBINES {
+        return Ok(Cursor::Folded(Box::new(Folding::<F>::new(merge, false)?)));
+    }
+    Ok(Cursor::Merge(merge))
+}
+
+/// Reads everything into a table: the maps have not sorted it.
+fn gather<F: Fold>(
+    task: &ReduceTask,
+    inputs: &[Waiting],
+    bytes: u64,
+    tally: &mut Tally,
+    progress: &mut Progress,
+) -> Result<Cursor, Failure> {
+    let most = usize::try_from(bytes).unwrap_or(usize::MAX).saturating_mul(MEMORY_OF_BYTE);
+    let mut collector: Collector<F::Written> = Collector::new(Layout {
+        dir: task.dir.clone(),
+        partitions: 1,
+        partitioning: Partitioning::Hash,
+        codec: Codec::None,
+        memory_bytes: reduce_bytes(task.memory_bytes).min(most),
+        maps: 0,
+    });
+    for input in inputs {
+        let Share { partition, origin } = input.share(task)?;
+        let ahead = usize::try_from(partition.bytes()).unwrap_or(usize::MAX);
+        let mut reader = partition.read(ahead.min(AHEAD_BYTES_MAX));
+        while reader.advance().map_err(|error| origin.failure(&error))? {
+            let (text, key) = reader.key_in_text();
+            collector.add_part(text, key, F::read(reader.value())?);
+            tally.records += 1;
+            progress.advance(1, 0);
+        }
+        collector.check()?;
+    }
+    collector.into_cursor()
+}
+
+/// Merges sorted runs, in as many passes as memory asks for.
+fn merge_all(task: &ReduceTask, mut waiting: Vec<Waiting>) -> Result<Merge, Failure> {
+    let mut passes = 0;
     loop {
         let fits = fitting(waiting.iter().map(Waiting::needs), task.memory_bytes);
         if fits == waiting.len() {
@@ -192,7 +251,7 @@ fn merge(task: &ReduceTask, group: &[Waiting]) -> Result<Merge, Failure> {
 fn merge_pass(task: &ReduceTask, group: &[Waiting], pass: u32) -> Result<Waiting, Failure> {
     let path = task.dir.join(format!("merge-{pass}.run"));
     let mut merge = merge(task, group)?;
-    write_run(&path, 1, Codec::None, |writer| {
+    write_run(&path, 1, Codec::None, Order::ByKey, |writer| {
         let mut to = Joined::new(writer, &path, None);
         drain(&mut merge, 0, &mut to)?;
         to.finish()

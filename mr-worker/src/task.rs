@@ -136,6 +136,7 @@ impl Bench<'_> {
             style: self.style(spec)?,
             dir,
             memory_bytes: self.memory_bytes,
+            maps: work.maps,
             care: None,
         })
     }

@@ -120,7 +120,7 @@ fn parts_have_the_same_bytes_for_every_split() {
 }
 
 #[test]
-fn a_map_that_spills_writes_the_same_run() {
+fn a_map_that_spills_writes_the_same_records() {
     let texts = tempdir().unwrap();
     let mut text = String::new();
     for round in 0..40 {
@@ -144,8 +144,6 @@ fn a_map_that_spills_writes_the_same_run() {
         assert_eq!(expected.counters.get(SPILLED_RUNS), 0);
         assert_eq!(found.maps[0].content_hash, expected.maps[0].content_hash, "{app}");
         assert_eq!(part_bytes(&found), part_bytes(&expected), "{app}");
-        let bytes = |dir: &tempfile::TempDir| fs::read(dir.path().join("m-0/data.run")).unwrap();
-        assert!(bytes(&calm) == bytes(&tight), "{app}");
         let left: Vec<_> = fs::read_dir(tight.path().join("m-0")).unwrap().collect();
         assert_eq!(left.len(), 1, "{left:?}");
     }

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
 
-use super::Sorted;
+use super::Listed;
 use crate::fold::{Arena, Slice};
 
 /// A table of longer keys and what became of their values.
@@ -39,7 +39,7 @@ impl<S: Copy + Default> LongKeys<S> {
     /// The memory of the entries and what sorting them will need, in bytes: room for twice as many,
     /// while they grow.
     pub(super) fn bytes(&self) -> usize {
-        self.entries.len() * (2 * size_of::<(Slice, S)>() + 16 + size_of::<Sorted<S>>())
+        self.entries.len() * (2 * size_of::<(Slice, S)>() + 16 + size_of::<Listed<S>>())
     }
 
     /// All keys, in the order in which they came.

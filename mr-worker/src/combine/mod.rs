@@ -23,6 +23,7 @@ use crate::{
     failure::Failure,
     fold::{Arena, Fold, FoldError, VALUE_BYTES_MAX},
     partition::Partitioning,
+    run::Order,
 };
 
 pub(crate) use self::key::ShortKey;
@@ -36,7 +37,7 @@ use self::{
 pub const KEY_BYTES_MAX: usize = 8 << 20;
 
 /// How many frequent keys there are at most, as a power of two: they stay in a core's second cache.
-const FREQUENT_LOG_MAX: u32 = 15;
+const FREQUENT_LOG_MAX: u32 = 14;
 
 /// How many shares there are at most, as a power of two: each stays in that cache while its list is
 /// emptied.
@@ -113,8 +114,8 @@ impl Sorting {
     }
 }
 
-/// An entry on its way out: ordered by partition, then key.
-pub(crate) struct Sorted<S> {
+/// An entry on its way out.
+pub(crate) struct Listed<S> {
     order: u128,
     pub(crate) partition: u32,
     /// Where a longer key is.
@@ -252,21 +253,30 @@ impl<F: Fold> Table<F> {
         self.arena.used() + self.entries_bytes
     }
 
-    /// All entries, by partition and key. Then there is nothing to do but [`Self::write`] them and
-    /// [`Self::clear`].
-    pub(crate) fn sorted(
+    /// Folds what waits; how much memory the keys and values take, in bytes.
+    pub(crate) fn settle(&mut self) -> Result<usize, Failure> {
+        self.take_batch().map_err(refuse)?;
+        (0..self.shares.len()).try_for_each(|share| self.empty(share)).map_err(refuse)?;
+        let shares: usize = self.shares.iter().map(Share::len).sum();
+        let entries = share::keys(&self.frequent).count() + shares + self.long.entries().len();
+        Ok(self.arena.used() + entries * size_of::<Slot<F::State>>())
+    }
+
+    /// All entries, by partition, and those of one in this order. Then there is nothing to do but
+    /// [`Self::write`] them and [`Self::clear`].
+    pub(crate) fn listed(
         &mut self,
         partitioning: &Partitioning,
         partitions: u32,
-    ) -> Result<Vec<Sorted<F::State>>, Failure> {
-        let refuse = |error: FoldError| Failure::user(error.to_string());
+        order: Order,
+    ) -> Result<Vec<Listed<F::State>>, Failure> {
         self.take_batch().map_err(refuse)?;
-        let mut sorted = Vec::with_capacity(self.entries_max());
+        let mut listed = Vec::with_capacity(self.entries_max());
         let mut push = |Slot { key, state }: Slot<F::State>| {
             let order = key.order();
             let (bytes, length) = ShortKey::of_order(order);
             let partition = partitioning.of(&bytes[..length], partitions)?;
-            sorted.push(Sorted { order, partition, long: 0, state });
+            listed.push(Listed { order, partition, long: 0, state });
             Ok(())
         };
         share::keys(&self.frequent).try_for_each(&mut push)?;
@@ -280,34 +290,45 @@ impl<F: Fold> Table<F> {
         for (&(key, state), long) in long {
             let key = self.arena.get(key);
             let partition = partitioning.of(key, partitions)?;
-            sorted.push(Sorted { order: order_of_long(key), partition, long, state });
+            listed.push(Listed { order: order_of_long(key), partition, long, state });
         }
         // Keys are distinct, so stability has nothing to keep.
-        sorted.sort_unstable_by(|left, right| {
-            let by_order = (left.partition, left.order).cmp(&(right.partition, right.order));
-            by_order.then_with(|| self.long_key(left).cmp(self.long_key(right)))
-        });
-        Ok(sorted)
+        match order {
+            Order::ByKey => listed.sort_unstable_by(|left, right| {
+                let by_order = (left.partition, left.order).cmp(&(right.partition, right.order));
+                by_order.then_with(|| self.long_key(left).cmp(self.long_key(right)))
+            }),
+            Order::None => listed.sort_unstable_by_key(|entry| entry.partition),
+        }
+        Ok(listed)
     }
 
-    /// Hands out the keys and values of sorted entries, those of a key in the order of their
+    /// Hands out the keys and values of listed entries, those of a key in the order of their
     /// emission.
     pub(crate) fn write(
         &self,
-        sorted: &[Sorted<F::State>],
+        listed: &[Listed<F::State>],
         mut each: impl FnMut(u32, &[u8], &[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        for entry in sorted {
-            let (bytes, length) = ShortKey::of_order(entry.order);
-            let is_long = entry.order as u8 == u8::MAX;
-            let key = if is_long { self.long_key(entry) } else { &bytes[..length] };
-            let mut value = |value: &[u8]| each(entry.partition, key, value);
-            self.fold.values(&entry.state, &self.arena, &mut value)?;
-        }
-        Ok(())
+        listed.iter().try_for_each(|entry| {
+            self.write_entry(entry, &mut |key, value| each(entry.partition, key, value))
+        })
     }
 
-    fn long_key(&self, entry: &Sorted<F::State>) -> &[u8] {
+    /// Hands out the key of an entry with each of its values.
+    #[inline]
+    pub(crate) fn write_entry(
+        &self,
+        entry: &Listed<F::State>,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let (bytes, length) = ShortKey::of_order(entry.order);
+        let is_long = entry.order as u8 == u8::MAX;
+        let key = if is_long { self.long_key(entry) } else { &bytes[..length] };
+        self.fold.values(&entry.state, &self.arena, &mut |value| each(key, value))
+    }
+
+    fn long_key(&self, entry: &Listed<F::State>) -> &[u8] {
         self.arena.get(self.long.entries()[entry.long as usize].0)
     }
 
@@ -335,12 +356,16 @@ impl<F: Fold> Table<F> {
     /// The memory of what is there without any key, in bytes, and of sorting what is frequent or
     /// waits, as if each were a key.
     fn fixed_bytes(&self) -> usize {
-        let (slot, sorted) = (size_of::<Slot<F::State>>(), size_of::<Sorted<F::State>>());
+        let (slot, sorted) = (size_of::<Slot<F::State>>(), size_of::<Listed<F::State>>());
         let waits = size_of::<(ShortKey, F::Held)>().max(sorted);
         let shares: usize = self.shares.iter().map(Share::bytes).sum();
         let waiting = self.waiting.len() * self.waiting_max;
         self.frequent.len() * (slot + sorted) + waiting * waits + shares
     }
+}
+
+fn refuse(error: FoldError) -> Failure {
+    Failure::user(error.to_string())
 }
 
 /// The first eight bytes of `key` as a number that orders as they do; a shorter key is filled with
@@ -382,9 +407,9 @@ mod tests {
             table.add(&key, 0..key.len(), input).unwrap();
         }
         let mut found = Vec::new();
-        let sorted = table.sorted(&Partitioning::Hash, 3).unwrap();
+        let listed = table.listed(&Partitioning::Hash, 3, Order::ByKey).unwrap();
         table
-            .write(&sorted, |partition, key, value| {
+            .write(&listed, |partition, key, value| {
                 found.push((partition, key.to_vec(), value.to_vec()));
                 Ok(())
             })
@@ -452,6 +477,6 @@ mod tests {
         let mut table: Table<Sum> = Table::new(1 << 20);
         let long = vec![b'a'; KEY_BYTES_MAX + 1];
         assert_eq!(table.add(&long, 0..long.len(), 1), Err(FoldError::KeyTooLong));
-        assert!(table.sorted(&Partitioning::Hash, 1).unwrap().is_empty());
+        assert!(table.listed(&Partitioning::Hash, 1, Order::ByKey).unwrap().is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! Run files: what a map leaves for the reduces, and what a map or reduce spills for itself.
 //!
 //! All numbers are little-endian. A file is its partitions, one behind the other from the first
-//! byte, and a footer. A partition is blocks; a block is records in key order, whole:
+//! byte, and a footer. A partition is blocks; a block is whole records, in the run's [`Order`]:
 //!
 //! ```text
 //! block   payload bytes u32 | raw bytes u32 | records u32 | codec u32, 0: none, 1: LZ4
@@ -9,8 +9,8 @@
 //! record  key bytes varint | value bytes varint | key | value
 //! footer  a row for each partition: offset u64 | bytes u64 | records u64 | CRC-32C of blocks u32
 //!         CRC-32C u32
-//! tail    records u64 | longest block u32 | partitions u32 | CRC-32C of rows u32 | format u32
-//!         footer bytes u32 | CRC-32C u32 | magic [8]
+//! tail    order u32, 0: by key, 1: none | records u64 | longest block u32 | partitions u32
+//!         CRC-32C of rows u32 | format u32 | footer bytes u32 | CRC-32C u32 | magic [8]
 //! ```
 //!
 //! A block's checksum covers its header before the checksum, and its payload. A partition's covers
@@ -28,7 +28,7 @@ pub use reader::{Partition, PartitionReader, Run, RunError};
 pub use writer::{RunSummary, RunWriter};
 
 /// The version of the format. A newer one is refused.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// The last bytes of every run.
 const MAGIC: [u8; 8] = *b"FLOTRUN\n";
@@ -52,7 +52,7 @@ const BLOCK_HEADER_BYTES: usize = 20;
 const ROW_BYTES: usize = 32;
 
 /// The length of what follows the rows.
-const TAIL_BYTES: usize = 40;
+const TAIL_BYTES: usize = 44;
 
 /// The length of what the tail's checksum does not cover: itself and the magic.
 const TAIL_UNCOVERED_BYTES: usize = 12;
@@ -79,6 +79,28 @@ impl Codec {
 
     fn from_number(number: u32) -> Option<Self> {
         [Self::None, Self::Lz4].into_iter().find(|codec| codec.number() == number)
+    }
+}
+
+/// How the records of a partition follow one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// By key, and for one key as they were emitted.
+    ByKey,
+    /// By nothing but, for one key, as they were emitted: who reads them sorts.
+    None,
+}
+
+impl Order {
+    fn number(self) -> u32 {
+        match self {
+            Self::ByKey => 0,
+            Self::None => 1,
+        }
+    }
+
+    fn from_number(number: u32) -> Option<Self> {
+        [Self::ByKey, Self::None].into_iter().find(|order| order.number() == number)
     }
 }
 
@@ -143,7 +165,7 @@ mod tests {
 
     /// A run with an empty partition in the middle and one of several blocks.
     fn sample(path: &Path, codec: Codec) -> RunSummary {
-        let mut writer = RunWriter::create(path, PARTITIONS, codec).unwrap();
+        let mut writer = RunWriter::create(path, PARTITIONS, codec, Order::ByKey).unwrap();
         for number in 0..3_u32 {
             writer.push(0, format!("key{number}").as_bytes(), b"value").unwrap();
         }
@@ -235,7 +257,7 @@ mod tests {
         let path = dir.path().join("data.run");
         let summary = sample(&path, Codec::None);
         let other = dir.path().join("other.run");
-        let mut writer = RunWriter::create(&other, PARTITIONS, Codec::None).unwrap();
+        let mut writer = RunWriter::create(&other, PARTITIONS, Codec::None, Order::ByKey).unwrap();
         for number in 5..8_u32 {
             writer.push(0, format!("key{number}").as_bytes(), b"value").unwrap();
         }
@@ -252,7 +274,7 @@ mod tests {
     fn blocks_that_changed_places_are_found() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data.run");
-        let mut writer = RunWriter::create(&path, 1, Codec::None).unwrap();
+        let mut writer = RunWriter::create(&path, 1, Codec::None, Order::ByKey).unwrap();
         for key in [b"a", b"b"] {
             writer.push(0, key, &vec![b'x'; BLOCK_BYTES]).unwrap();
         }
@@ -270,18 +292,22 @@ mod tests {
         let path = dir.path().join("data.run");
         sample(&path, Codec::None);
         let mut bytes = fs::read(&path).unwrap();
-        let format_at = bytes.len() - TAIL_BYTES + 20;
-        bytes[format_at] = 3;
+        // As far from the end in every format.
+        let format_at = bytes.len() - 20;
+        assert_eq!(u32::from(bytes[format_at]), FORMAT);
+        bytes[format_at] += 1;
         fs::write(&path, &bytes).unwrap();
         let error = Run::open(&path, None).unwrap_err();
-        assert!(error.to_string().contains("format 3"), "{error}");
+        let newer = format!("format {}", FORMAT + 1);
+        assert!(error.to_string().contains(&newer), "{error}");
     }
 
     #[test]
     fn the_combined_hash_does_not_depend_on_the_order_but_on_every_record() {
         let dir = tempfile::tempdir().unwrap();
         let hash = |name: &str, records: &[(&[u8], &[u8])]| {
-            let mut writer = RunWriter::create(&dir.path().join(name), 1, Codec::None).unwrap();
+            let mut writer =
+                RunWriter::create(&dir.path().join(name), 1, Codec::None, Order::None).unwrap();
             for (key, value) in records {
                 writer.push(0, key, value).unwrap();
             }

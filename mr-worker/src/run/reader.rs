@@ -3,8 +3,8 @@
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use super::{
-    BLOCK_BYTES_MAX, BLOCK_HEADER_BYTES, Codec, FORMAT, MAGIC, PARTITIONS_MAX, ROW_BYTES, Row,
-    TAIL_BYTES, TAIL_UNCOVERED_BYTES, le_u32,
+    BLOCK_BYTES_MAX, BLOCK_HEADER_BYTES, Codec, FORMAT, MAGIC, Order, PARTITIONS_MAX, ROW_BYTES,
+    Row, TAIL_BYTES, TAIL_UNCOVERED_BYTES, le_u32,
 };
 use crate::fold::get_varint;
 
@@ -38,6 +38,7 @@ pub struct Run {
     length: u64,
     partitions: u32,
     block_bytes_max: u32,
+    order: Order,
 }
 
 /// Where a partition of a run lies: what is known of it before it is read.
@@ -46,6 +47,7 @@ pub struct Partition {
     file: Arc<File>,
     row: Row,
     block_bytes_max: usize,
+    order: Order,
 }
 
 impl Run {
@@ -67,7 +69,7 @@ impl Run {
             return Err(RunError::Damaged("its end is not that of a run"));
         }
         // Where the format is does not change with it.
-        let format = le_u32(&tail[20..]);
+        let format = le_u32(&tail[24..]);
         if format > FORMAT {
             return Err(RunError::Newer(format));
         }
@@ -79,8 +81,9 @@ impl Run {
         if expected.is_some_and(|(_, expected)| expected != crc) {
             return Err(RunError::Damaged("it is another run than was committed"));
         }
-        let (block_bytes_max, partitions) = (le_u32(&tail[8..]), le_u32(&tail[12..]));
-        let footer_bytes = le_u32(&tail[24..]);
+        let (block_bytes_max, partitions) = (le_u32(&tail[12..]), le_u32(&tail[16..]));
+        let footer_bytes = le_u32(&tail[28..]);
+        let order = Order::from_number(le_u32(&tail)).ok_or(RunError::Damaged("its order"))?;
         if format != FORMAT || !(1..=PARTITIONS_MAX).contains(&partitions) {
             return Err(RunError::Damaged("its format or its number of partitions"));
         }
@@ -92,7 +95,7 @@ impl Run {
         if block_bytes_max as usize > BLOCK_BYTES_MAX {
             return Err(RunError::Damaged("its longest block"));
         }
-        Ok(Self { file: Arc::new(file), length, partitions, block_bytes_max })
+        Ok(Self { file: Arc::new(file), length, partitions, block_bytes_max, order })
     }
 
     /// How many partitions it has.
@@ -114,7 +117,8 @@ impl Run {
             return Err(RunError::Damaged("a partition's place"));
         }
         let file = Arc::clone(&self.file);
-        Ok(Partition { file, row, block_bytes_max: self.block_bytes_max as usize })
+        let block_bytes_max = self.block_bytes_max as usize;
+        Ok(Partition { file, row, block_bytes_max, order: self.order })
     }
 }
 
@@ -122,6 +126,11 @@ impl Partition {
     /// How many bytes of the file it has.
     pub fn bytes(&self) -> u64 {
         self.row.bytes
+    }
+
+    /// How its records follow one another.
+    pub fn order(&self) -> Order {
+        self.order
     }
 
     /// How much memory a reader of it needs that reads `ahead` bytes at a time.
@@ -219,6 +228,12 @@ impl PartitionReader {
     #[inline]
     pub fn key(&self) -> &[u8] {
         &self.bytes()[self.key.clone()]
+    }
+
+    /// The key of the current record as a place in a text.
+    #[inline]
+    pub(crate) fn key_in_text(&self) -> (&[u8], Range<usize>) {
+        (self.bytes(), self.key.clone())
     }
 
     /// The value of the current record.

@@ -1,4 +1,4 @@
-//! Writes a run: records come in order of partition, and of key within a partition.
+//! Writes a run: records come in order of partition, and within one in the run's order.
 //!
 //! A block is put together where it is written from, behind room for its header; only one that is
 //! compressed is put together elsewhere first.
@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    BLOCK_BYTES, BLOCK_HEADER_BYTES, Codec, FORMAT, MAGIC, PARTITIONS_MAX, ROW_BYTES, Row,
+    BLOCK_BYTES, BLOCK_HEADER_BYTES, Codec, FORMAT, MAGIC, Order, PARTITIONS_MAX, ROW_BYTES, Row,
     TAIL_BYTES, record_hash,
 };
 use crate::fold::{VARINT_BYTES_MAX, put_varint};
@@ -27,6 +27,7 @@ pub struct RunWriter {
     /// The open block, if it is to be compressed.
     raw: Vec<u8>,
     codec: Codec,
+    order: Order,
     /// Where the open block begins in `buffer`, with the room for its header.
     block_at: usize,
     block_records: u32,
@@ -55,7 +56,7 @@ pub struct RunSummary {
 impl RunWriter {
     /// Creates the file, which must not exist, for `partitions` partitions, 1 to
     /// [`PARTITIONS_MAX`].
-    pub fn create(path: &Path, partitions: u32, codec: Codec) -> io::Result<Self> {
+    pub fn create(path: &Path, partitions: u32, codec: Codec, order: Order) -> io::Result<Self> {
         assert!((1..=PARTITIONS_MAX).contains(&partitions), "{partitions} partitions");
         let mut rows = Vec::with_capacity(partitions as usize);
         rows.push(Row::default());
@@ -64,6 +65,7 @@ impl RunWriter {
             buffer: Vec::with_capacity(BUFFER_BYTES + 2 * BLOCK_BYTES),
             raw: Vec::new(),
             codec,
+            order,
             block_at: 0,
             block_records: 0,
             block_bytes_max: 0,
@@ -114,6 +116,7 @@ impl RunWriter {
         }
         let footer_bytes = self.rows.len() * ROW_BYTES + TAIL_BYTES;
         let mut tail = Vec::with_capacity(TAIL_BYTES);
+        tail.extend_from_slice(&self.order.number().to_le_bytes());
         tail.extend_from_slice(&self.records.to_le_bytes());
         tail.extend_from_slice(&self.block_bytes_max.to_le_bytes());
         tail.extend_from_slice(&self.partitions.to_le_bytes());

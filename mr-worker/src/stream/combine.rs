@@ -61,6 +61,7 @@ impl Combining {
                 partitioning: self.partitioning,
                 codec: self.codec,
                 memory_bytes: self.memory_bytes,
+                maps: 0,
             }),
             counters: Counters::default(),
         };

@@ -94,7 +94,7 @@ impl Program for Streaming {
         &[]
     }
 
-    fn map(&self, task: MapTask, progress: &mut Progress) -> Result<Outcome, Failure> {
+    fn map(&self, mut task: MapTask, progress: &mut Progress) -> Result<Outcome, Failure> {
         if self.programs.framing == Framing::Lines
             && matches!(task.reading.records, Records::Files | Records::Fixed(_))
         {
@@ -105,6 +105,10 @@ impl Program for Streaming {
         let place = self.workplace(Kind::Map, &task.context, &task.dir, progress)?;
         let combining = self.programs.combiner.as_ref().filter(|_| task.context.partitions > 0);
         let combining = combining.map(|argv| combine::Combining::new(argv, &task));
+        if combining.is_some() {
+            // It reads groups.
+            task.maps = 0;
+        }
         let attempt = Arc::new(Attempt { streaming: self.clone(), place });
         let app = Task { attempt: Arc::clone(&attempt), pieces: task.pieces.clone().into() };
         let mut outcome = map::run(&app, task, progress)?;
