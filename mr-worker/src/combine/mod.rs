@@ -114,6 +114,9 @@ impl Sorting {
     }
 }
 
+/// Takes a key and one of its values.
+type TakePair<'t> = &'t mut dyn FnMut(&[u8], &[u8]) -> Result<(), Failure>;
+
 /// An entry on its way out.
 pub(crate) struct Listed<S> {
     order: u128,
@@ -320,7 +323,7 @@ impl<F: Fold> Table<F> {
     pub(crate) fn write_entry(
         &self,
         entry: &Listed<F::State>,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), Failure>,
+        each: TakePair<'_>,
     ) -> Result<(), Failure> {
         let (bytes, length) = ShortKey::of_order(entry.order);
         let is_long = entry.order as u8 == u8::MAX;
