@@ -179,6 +179,7 @@ mod tests {
         path::{Path, PathBuf},
         process::Stdio,
         sync::Arc,
+        time::{Duration, Instant},
     };
 
     use proto::mapreduce::AttemptId;
@@ -213,6 +214,14 @@ mod tests {
         command.stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap()
     }
 
+    async fn until(holds: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !holds() {
+            assert!(Instant::now() < deadline, "not in time");
+            tokio::task::yield_now().await;
+        }
+    }
+
     #[tokio::test]
     async fn all_that_was_said_before_the_end_is_heard_and_nobody_elses() {
         let dir = tempfile::tempdir().unwrap();
@@ -242,9 +251,7 @@ mod tests {
         let stderr = Stderr::listen(chatterbox.stderr.take().unwrap()).unwrap();
         stderr.begin(log).await;
         chatterbox.stdout.take().unwrap().read_u8().await.unwrap();
-        while fs::metadata(&path).is_err() {
-            tokio::task::yield_now().await;
-        }
+        until(|| path.exists()).await;
         assert!(stderr.end().await.contains("and so on"));
         let text = fs::read_to_string(path).unwrap();
         assert!(text.starts_with("and so on\n") && text.ends_with(" log_bytes_max, 1000)\n"));
@@ -262,8 +269,6 @@ mod tests {
         input.write_all(b"beyond the limit\n").await.unwrap();
         output.read_u8().await.unwrap();
         drop(stderr);
-        while !fs::read_to_string(&path).is_ok_and(|text| text.ends_with(")\n")) {
-            tokio::task::yield_now().await;
-        }
+        until(|| fs::read_to_string(&path).is_ok_and(|text| text.ends_with(")\n"))).await;
     }
 }
