@@ -7,13 +7,13 @@
 mod support;
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use client::JobClient;
 use proto::mapreduce::{Command, Job, JobSpec, JobState, Streaming, failure_reason};
-use support::Watchdog;
 use support::fleet::{Fleet, LEASE};
 use support::jobs::{PATIENCE, has_ended, retries, until};
+use support::{Watchdog, complained, flotilla, said, well};
 use tokio::time::{Instant, sleep};
 
 /// How many inputs there are, each a line and a map.
@@ -23,7 +23,12 @@ const INPUTS: usize = 4;
 const BAD: u32 = 1;
 
 async fn fleet(workers: u16) -> Fleet {
-    let fleet = Fleet::start_with(1, workers, &[], &["--allow-exec"]);
+    fleet_with(workers, &[], &["--allow-exec"]).await
+}
+
+/// With flags of the coordinator and of the workers.
+async fn fleet_with(workers: u16, further: &[&str], of_workers: &[&str]) -> Fleet {
+    let fleet = Fleet::start_with(1, workers, further, of_workers);
     fs::create_dir(fleet.root().join("in")).unwrap();
     for input in 0..INPUTS {
         fs::write(fleet.root().join(format!("in/{input}")), format!("line {input}\n")).unwrap();
@@ -165,4 +170,92 @@ async fn who_never_ends_is_stopped_and_its_slot_works_again() {
     assert_eq!(end(&jobs, &next).await.state(), JobState::Succeeded);
     check_lines(&fleet, "next");
     assert_eq!(ids(&jobs).await, before);
+}
+
+/// What `flotilla mr logs` ends with, says, and complains about.
+fn logs(fleet: &Fleet, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let (coordinator, root) = (fleet.everybody(), fleet.root());
+    let root = root.to_str().unwrap();
+    let command = ["mr", "--coordinator", &coordinator, "logs", "--root", root];
+    let output = flotilla(&[&command, arguments].concat());
+    (output.status.code(), said(&output), complained(&output))
+}
+
+/// Waits until all logs of a job are as long ago as they are kept, has another leader look at them,
+/// and waits until they are gone.
+async fn forgotten(fleet: &mut Fleet, job: &Job, kept: Duration) {
+    let ended = UNIX_EPOCH + Duration::from_millis(job.ended_unix_ms);
+    sleep(kept.saturating_sub(ended.elapsed().unwrap_or_default())).await;
+    fleet.coordinators[0].kill();
+    fleet.coordinators[0].start().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while fleet.root().join(".flotilla/logs").join(&job.id).exists() {
+        assert!(Instant::now() < deadline, "the logs of {} are kept", job.id);
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_attempts_say_can_be_read_until_long_after_the_end() {
+    let _watchdog = Watchdog::new(3 * PATIENCE);
+    let of_workers = ["--allow-exec", "--log-bytes-max=50"];
+    let mut fleet = fleet_with(2, &["--logs-kept-s=1"], &of_workers).await;
+    let jobs = fleet.jobs();
+    let once =
+        format!("mkdir {}/one 2>/dev/null && echo no good >&2 && exit 3", fleet.root().display());
+    let mut spoken = spec("out", &format!("{once}; printf '%060d' 0 >&2"));
+    let reducer = ["sh", "-c", "echo reducing >&2; cat"].map(str::to_owned).to_vec();
+    spoken.streaming.as_mut().unwrap().reducer = Some(Command { argv: reducer });
+    let spoken = submit(&jobs, spoken).await;
+    let silent = submit(&jobs, spec("silent", ":")).await;
+    let failing = JobSpec { max_attempts: 1, ..spec("no", "echo no good >&2; exit 3") };
+    let failing = submit(&jobs, failing).await;
+
+    let ended = end(&jobs, &spoken).await;
+    assert_eq!(ended.state(), JobState::Succeeded, "{:?}", ended.failure);
+    let (code, all, _) = logs(&fleet, &[&spoken]);
+    assert_eq!(code, Some(0));
+    let lines: Vec<&str> = all.lines().collect();
+    let [first, no_good, "", second, zeros, dropped, "", reduce, "reducing"] = lines[..] else {
+        panic!("{all}")
+    };
+    assert!(first.starts_with("==> map 1, attempt ") && first.ends_with(" <=="), "{all}");
+    assert!(second.starts_with("==> map 1, attempt ") && second != first, "{all}");
+    assert!(reduce.starts_with("==> reduce 0, attempt "), "{all}");
+    assert_eq!(no_good, "no good");
+    assert_eq!(zeros, "0".repeat(50));
+    assert!(dropped.contains("bytes were dropped: limit log_bytes_max, 50"), "{all}");
+
+    let (_, of_task, _) = logs(&fleet, &[&spoken, "map-1", "--json"]);
+    let of_task: Vec<serde_json::Value> =
+        of_task.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(of_task.len(), 2);
+    assert_eq!((&of_task[0]["task"], &of_task[0]["bytes"]), (&"map 1".into(), &8.into()));
+    assert_eq!(of_task[0]["text"], "no good\n");
+    let attempt = of_task[0]["attempt"].as_str().unwrap();
+    let (_, of_attempt, _) = logs(&fleet, &[&spoken, &format!("map-1.{attempt}")]);
+    assert_eq!(of_attempt, format!("{first}\nno good"));
+
+    end(&jobs, &silent).await;
+    let (code, said, complaint) = logs(&fleet, &[&silent]);
+    assert_eq!((code, said.as_str()), (Some(0), ""));
+    assert!(complaint.contains("wrote nothing"), "{complaint}");
+    assert!(!fleet.root().join(".flotilla/logs").join(&silent).exists());
+    for (absent, word) in [
+        (&[&spoken, "map-4"][..], "has no map 4: it has 4 maps"),
+        (&["01890a5d-ac96-774b-bcce-b302099a8057"], "not found"),
+    ] {
+        let (code, _, complaint) = logs(&fleet, absent);
+        assert_eq!(code, Some(6), "{complaint}");
+        assert!(complaint.contains(word), "{complaint}");
+    }
+
+    let ended_badly = end(&jobs, &failing).await;
+    let shown = flotilla(&["mr", "--coordinator", &fleet.everybody(), "get", &failing]);
+    let hint = format!("    no good\n  all its words: flotilla mr logs {failing} map-1");
+    assert!(well(&shown).ends_with(&hint), "{}", well(&shown));
+    forgotten(&mut fleet, &ended_badly, Duration::from_secs(1)).await;
+    // A job is told from its logs that are gone.
+    let (code, _, complaint) = logs(&fleet, &[&failing]);
+    assert_eq!(code, Some(0), "{complaint}");
 }

@@ -1,7 +1,7 @@
 //! What is removed when a job has ended, and what a look at a map's run can tell.
 //!
 //! Decides which directories below the work root are nobody's: those of ended jobs at once, those
-//! of jobs that nobody knows when they are old.
+//! of jobs that nobody knows when they are old. Logs stay longer (`logs.rs`).
 
 use std::{
     fs::{self, File},
@@ -51,7 +51,7 @@ pub fn remove_job(root: &Root, job: JobId) -> io::Result<()> {
 
 /// A worker that was told to stop may still write for a moment, which makes a removal find
 /// something new in a directory that it had emptied.
-fn remove_tree(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     let mut tries = 0;
     loop {
         tries += 1;

@@ -38,6 +38,9 @@ struct Own {
     /// The longest file that a job may send along
     #[arg(long, value_name = "BYTES")]
     blob_bytes_max: Option<u64>,
+    /// Remove the logs of a job's attempts so long after its end
+    #[arg(long, value_name = "SECONDS")]
+    logs_kept_s: Option<u64>,
     /// What a queue gets of the slots, against 1 of a queue that is not named; repeatable
     #[arg(long = "queue-weight", value_name = "NAME=WEIGHT", value_parser = queue_weight)]
     #[serde(serialize_with = "as_table", skip_serializing_if = "Vec::is_empty")]
@@ -108,6 +111,7 @@ mod tests {
             "--member=2=a:1,a:2",
             "--lease-ms=2000",
             "--no-workers-grace-ms=0",
+            "--logs-kept-s=60",
             "--queue-weight=fast=3",
             "--queue-weight=a=b=2",
             "--insecure",
@@ -116,6 +120,7 @@ mod tests {
         assert_eq!((config.group.node, config.group.cluster.as_str()), (2, "c"));
         assert_eq!((config.root.to_str(), config.group.data.to_str()), (Some("r"), Some("d")));
         assert_eq!((config.lease_ms, config.no_workers_grace_ms), (2_000, 0));
+        assert_eq!(config.logs_kept_s, 60);
         let queues = [("a=b".to_owned(), 2), ("fast".to_owned(), 3)];
         assert_eq!(config.queues, queues.into());
         let addresses = config.addresses().unwrap();

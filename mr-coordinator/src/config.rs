@@ -1,6 +1,6 @@
 //! The settings of the coordinator.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use daemon::{
     Failure,
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     limits::{
         BLOB_BYTES_DEFAULT, JOBS_ACTIVE_MAX, JOBS_RUNNING_MAX, LEASE_MS_DEFAULT, LEASE_MS_MAX,
-        LEASE_MS_MIN, QUEUE_WEIGHT_MAX, QUEUES_MAX,
+        LEASE_MS_MIN, LOGS_KEPT_S_DEFAULT, LOGS_KEPT_S_MAX, QUEUE_WEIGHT_MAX, QUEUES_MAX,
     },
     schedule::{self, Weights},
     scheduling::queue_is_good,
@@ -58,6 +58,8 @@ pub struct Config {
     pub jobs_running_max: usize,
     /// How long a file may be that a job sends along, in bytes.
     pub blob_bytes_max: u64,
+    /// How long the logs of a job's attempts stay when it has ended, in seconds.
+    pub logs_kept_s: u64,
     /// What queues get of the slots: name and weight; a queue that is not named has weight 1.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub queues: BTreeMap<String, u32>,
@@ -82,6 +84,7 @@ impl Default for Config {
             no_workers_grace_ms: 60_000,
             jobs_running_max: JOBS_RUNNING_MAX,
             blob_bytes_max: BLOB_BYTES_DEFAULT,
+            logs_kept_s: LOGS_KEPT_S_DEFAULT,
             queues: BTreeMap::new(),
             process: runtime::Process::default(),
             group: raftd::Settings { data: PathBuf::from("mr-coordinator-data"), ..group },
@@ -110,6 +113,15 @@ impl Config {
 }
 
 impl Config {
+    /// How long logs stay.
+    ///
+    /// # Errors
+    /// Configuration, when the setting is out of range.
+    pub(crate) fn logs_kept(&self) -> Result<Duration, Failure> {
+        check_range("logs_kept_s", self.logs_kept_s, 1..=LOGS_KEPT_S_MAX)?;
+        Ok(Duration::from_secs(self.logs_kept_s))
+    }
+
     fn weights(&self) -> Result<Weights, Failure> {
         let count = self.queues.len();
         if count > QUEUES_MAX {
@@ -173,6 +185,11 @@ mod tests {
         ] {
             let refused = config.scheduling().unwrap_err().to_string();
             assert!(refused.contains(name), "{refused}");
+        }
+        for logs_kept_s in [0, LOGS_KEPT_S_MAX + 1] {
+            let config = Config { logs_kept_s, ..Config::default() };
+            let refused = config.logs_kept().unwrap_err().to_string();
+            assert!(refused.contains("logs_kept_s is"), "{refused}");
         }
         let forever = Config { no_workers_grace_ms: 0, ..Config::default() };
         assert_eq!(forever.scheduling().unwrap().no_workers_grace_ms, None);

@@ -174,6 +174,7 @@ pub(crate) struct Tools {
     pub(crate) lanes: Lanes,
     pub(crate) settings: Settings,
     pub(crate) can_exchange: bool,
+    pub(crate) logs_kept: Duration,
     pub(crate) done: mpsc::Sender<Done>,
     pub(crate) start: Instant,
 }
@@ -201,6 +202,7 @@ impl Driver {
         lanes: Lanes,
         settings: Settings,
         can_exchange: bool,
+        logs_kept: Duration,
     ) -> (Self, mpsc::Sender<Call>, watch::Receiver<bool>) {
         let (calls, calls_in) = mpsc::channel(CALLS_MAX);
         let (done, done_in) = mpsc::channel(RESULTS_MAX);
@@ -209,7 +211,7 @@ impl Driver {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let status = handle.watch_status();
         let start = Instant::now();
-        let tools = Tools { handle, root, lanes, settings, can_exchange, done, start };
+        let tools = Tools { handle, root, lanes, settings, can_exchange, logs_kept, done, start };
         let driver = Self {
             tools,
             calls: calls_in,

@@ -69,6 +69,14 @@ impl TaskKind {
             Self::Reduce => 1,
         }
     }
+
+    /// What paths call it.
+    pub(crate) fn letter(self) -> char {
+        match self {
+            Self::Map => 'm',
+            Self::Reduce => 'r',
+        }
+    }
 }
 
 /// Names a task within its job.
@@ -133,10 +141,7 @@ impl AttemptId {
     /// Its directory, relative to the shared root.
     #[must_use]
     pub fn directory(&self) -> String {
-        let kind = match self.task.kind {
-            TaskKind::Map => 'm',
-            TaskKind::Reduce => 'r',
-        };
+        let kind = self.task.kind.letter();
         format!("{}/{kind}/{}/{}", job_directory(self.job), self.task.number, self.number)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The pure half decides: `machine` and `job` are the replicated state, `leases` and `schedule`
 //! what only the leader knows, each a function of its inputs. The thin half acts: `plan`,
-//! `publish`, `output` and `cleanup` on the shared filesystem, `driver` and `service` between the
+//! `publish`, `output`, `cleanup` and `logs` on the shared filesystem, `driver` and `service` between the
 //! network, the log and the scheduler, `page` and `told` before the eyes of people.
 
 // The thin half may; the pure modules deny it for themselves.
@@ -26,6 +26,7 @@ pub mod streaming;
 pub mod blobs;
 pub mod cleanup;
 pub mod glob;
+pub mod logs;
 pub mod output;
 pub mod plan;
 pub mod publish;

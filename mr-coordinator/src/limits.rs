@@ -150,6 +150,12 @@ const _: () = assert!(POLL_WAIT_MS < 20_000);
 const _: () = assert!(MAPS_MAX as usize <= RUNS_PER_REPLY_MAX);
 const _: () = assert!(SPLITS_PER_TASK_MAX <= SPLITS_PER_REPLY_MAX);
 
+/// How long logs of an ended job are kept without a wish of the operator's, in seconds: long enough
+/// for a person to come back from a week's end.
+pub const LOGS_KEPT_S_DEFAULT: u64 = 7 * 24 * 3_600;
+/// The longest, ten years: who wants more moves them elsewhere.
+pub const LOGS_KEPT_S_MAX: u64 = 3_650 * 24 * 3_600;
+
 /// Ended jobs whose attempts a leader still shows.
 pub const PAST_JOBS_MAX: usize = 16;
 

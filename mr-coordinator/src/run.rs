@@ -36,6 +36,7 @@ const SERVICES: &[&str] =
 /// [`Failure`] says which exit code fits.
 pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
     let scheduling = config.scheduling()?;
+    let logs_kept = config.logs_kept()?;
     let addresses = config.addresses()?;
     config.group.check(&addresses.advertise, &addresses.advertise_peer)?;
     let client_port = listen(addresses.listen)?;
@@ -59,8 +60,14 @@ pub async fn run(config: &Config, shutdown: Shutdown) -> Result<(), Failure> {
     let (host, handle) =
         Host::start(&config.group, &advertised, machine, peer_port, no_services, &inner).await?;
 
-    let (driver, calls, leading) =
-        Driver::new(handle.clone(), root.clone(), lanes.clone(), scheduling, can_exchange);
+    let (driver, calls, leading) = Driver::new(
+        handle.clone(),
+        root.clone(),
+        lanes.clone(),
+        scheduling,
+        can_exchange,
+        logs_kept,
+    );
     // Polls hang for seconds: they end with the driver, at once, so that the port can drain.
     let driver = tokio::spawn(driver.run(shutdown.clone()));
     let uploads = Arc::new(Semaphore::new(UPLOADS_MAX));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use daemon::units;
 use proto::mapreduce::{
-    AttemptInfo, AttemptState, FailureReason, Job, JobFailure, JobState, Task, TaskKind,
+    AttemptId, AttemptInfo, AttemptState, FailureReason, Job, JobFailure, JobState, Task, TaskKind,
     TaskProgress, TaskState, WorkerInfo, failure_reason::Kind,
 };
 use serde_json::{Value, json};
@@ -56,9 +56,18 @@ pub fn explain(failure: &JobFailure) -> String {
             let words: Vec<_> = reason.stderr_tail.lines().collect();
             let last = &words[words.len().saturating_sub(LAST_WORDS)..];
             lines.extend(last.iter().map(|line| format!("    {line}")));
+            lines.extend(failure.attempt.as_ref().and_then(more_words));
         }
     }
     lines.join("\n")
+}
+
+/// How to read all that attempts at a task said. A job that ran in one process has no name here, and
+/// no logs.
+fn more_words(attempt: &AttemptId) -> Option<String> {
+    let AttemptId { job, task, .. } = attempt;
+    let kind = kind(attempt.kind());
+    (!job.is_empty()).then(|| format!("  all its words: flotilla mr logs {job} {kind}-{task}"))
 }
 
 /// Why an attempt failed, in a few words.
@@ -219,7 +228,7 @@ pub fn task(task: &Task) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use proto::mapreduce::{AttemptId, UserError};
+    use proto::mapreduce::UserError;
 
     use super::*;
 
@@ -243,15 +252,18 @@ mod tests {
             sequence: 9,
             ..AttemptId::default()
         };
-        let failure = JobFailure {
+        let mut failure = JobFailure {
             message: "a task failed 4 times".to_owned(),
-            attempt: Some(attempt),
+            attempt: Some(attempt.clone()),
             worker: "w1".to_owned(),
             reason: Some(reason),
         };
         let expected = "failed: a task failed 4 times\n  map 3, attempt 2-9\n  on worker w1\n  \
                         the app at a.txt:7: no number\n  its last words:\n    thread panicked\n    \
                         at app.rs";
+        assert_eq!(explain(&failure), expected);
+        failure.attempt = Some(AttemptId { job: "JOB".to_owned(), ..attempt });
+        let expected = format!("{expected}\n  all its words: flotilla mr logs JOB map-3");
         assert_eq!(explain(&failure), expected);
     }
 }

@@ -71,6 +71,9 @@ struct Flags {
     /// Run programs that jobs bring or name, which can do whatever this worker's user can
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_exec: Option<bool>,
+    /// Keep so much of what an attempt says on standard error in its log; 0: nothing
+    #[arg(long, value_name = "BYTES")]
+    log_bytes_max: Option<u64>,
     /// Accept an admin address that other machines can reach
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     insecure: Option<bool>,

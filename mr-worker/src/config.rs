@@ -2,7 +2,7 @@
 
 use std::{num::NonZero, path::PathBuf, thread, time::Duration};
 
-use daemon::{Failure, ports};
+use daemon::{Failure, ports, settings::check_range};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -15,6 +15,9 @@ pub const SLOTS_MAX: u32 = 1_024;
 
 /// The most tasks that are kept ready for one slot: a worker lists all in its heartbeats.
 pub const PREFETCH_MAX: u32 = 3;
+
+/// The longest log of an attempt that can be set, in bytes: no more than one reads.
+pub const LOG_BYTES_MAX: u64 = 1 << 30;
 
 /// The longest name, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -48,6 +51,8 @@ pub struct Config {
     pub lab_apps: bool,
     /// Whether it runs programs that jobs bring or name. They can do whatever this worker's user can.
     pub allow_exec: bool,
+    /// How much of what an attempt says on standard error its log keeps, in bytes; 0: nothing.
+    pub log_bytes_max: u64,
     /// Where to serve metrics and health over HTTP.
     pub admin: String,
     /// Whether to accept an admin address that other machines can reach.
@@ -68,6 +73,7 @@ impl Default for Config {
             coordinator_lost_timeout_ms: 600_000,
             lab_apps: false,
             allow_exec: false,
+            log_bytes_max: 8 << 20,
             admin: format!("127.0.0.1:{}", ports::MR_WORKER_ADMIN),
             insecure: false,
         }
@@ -140,6 +146,15 @@ impl Config {
         )
     }
 
+    /// The longest log of an attempt, in bytes.
+    ///
+    /// # Errors
+    /// Configuration, beyond the limit.
+    pub(crate) fn log_bytes(&self) -> Result<u64, Failure> {
+        check_range("log_bytes_max", self.log_bytes_max, 0..=LOG_BYTES_MAX)?;
+        Ok(self.log_bytes_max)
+    }
+
     /// The worker's name, given where it serves its admin port.
     ///
     /// # Errors
@@ -189,6 +204,7 @@ mod tests {
             config.slot_count().is_err()
                 || config.ready_count().is_err()
                 || config.table_bytes().is_err()
+                || config.log_bytes().is_err()
                 || config.worker_name(1).is_err()
         };
         assert!(!refused(|_| {}));
@@ -196,6 +212,7 @@ mod tests {
         assert!(refused(|config| config.prefetch = PREFETCH_MAX + 1));
         assert!(refused(|config| config.memory_bytes = 1));
         assert!(refused(|config| config.memory_bytes = u64::MAX));
+        assert!(refused(|config| config.log_bytes_max = LOG_BYTES_MAX + 1));
         assert!(refused(|config| config.name = "n".repeat(NAME_BYTES_MAX + 1)));
     }
 }

@@ -124,15 +124,31 @@ impl Root {
 
     /// Creates the directory of an attempt, which must not exist, and what lies above it.
     pub fn create_attempt_dir(&self, relative: &str) -> Result<PathBuf, PathError> {
-        let dir = self.own(relative)?;
-        let failed = |source| PathError::Io { path: relative.to_owned(), source };
-        let parent = dir.parent().ok_or_else(|| refused(relative, "it has no parent"))?;
-        fs::create_dir_all(parent).map_err(failed)?;
-        if !parent.canonicalize().map_err(failed)?.starts_with(&self.path) {
-            return Err(refused(relative, "a link leads outside the shared root"));
-        }
-        fs::create_dir(&dir).map_err(failed)?;
+        let dir = self.place(relative)?;
+        fs::create_dir(&dir)
+            .map_err(|source| PathError::Io { path: relative.to_owned(), source })?;
         Ok(dir)
+    }
+
+    /// Creates the log of an attempt, which must not exist, and what lies above it. What is written
+    /// to it is added at its end.
+    pub fn create_log(&self, relative: &str) -> Result<fs::File, PathError> {
+        let path = self.place(relative)?;
+        // What is new is no link.
+        let created = fs::File::options().append(true).create_new(true).open(path);
+        created.map_err(|source| PathError::Io { path: relative.to_owned(), source })
+    }
+
+    /// The path of something to be created, whose parent is made and lies inside.
+    fn place(&self, relative: &str) -> Result<PathBuf, PathError> {
+        let path = self.own(relative)?;
+        let failed = |source| PathError::Io { path: relative.to_owned(), source };
+        let parent = path.parent().ok_or_else(|| refused(relative, "it has no parent"))?;
+        fs::create_dir_all(parent).map_err(failed)?;
+        match parent.canonicalize().map_err(failed)?.starts_with(&self.path) {
+            true => Ok(path),
+            false => Err(refused(relative, "a link leads outside the shared root")),
+        }
     }
 
     /// Removes the directory of an attempt with all that is in it; if it is gone, that is fine.
@@ -189,6 +205,7 @@ mod tests {
             assert!(root.own(path).is_err(), "{path:?}");
             assert!(root.input(path).is_err(), "{path:?}");
             assert!(root.create_attempt_dir(path).is_err(), "{path:?}");
+            assert!(root.create_log(path).is_err(), "{path:?}");
             assert!(root.remove_attempt_dir(path).is_err(), "{path:?}");
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -226,6 +243,23 @@ mod tests {
         root.remove_attempt_dir("job/m/0/1-1").unwrap();
         root.remove_attempt_dir("job/m/0/1-1").unwrap();
         assert!(!made.exists());
+    }
+
+    #[test]
+    fn a_log_is_new_and_inside() {
+        use io::Write;
+        let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let root = Root::open(dir.path()).unwrap();
+        let mut log = root.create_log("logs/job/m-0-1-1.log").unwrap();
+        log.write_all(b"said").unwrap();
+        assert_eq!(fs::read(root.path().join("logs/job/m-0-1-1.log")).unwrap(), b"said");
+        assert!(root.create_log("logs/job/m-0-1-1.log").is_err());
+        symlink(outside.path(), root.path().join("link")).unwrap();
+        symlink(outside.path().join("x"), root.path().join("logs/x")).unwrap();
+        for led_away in ["link/x", "logs/x"] {
+            assert!(root.create_log(led_away).is_err(), "{led_away}");
+        }
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::{
     dispatch::{Dispatch, Setup},
     paths::Root,
     session::Coordinators,
-    slot::{Slot, SlotCommand},
+    slot::{Logs, Slot, SlotCommand},
 };
 
 /// Works for a coordinator until shutdown.
@@ -34,12 +34,14 @@ pub async fn run(
         let root = config.root.display();
         Failure::configuration(format!("the shared root {root} is no directory")).because(error)
     })?;
+    let root = Arc::new(root);
     // Else it would take tasks and fail them one after the other.
     root.check_writable().map_err(|error| {
         Failure::machine("this worker cannot write in the shared root").because(error)
     })?;
     let slots = config.slot_count()?;
     let slot = Arc::new(with_arguments(slot, &root, config)?);
+    let logs = Arc::new(Logs { root: Arc::clone(&root), bytes_max: config.log_bytes()? });
     let admin = addresses::resolve("admin", &config.admin)?;
     addresses::check_exposed(admin, config.insecure)?;
     let listener = addresses::listen(admin)?;
@@ -56,9 +58,9 @@ pub async fn run(
     let end = Shutdown::new();
     let dispatch = Dispatch::new(Setup {
         identity,
-        root: Arc::new(root),
+        root,
         coordinators,
-        slots: (0..slots).map(|_| Slot::new(Arc::clone(&slot))).collect(),
+        slots: (0..slots).map(|_| Slot::new(Arc::clone(&slot), Arc::clone(&logs))).collect(),
         ready: config.ready_count()?,
         drain_grace: config.drain_grace(),
         lost_timeout: config.coordinator_lost_timeout(),

@@ -21,6 +21,10 @@ pub const STREAMING_APP: &str = "streaming";
 /// The work root, where files that jobs send along lie by their digests, relative to the shared root.
 pub const BLOBS_DIR: &str = ".flotilla/blobs";
 
+/// The directory, relative to the shared root, below which the logs of attempts lie, those of a job
+/// in one named by its id.
+pub const LOGS_DIR: &str = ".flotilla/logs";
+
 /// The encoded `FileDescriptorSet` of all packages, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

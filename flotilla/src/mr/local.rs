@@ -26,7 +26,9 @@ use mr_coordinator::spec::Spec;
 use mr_coordinator::wire;
 use mr_worker::stream::{Allowed, Launcher};
 use mr_worker::task::Bench;
-use proto::mapreduce::{FailureReason, Job, JobFailure, JobSpec, JobState, Success, TaskProgress};
+use proto::mapreduce::{
+    self as pb, FailureReason, Job, JobFailure, JobSpec, JobState, Success, TaskProgress,
+};
 
 use super::{programs::unkept, submit, watch};
 use crate::output::Output;
@@ -192,7 +194,11 @@ impl Tasks<'_> {
                 job.state = JobState::Failed.into();
                 job.failure = Some(JobFailure {
                     message: format!("TaskFailed: {}", attempt.task),
-                    attempt: Some(wire::attempt_to_wire(&attempt)),
+                    // Not by the job's name: what it said was seen, and is in no log.
+                    attempt: Some(pb::AttemptId {
+                        job: String::new(),
+                        ..wire::attempt_to_wire(&attempt)
+                    }),
                     worker: "this process".to_owned(),
                     reason: Some(reason),
                 });

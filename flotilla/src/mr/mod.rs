@@ -2,10 +2,11 @@
 //!
 //! [`programs`] are jobs' own programs, [`submit`] turns flags into a job, [`explain`] shows how it
 //! would be cut, [`local`] runs one in this process, [`watch`] follows one to its end, [`tasks`] tells
-//! what runs where, [`show`] says how a job is.
+//! what runs where, [`logs`] what it said there, [`show`] how a job is.
 
 mod explain;
 mod local;
+mod logs;
 mod programs;
 mod results;
 mod show;
@@ -39,6 +40,7 @@ Examples:
   flotilla mr list
   flotilla mr get JOB
   flotilla mr watch JOB
+  flotilla mr logs JOB map-3
   flotilla mr cat JOB | sort -k2 -nr | head
   flotilla mr get-output JOB counts.txt --merge
   flotilla mr cancel JOB
@@ -122,6 +124,9 @@ enum Command {
         /// The job's id
         job: String,
     },
+    /// Print what a job's attempts wrote to standard error, task after task
+    #[command(after_help = logs::HELP)]
+    Logs(logs::Logs),
     /// Print the results of a job, partition after partition
     Cat(results::Where),
     /// Print the first lines of a job's results
@@ -201,6 +206,7 @@ pub(crate) async fn run(arguments: Arguments, output: Output) -> Result<(), Fail
             watch::to_the_end(&jobs, found, output).await
         }
         Command::Counters { job } => results::counters(&jobs, &job, output).await,
+        Command::Logs(logs) => logs::print(&jobs, &logs, output).await,
         Command::Cat(of) => results::cat(&jobs, &of).await,
         Command::Head { of, lines } => results::head(&jobs, &of, lines).await,
         Command::GetOutput { of, target, merge } => {

@@ -23,15 +23,15 @@ const SUCCESS_BYTES_MAX: u64 = 4 << 20;
 /// What the name of a compressed result ends with.
 const ZSTD_SUFFIX: &str = ".zst";
 
-/// Where results are looked for.
+/// Where results, or logs, are looked for.
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Where {
     /// The job's id
-    job: String,
+    pub(super) job: String,
     /// The root that coordinator and workers share [default: that of the running `flotilla up`, or
     /// the working directory]
     #[arg(long, value_name = "DIR", env = "FLOTILLA_ROOT")]
-    root: Option<PathBuf>,
+    pub(super) root: Option<PathBuf>,
 }
 
 /// The results of a job that has succeeded.

@@ -20,6 +20,7 @@ use crate::{
     lanes::Lane,
     leases::Millis,
     limits::WATCHERS_MAX,
+    logs::{self, Fate},
     machine::Machine,
     output, plan,
     publish::{self, AllSteps, Part, Publication, PublishError},
@@ -378,6 +379,7 @@ impl Leading {
     /// Looks for directories that are nobody's.
     fn sweep(&self, tools: &Tools, state: &Machine) {
         let (root, state) = (tools.root.clone(), state.clone());
+        let (logs_kept, unix_ms) = (tools.logs_kept, now(tools).unix_ms);
         let sweep = move || {
             let known = |job| match state.job(job) {
                 Some(job) if job.state.terminal() => Known::Ended,
@@ -397,6 +399,18 @@ impl Leading {
                 Ok(0) => {}
                 Ok(removed) => tracing::info!(removed, "side files of no job removed"),
                 Err(error) => tracing::warn!(%error, "side files cannot be listed"),
+            }
+            let fate = |job| match state.job(job) {
+                Some(job) if job.state.terminal() => {
+                    Fate::Ended(Duration::from_millis(unix_ms.saturating_sub(job.ended_unix_ms)))
+                }
+                Some(_) => Fate::Active,
+                None => Fate::Unknown,
+            };
+            match logs::sweep(&root, logs_kept, fate) {
+                Ok(0) => {}
+                Ok(jobs) => tracing::info!(jobs, "old logs of attempts removed"),
+                Err(error) => tracing::warn!(%error, "logs of attempts cannot be listed"),
             }
         };
         if tools.lanes.removals.send(sweep).is_err() {

@@ -41,7 +41,11 @@ pub(crate) fn serve(bench: &Bench<'_>) -> Result<(), Failure> {
             Failure::machine("a slot got an order it cannot read").because(error)
         })?;
         let progress = progress(&assignment, &output);
-        let sent = match bench.execute(&assignment, progress) {
+        let executed = bench.execute(&assignment, progress);
+        // What an app printed without the end of a line is its own, not the next one's. Where
+        // standard error is closed nobody wants to know.
+        let _ = io::stdout().flush();
+        let sent = match executed {
             Ok(success) => send(&output, Kind::Success, &success.encode_to_vec()),
             Err(reason) => send(&output, Kind::Failure, &reason.encode_to_vec()),
         };

@@ -12,13 +12,17 @@
 //!
 //! Payloads are the messages of the same name of `flotilla.mapreduce.v1`. The slot ends when its
 //! input ends, and the kernel kills it when the worker dies. What an app has started and left is
-//! killed by the worker when the slot has died or is stopped (`family.rs`).
+//! killed by the worker when the slot has died or is stopped (`family.rs`). What an attempt says on
+//! standard error goes to its log (`stderr.rs`, `log.rs`).
 
 mod child;
 mod family;
+mod log;
 mod process;
+mod stderr;
 
 pub(crate) use child::serve;
+pub(crate) use log::Logs;
 pub use process::SlotCommand;
 pub(crate) use process::{Counts, End, Slot};
 

@@ -1,14 +1,13 @@
 //! The worker's side of a slot.
 
 use std::{
-    collections::VecDeque,
     ffi::OsString,
     io,
     os::unix::process::ExitStatusExt,
     path::PathBuf,
     process::{ExitStatus, Stdio},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -21,22 +20,22 @@ use proto::mapreduce::{
 use rustix::process::Pid;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
-    task::JoinHandle,
+    process::{Child, ChildStdin, ChildStdout, Command},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Kind, PROTOCOL, family, frame, frame_length};
+use super::{
+    Kind, PROTOCOL, family, frame, frame_length,
+    log::{Log, Logs},
+    stderr::Stderr,
+};
 use crate::task::internal;
-
-/// How much of a slot's standard error is kept, in bytes.
-const STDERR_TAIL_BYTES: usize = 4_096;
 
 /// How long a slot may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long to wait for a killed slot to be gone, and for the rest of its standard error.
+/// How long to wait for a killed slot to be gone, and for what an attempt said to be in its log.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How to start a slot.
@@ -52,6 +51,7 @@ pub struct SlotCommand {
 #[derive(Debug)]
 pub(crate) struct Slot {
     command: Arc<SlotCommand>,
+    logs: Arc<Logs>,
     running: Option<Box<Running>>,
 }
 
@@ -78,8 +78,7 @@ struct Running {
     child: Child,
     input: ChildStdin,
     output: ChildStdout,
-    tail: Arc<Tail>,
-    stderr: JoinHandle<()>,
+    stderr: Stderr,
 }
 
 impl Counts {
@@ -96,8 +95,8 @@ impl Counts {
 
 impl Slot {
     /// A slot whose process starts with its first task.
-    pub(crate) fn new(command: Arc<SlotCommand>) -> Self {
-        Self { command, running: None }
+    pub(crate) fn new(command: Arc<SlotCommand>, logs: Arc<Logs>) -> Self {
+        Self { command, logs, running: None }
     }
 
     /// Runs an attempt to its end, or until `abort`, which kills the process.
@@ -120,11 +119,13 @@ impl Slot {
 
     /// Not to be called again after it was cancelled, except for a new process.
     async fn attempt(&mut self, assignment: &Assignment, counts: &Counts) -> End {
+        let logs = Arc::clone(&self.logs);
         let running = match self.ready().await {
             Ok(running) => running,
             Err(error) => return End::Failure(internal(format!("a slot cannot start: {error}"))),
         };
-        running.tail.clear();
+        let log = assignment.attempt.as_ref().map(|attempt| Log::new(logs, attempt));
+        running.stderr.begin(log).await;
         let order = frame(Kind::Assignment, &assignment.encode_to_vec());
         if let Err(error) = running.input.write_all(&order).await {
             tracing::warn!(%error, "a slot does not take its order");
@@ -143,21 +144,38 @@ impl Slot {
                     continue;
                 }
                 Kind::Success => Success::decode(&payload[..]).map(End::Success),
-                Kind::Failure => FailureReason::decode(&payload[..]).map(|mut reason| {
-                    // A program of the job's has words of its own.
-                    if reason.stderr_tail.is_empty() {
-                        reason.stderr_tail = running.tail.text();
-                    }
-                    End::Failure(reason)
-                }),
+                Kind::Failure => FailureReason::decode(&payload[..]).map(End::Failure),
                 Kind::Ready | Kind::Assignment => {
                     self.kill().await;
                     return End::Failure(internal(format!("a slot sent {kind:?}")));
                 }
             };
-            return end.unwrap_or_else(|error| {
-                End::Failure(internal(format!("a slot's answer: {error}")))
-            });
+            let last_words = self.last_words().await;
+            return match end {
+                Ok(End::Failure(mut reason)) => {
+                    // A program of the job's has words of its own.
+                    if reason.stderr_tail.is_empty() {
+                        reason.stderr_tail = last_words;
+                    }
+                    End::Failure(reason)
+                }
+                Ok(end) => end,
+                Err(error) => End::Failure(internal(format!("a slot's answer: {error}"))),
+            };
+        }
+    }
+
+    /// What an attempt said in the end, when all of it is in its log.
+    async fn last_words(&mut self) -> String {
+        let Some(running) = &self.running else { return String::new() };
+        match timeout(END_TIMEOUT, running.stderr.end()).await {
+            Ok(last_words) => last_words,
+            Err(_) => {
+                // The next attempt's words shall not come behind these.
+                tracing::warn!("a log takes too long to be written; its slot starts anew");
+                self.kill().await;
+                String::new()
+            }
         }
     }
 
@@ -188,12 +206,9 @@ impl Slot {
             }
         };
         end_session(session).await;
-        // A process that the app started may hold standard error open; its words are not waited for.
-        let _ = timeout(END_TIMEOUT, &mut running.stderr).await;
-        End::Failure(FailureReason {
-            kind: Some(failure_reason::Kind::Exit(user_exit(status))),
-            stderr_tail: running.tail.text(),
-        })
+        let stderr_tail = timeout(END_TIMEOUT, running.stderr.end()).await.unwrap_or_default();
+        let kind = Some(failure_reason::Kind::Exit(user_exit(status)));
+        End::Failure(FailureReason { kind, stderr_tail })
     }
 
     async fn kill(&mut self) {
@@ -218,8 +233,7 @@ impl Running {
         let (Some(input), Some(mut output), Some(stderr)) = taken else {
             return Err(io::Error::other("it has no pipes"));
         };
-        let tail = Arc::new(Tail::default());
-        let stderr = tokio::spawn(follow(stderr, Arc::clone(&tail)));
+        let stderr = Stderr::listen(stderr)?;
         let said = read_frame(&mut output).await;
         match said {
             Ok((Kind::Ready, payload)) if payload == [PROTOCOL] => {}
@@ -227,11 +241,10 @@ impl Running {
                 return Err(io::Error::other(format!("it says {kind:?} {payload:?}")));
             }
             Err(error) => {
-                let _ = timeout(END_TIMEOUT, stderr).await;
-                return Err(io::Error::other(format!("{error}; it says {:?}", tail.text())));
+                return Err(io::Error::other(format!("{error}; it says {:?}", stderr.end().await)));
             }
         }
-        Ok(Box::new(Self { child, input, output, tail, stderr }))
+        Ok(Box::new(Self { child, input, output, stderr }))
     }
 
     fn pid(&self) -> Option<Pid> {
@@ -276,68 +289,17 @@ fn user_exit(status: ExitStatus) -> UserExit {
     UserExit { code: status.code(), signal: status.signal(), ..UserExit::default() }
 }
 
-/// The end of what a slot says on standard error.
-#[derive(Debug, Default)]
-struct Tail {
-    bytes: Mutex<VecDeque<u8>>,
-}
-
-impl Tail {
-    fn extend(&self, bytes: &[u8]) {
-        let mut tail = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        tail.extend(bytes);
-        let surplus = tail.len().saturating_sub(STDERR_TAIL_BYTES);
-        tail.drain(..surplus);
-    }
-
-    fn clear(&self) {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-
-    fn text(&self) -> String {
-        let mut tail = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut text = String::from_utf8_lossy(tail.make_contiguous()).into_owned();
-        // A character cut in two became a longer replacement.
-        let surplus = text.len().saturating_sub(STDERR_TAIL_BYTES);
-        text.drain(..text.ceil_char_boundary(surplus));
-        text
-    }
-}
-
-async fn follow(mut stderr: ChildStderr, tail: Arc<Tail>) {
-    let mut buffer = vec![0; STDERR_TAIL_BYTES];
-    loop {
-        match stderr.read(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(length) => {
-                let said = String::from_utf8_lossy(&buffer[..length]);
-                tracing::debug!(%said, "a slot wrote to standard error");
-                tail.extend(&buffer[..length]);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_tail_is_the_end_and_whole_characters() {
-        let tail = Tail::default();
-        tail.extend("x".repeat(STDERR_TAIL_BYTES).as_bytes());
-        tail.extend("é".repeat(STDERR_TAIL_BYTES / 2 - 1).as_bytes());
-        tail.extend(b"!");
-        let text = tail.text();
-        assert!(text.len() <= STDERR_TAIL_BYTES && text.ends_with("éé!"), "{text}");
-        tail.clear();
-        assert_eq!(tail.text(), "");
-    }
+    use crate::paths::Root;
 
     async fn run(program: &str, arguments: &[&str]) -> FailureReason {
         let arguments = arguments.iter().map(OsString::from).collect();
         let command = SlotCommand { program: program.into(), arguments };
-        let mut slot = Slot::new(Arc::new(command));
+        let dir = tempfile::tempdir().unwrap();
+        let root = Arc::new(Root::open(dir.path()).unwrap());
+        let mut slot = Slot::new(Arc::new(command), Arc::new(Logs { root, bytes_max: 0 }));
         let (counts, abort) = (Counts::default(), CancellationToken::new());
         match slot.run(&Assignment::default(), &counts, &abort).await {
             End::Failure(reason) => reason,
