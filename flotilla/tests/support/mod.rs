@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
 pub(crate) mod fleet;
+pub(crate) mod gates;
 pub(crate) mod groups;
 pub(crate) mod jobs;
 pub(crate) mod proxy;
