@@ -168,12 +168,17 @@ fn with_flags(flags: Vec<String>, further: &[&str]) -> Vec<String> {
 /// Sends a signal to a process and its children: a worker and its slots.
 pub(crate) fn signal_all(process: &Process, signal: Signal) {
     let pid = process.pid().unwrap();
-    let mut all = vec![pid];
+    for pid in children(pid).into_iter().chain([pid]) {
+        kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+    }
+}
+
+/// What a process started and what still runs of that.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let mut all = Vec::new();
     for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
         let children = fs::read_to_string(task.unwrap().path().join("children")).unwrap();
         all.extend(children.split_whitespace().map(|child| child.parse::<u32>().unwrap()));
     }
-    for pid in all {
-        kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
-    }
+    all
 }

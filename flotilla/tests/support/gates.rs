@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use client::JobClient;
+use mr_coordinator::ids::{JobId, job_directory};
 use proto::mapreduce::{
     AttemptInfo, AttemptState, Command, Job, JobSpec, ListTasksRequest, Speculation, Streaming,
     TaskKind,
@@ -45,6 +47,15 @@ pub(crate) fn wait_for(root: &Path, gate: &str) -> String {
     format!("while [ ! -e {}/{gate} ]; do sleep 0.02; done", root.display())
 }
 
+/// Waits until a program has made a file.
+pub(crate) async fn made(root: &Path, name: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while !root.join(name).exists() {
+        assert!(Instant::now() < deadline, "{name} is not made");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// Makes a gate.
 pub(crate) fn open(fleet: &Fleet, gate: &str) {
     fs::write(fleet.root().join(gate), "").unwrap();
@@ -79,8 +90,7 @@ pub(crate) async fn submit(jobs: &JobClient, spec: JobSpec) -> String {
 pub(crate) fn check_lines(fleet: &Fleet, output: &str, inputs: usize) {
     let entries = fs::read_dir(fleet.root().join(output)).unwrap().map(Result::unwrap);
     let parts = entries.filter(|entry| entry.file_name() != "_SUCCESS");
-    let text: String =
-        parts.map(|entry| fs::read_to_string(entry.path()).unwrap()).collect();
+    let text: String = parts.map(|entry| fs::read_to_string(entry.path()).unwrap()).collect();
     let mut found: Vec<&str> = text.lines().collect();
     found.sort_unstable();
     let mut expected: Vec<String> = (0..inputs).map(|input| format!("line {input}\t")).collect();
@@ -90,6 +100,51 @@ pub(crate) fn check_lines(fleet: &Fleet, output: &str, inputs: usize) {
 
 /// A task of a job.
 pub(crate) type Task = (TaskKind, u32);
+
+/// The directory of a job's attempts at a task.
+pub(crate) fn task_directory(root: &Path, job: &str, (kind, number): Task) -> PathBuf {
+    let job: JobId = job.parse().unwrap();
+    let kind = if kind == TaskKind::Map { "m" } else { "r" };
+    root.join(job_directory(job)).join(format!("{kind}/{number}"))
+}
+
+/// The run of a map, of which there was one attempt.
+pub(crate) fn run_of(root: &Path, job: &str, map: u32) -> PathBuf {
+    let attempts = fs::read_dir(task_directory(root, job, (TaskKind::Map, map))).unwrap();
+    let mut attempts: Vec<_> = attempts.collect();
+    assert_eq!(attempts.len(), 1, "{attempts:?}");
+    attempts.remove(0).unwrap().path().join("data.run")
+}
+
+/// Waits until nothing of a job is left but its results.
+pub(crate) async fn gone(root: &Path, job: &str) {
+    let directory = root.join(job_directory(job.parse().unwrap()));
+    let deadline = Instant::now() + PATIENCE;
+    while directory.exists() {
+        assert!(Instant::now() < deadline, "{} stays", directory.display());
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits until a task's only attempt is so old, as its coordinator sees it.
+pub(crate) async fn aged(jobs: &JobClient, id: &str, task: Task, age: Duration) {
+    loop {
+        let found = stand(jobs, id, task, &[AttemptState::Running]).await;
+        if Duration::from_millis(found[0].age_ms) >= age {
+            return;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits until no worker has anything to do.
+pub(crate) async fn idle(jobs: &JobClient) {
+    let deadline = Instant::now() + PATIENCE;
+    while jobs.list_workers().await.unwrap().workers.iter().any(|is| !is.attempts.is_empty()) {
+        assert!(Instant::now() < deadline, "somebody is at work");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
 
 /// The attempts of all tasks, in the order in which they were given out.
 pub(crate) async fn attempts(jobs: &JobClient, id: &str) -> BTreeMap<Task, Vec<AttemptInfo>> {
@@ -126,16 +181,12 @@ pub(crate) async fn stand(
             return found;
         }
         assert!(Instant::now() < deadline, "{task:?}: {found:?}, not {expected:?}");
-        sleep(std::time::Duration::from_millis(10)).await;
+        sleep(Duration::from_millis(10)).await;
     }
 }
 
 /// Each task was tried once, and that was accepted; but those named, whose attempts ended so.
-pub(crate) async fn check_attempts(
-    jobs: &JobClient,
-    id: &str,
-    but: &[(Task, &[AttemptState])],
-) {
+pub(crate) async fn check_attempts(jobs: &JobClient, id: &str, but: &[(Task, &[AttemptState])]) {
     let but: BTreeMap<_, _> = but.iter().copied().collect();
     for (task, found) in attempts(jobs, id).await {
         let expected = but.get(&task).copied().unwrap_or(&[AttemptState::Accepted]);
@@ -143,7 +194,7 @@ pub(crate) async fn check_attempts(
     }
 }
 
-/// Waits until only so many workers are not lost.
+/// Waits until so many workers, no more and no less, are not lost.
 pub(crate) async fn present(jobs: &JobClient, workers: usize) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -152,7 +203,7 @@ pub(crate) async fn present(jobs: &JobClient, workers: usize) {
             return;
         }
         assert!(Instant::now() < deadline, "not {workers} workers: {list:?}");
-        sleep(std::time::Duration::from_millis(20)).await;
+        sleep(Duration::from_millis(20)).await;
     }
 }
 
