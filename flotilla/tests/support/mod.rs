@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part of this")]
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
+pub(crate) mod disk;
 pub(crate) mod fleet;
 pub(crate) mod gates;
 pub(crate) mod groups;
