@@ -77,7 +77,7 @@ async fn a_worker_killed_before_its_report_costs_one_attempt_whose_files_are_rem
     let _watchdog = Watchdog::new(2 * PATIENCE);
     let mut fleet = gates::fleet(3, 2).await;
     let (jobs, root) = (fleet.jobs(), fleet.root());
-    let slow = JobSpec { slow_ms: 1_500, ..spec("out", 1, "cat", "cat") };
+    let slow = JobSpec { slow_ms: 1_000, ..spec("out", 1, "cat", "cat") };
     let id = submit(&jobs, slow).await;
     let tasks: [(_, fn(&[u8]) -> bool); 2] = [
         ((Map, 0), |bytes| bytes.ends_with(b"FLOTRUN\n")),

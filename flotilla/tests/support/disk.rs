@@ -4,6 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
 /// It is taken off when this is dropped.
 pub(crate) struct Disk(PathBuf);
 
@@ -19,14 +22,17 @@ impl Disk {
         mounted.is_ok_and(|status| status.success()).then(|| Self(path.to_owned()))
     }
 
-    /// Leaves only so much of it free.
+    /// Leaves only so much of it free, whatever others write meanwhile.
     pub(crate) fn leave(&self, bytes: u64) {
         let ballast = fs::OpenOptions::new().append(true).create(true).open(self.ballast());
         let file = ballast.unwrap();
-        let has = file.metadata().unwrap().len();
-        let Some(more) = self.free().checked_sub(bytes).filter(|more| *more > 0) else { return };
-        let flags = rustix::fs::FallocateFlags::empty();
-        rustix::fs::fallocate(&file, flags, has, more).unwrap();
+        while let Some(more) = self.free().checked_sub(bytes).filter(|more| *more > 0) {
+            let has = file.metadata().unwrap().len();
+            match fallocate(&file, FallocateFlags::empty(), has, more) {
+                Ok(()) | Err(Errno::NOSPC) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     /// How much of it is free.
