@@ -188,8 +188,10 @@ async fn a_torn_last_record_costs_nothing() {
     check(&fleet, "counts", &expected);
 }
 
+type Holds = fn(&Job) -> bool;
+
 /// Until when a test waits, twice: a map is committed, a reduce is.
-const PHASES: [(&str, fn(&Job) -> bool); 2] =
+const PHASES: [(&str, Holds); 2] =
     [("a map", |job| committed(job).0 > 0), ("a reduce", |job| committed(job).1 > 0)];
 
 /// F17. A bit of what was acknowledged is another, or its end is missing.
@@ -217,9 +219,9 @@ async fn a_coordinator_whose_log_is_damaged_does_not_start_and_says_what_is_miss
     };
     for part in 1..=4 {
         if part < 4 {
-            flip(&log_of(&data), part)
+            flip(&log_of(&data), part);
         } else {
-            tear(&log_of(&data))
+            tear(&log_of(&data));
         }
         fleet.coordinators[0].start().unwrap();
         let ended = end_of(&mut fleet.coordinators[0]).await;

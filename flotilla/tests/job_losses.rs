@@ -24,14 +24,11 @@ use tokio::time::{Instant, sleep};
 use AttemptState::{Aborted, Accepted, Expired, LostRace, Running};
 use TaskKind::{Map, Reduce};
 
+/// Whether a file has all that it will have.
+type IsWhole = fn(&[u8]) -> bool;
+
 /// Waits until so many attempts at a task have written all that they will.
-async fn written(
-    root: &Path,
-    job: &str,
-    task: gates::Task,
-    count: usize,
-    is_whole: fn(&[u8]) -> bool,
-) {
+async fn written(root: &Path, job: &str, task: gates::Task, count: usize, is_whole: IsWhole) {
     let name = if task.0 == Map { "data.run" } else { "part" };
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -79,7 +76,7 @@ async fn a_worker_killed_before_its_report_costs_one_attempt_whose_files_are_rem
     let (jobs, root) = (fleet.jobs(), fleet.root());
     let slow = JobSpec { slow_ms: 1_000, ..spec("out", 1, "cat", "cat") };
     let id = submit(&jobs, slow).await;
-    let tasks: [(_, fn(&[u8]) -> bool); 2] = [
+    let tasks: [(_, IsWhole); 2] = [
         ((Map, 0), |bytes| bytes.ends_with(b"FLOTRUN\n")),
         ((Reduce, 0), |bytes| !bytes.is_empty()),
     ];
