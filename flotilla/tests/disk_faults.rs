@@ -10,7 +10,7 @@
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,7 @@ use flotilla::local::{Cluster, Instance, Plan};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
+use support::disk::Disk;
 use support::{Depth, FLOTILLA, READY_TIMEOUT, TestCluster, Watchdog, ready};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -215,42 +216,6 @@ async fn a_start_that_is_killed_can_be_repeated() {
     check_starts("a_start_that_is_killed_can_be_repeated", "signal=KILL", check).await;
 }
 
-/// A small disk, where they can be had. It is taken off when this is dropped.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(path: &Path, bytes: u64) -> Option<Self> {
-        fs::create_dir(path).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"])
-            .arg(path)
-            .stderr(Stdio::null())
-            .status();
-        mounted.is_ok_and(|status| status.success()).then(|| Self(path.to_owned()))
-    }
-
-    /// Leaves only so much of it free.
-    fn leave(&self, bytes: u64) {
-        let stat = rustix::fs::statvfs(&self.0).unwrap();
-        let free = stat.f_bavail * stat.f_frsize;
-        let file = fs::OpenOptions::new().append(true).create(true).open(self.ballast()).unwrap();
-        let has = file.metadata().unwrap().len();
-        let flags = rustix::fs::FallocateFlags::empty();
-        rustix::fs::fallocate(&file, flags, has, free - bytes).unwrap();
-    }
-
-    fn ballast(&self) -> PathBuf {
-        self.0.join("ballast")
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily: a process of the test may still have a file open.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[tokio::test]
 async fn enospc_is_fatal_and_recovers() {
     const NAME: &str = "enospc_is_fatal_and_recovers";
@@ -282,7 +247,7 @@ async fn enospc_is_fatal_and_recovers() {
     assert_eq!(client.get("key-0").await.unwrap().unwrap().value, vec![7; 10_000]);
     client.delete("key-1").await.unwrap();
     // Room again: served again, without a restart.
-    fs::remove_file(disk.ballast()).unwrap();
+    disk.relieve();
     let served = timeout(READY_TIMEOUT, async {
         while client.put("key-0", "small").await.is_err() {
             sleep(LOOK_INTERVAL).await;
@@ -296,8 +261,7 @@ async fn enospc_is_fatal_and_recovers() {
         for number in (2..50).cycle() {
             // Those in flight at the end get no answer, or a refusal.
             drop(timeout(LOOK_INTERVAL, client.delete(format!("key-{number}"))).await);
-            let stat = rustix::fs::statvfs(&disk.0).unwrap();
-            if stat.f_bavail > 0 {
+            if disk.free() > 0 {
                 disk.leave(0);
             }
         }
@@ -307,7 +271,7 @@ async fn enospc_is_fatal_and_recovers() {
         () = deleting => unreachable!("it never ends"),
     };
     assert_eq!(code, MACHINE, "{words}");
-    fs::remove_file(disk.ballast()).unwrap();
+    disk.relieve();
     test.cluster.restart(MEMBER).unwrap();
     ready(&mut test.cluster).await;
     assert_eq!(client.get("key-0").await.unwrap().unwrap().value, "small");

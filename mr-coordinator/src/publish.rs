@@ -15,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use raftd::failpoint::{self, Failpoint};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
@@ -124,12 +125,25 @@ pub trait Steps {
     fn before(&mut self, step: &'static str) -> io::Result<()>;
 }
 
+/// Steps before which a process can be told to die.
+const MOVE_PART: &str = "moving a part";
+const MOVE_SUCCESS: &str = "moving _SUCCESS";
+const SWAP: &str = "renaming staging to the output";
+const SYNC_PLACE: &str = "syncing the output's place";
+
 /// Takes every step.
 #[derive(Clone, Copy, Debug)]
 pub struct AllSteps;
 
 impl Steps for AllSteps {
-    fn before(&mut self, _: &'static str) -> io::Result<()> {
+    fn before(&mut self, step: &'static str) -> io::Result<()> {
+        match step {
+            MOVE_PART => failpoint::reach(Failpoint::PublishMoveBefore),
+            MOVE_SUCCESS => failpoint::reach(Failpoint::PublishSuccessBefore),
+            SWAP => failpoint::reach(Failpoint::PublishSwapBefore),
+            SYNC_PLACE => failpoint::reach(Failpoint::PublishSwapAfter),
+            _ => {}
+        }
         Ok(())
     }
 }
@@ -314,7 +328,7 @@ impl<'a> Run<'a> {
         self.step("removing strangers", |run| run.remove_strangers(&staging))?;
         self.step("syncing staging", |run| sync_dir(&run.staging))?;
         self.swap()?;
-        self.step("syncing the output's place", |run| sync_dir(&run.parent))?;
+        self.step(SYNC_PLACE, |run| sync_dir(&run.parent))?;
         self.clear_up()
     }
 
@@ -342,7 +356,7 @@ impl<'a> Run<'a> {
             for source in sources.iter().filter(|source| **source != place) {
                 if self.step("verifying a part", |_| is_part(source, part))? {
                     self.step("syncing a part", |_| File::open(source)?.sync_all())?;
-                    self.step("moving a part", |_| fs::rename(source, &place))?;
+                    self.step(MOVE_PART, |_| fs::rename(source, &place))?;
                     moved = true;
                     break;
                 }
@@ -400,7 +414,7 @@ impl<'a> Run<'a> {
             fs::create_dir_all(&directory)?;
             write_file(&draft, &json)
         })?;
-        self.step("moving _SUCCESS", |_| fs::rename(&draft, to.join(SUCCESS_FILE)))
+        self.step(MOVE_SUCCESS, |_| fs::rename(&draft, to.join(SUCCESS_FILE)))
     }
 
     /// What is in staging beside the results was put there by nobody.
@@ -428,7 +442,7 @@ impl<'a> Run<'a> {
 
     /// The one step by which all results appear.
     fn swap(&mut self) -> Result<(), PublishError> {
-        let step = "renaming staging to the output";
+        let step = SWAP;
         self.step(step, |_| Ok(()))?;
         match rename_new(&self.staging, &self.output) {
             Ok(()) => Ok(()),
@@ -447,7 +461,7 @@ impl<'a> Run<'a> {
 
     /// Removes staging that is left: emptied, or what the output took the place of.
     fn clear_up(&mut self) -> Result<(), PublishError> {
-        self.step("syncing the output's place", |run| sync_dir(&run.parent))?;
+        self.step(SYNC_PLACE, |run| sync_dir(&run.parent))?;
         for (_, staging) in self.step("looking for staging", Self::stagings)? {
             self.step("removing staging", |_| fs::remove_dir_all(&staging))?;
         }

@@ -97,9 +97,11 @@ pub fn task(job: &Job, id: TaskId, view: &TasksView) -> pb::Task {
     attempts.sort_by_key(order);
     attempts.dedup_by_key(|attempt| order(attempt));
     if let Some(result) = record.and_then(|record| record.committed.as_ref())
-        && let Some(accepted) =
-            attempts.iter_mut().find(|is| is.state() == pb::AttemptState::Accepted)
+        && let number = Some((result.attempt.epoch, result.attempt.sequence))
+        && let Some(accepted) = attempts.iter_mut().find(|is| order(is) == number)
     {
+        // The leader saw a lease end that was over before the report came.
+        accepted.set_state(pb::AttemptState::Accepted);
         // What it told last, on its way, is less.
         accepted.bytes = accepted.bytes.max(result.input_bytes);
     }

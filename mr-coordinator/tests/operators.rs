@@ -80,6 +80,27 @@ async fn tasks_are_listed_with_their_attempts_in_pages() {
     assert_eq!(refused.code(), Code::InvalidArgument);
 }
 
+/// F7.
+#[tokio::test]
+async fn attempt_that_is_accepted_when_its_lease_is_over_is_shown_so() {
+    let bench = Bench::start().await;
+    let mut slow = bench.worker("slow").await;
+    let one = pb::JobSpec { inputs: vec!["in/a.txt".into()], reduces: 1, ..spec() };
+    let id = bench.submit(one, "t").await.unwrap().job.unwrap().id;
+    let work = slow.work().await;
+    let late = slow.write(&work[0]);
+    let states = async || {
+        let page = tasks(&bench, &id, |_| {}).await;
+        page.tasks[0].attempts.iter().map(pb::AttemptInfo::state).collect::<Vec<_>>()
+    };
+    while states().await != [pb::AttemptState::Expired] {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let verdict = slow.report(work[0].attempt.as_ref().unwrap(), End::Success(late)).await;
+    assert_eq!(verdict.unwrap(), pb::Verdict::Accepted);
+    assert_eq!(states().await, [pb::AttemptState::Accepted]);
+}
+
 #[tokio::test]
 async fn drained_worker_is_told_so_and_gets_nothing_more() {
     let bench = Bench::start().await;

@@ -106,6 +106,14 @@ failpoints! {
     MoveDeleteBefore = "move.delete.before",
     /// The source has deleted some of a shard that has gone.
     MoveDeleteAfter = "move.delete.after",
+    /// A job's results are being put in place: a part is to be moved, and the ones before it are.
+    PublishMoveBefore = "publish.move.before",
+    /// All parts are moved; the mark of success is to be.
+    PublishSuccessBefore = "publish.success.before",
+    /// All results lie together; the rename by which they appear is to be made.
+    PublishSwapBefore = "publish.swap.before",
+    /// The results have appeared; neither that nor the job's end is durable.
+    PublishSwapAfter = "publish.swap.after",
     /// `flotilla members recover` has looked at the directory, and is to change it.
     RecoverIdentityBefore = "recover.identity.before",
     /// The group has its new identity; the log has the old members.

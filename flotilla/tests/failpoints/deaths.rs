@@ -54,8 +54,8 @@ pub(super) enum Visits {
     Behind,
     /// When leases are over, if it leads.
     Leases,
-    /// No member of these groups dies there; `recover.rs`, `corruption.rs` and `moving.rs` look at
-    /// these.
+    /// No member of these groups dies there; `recover.rs`, `corruption.rs`, `moving.rs` and
+    /// `job_journal.rs` look at these.
     Never,
 }
 
@@ -94,6 +94,10 @@ pub(super) fn visits(at: Failpoint) -> Visits {
         | Failpoint::MoveReportAfter
         | Failpoint::MoveDeleteBefore
         | Failpoint::MoveDeleteAfter
+        | Failpoint::PublishMoveBefore
+        | Failpoint::PublishSuccessBefore
+        | Failpoint::PublishSwapBefore
+        | Failpoint::PublishSwapAfter
         | Failpoint::RecoverIdentityBefore
         | Failpoint::RecoverEntryBefore
         | Failpoint::RecoverEndBefore

@@ -1,7 +1,7 @@
 //! Coordinators and workers of jobs, each a process that a test can do anything to.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use client::{JobClient, Options};
@@ -40,6 +40,18 @@ impl Fleet {
         further: &[&str],
         of_workers: &[&str],
     ) -> Self {
+        let mut fleet = Self::set_up(coordinators, workers, further, of_workers);
+        fleet.start_all();
+        fleet
+    }
+
+    /// The same, and nothing is started. A flag that is given takes the place of the fleet's own.
+    pub(crate) fn set_up(
+        coordinators: u16,
+        workers: u16,
+        further: &[&str],
+        of_workers: &[&str],
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("root")).unwrap();
         let (place, claim) = Place::draw().unwrap();
@@ -60,7 +72,7 @@ impl Fleet {
             ];
             let members = fleet.addresses.iter().zip(1..);
             arguments.extend(members.map(|(at, node)| format!("--member={node}={at}")));
-            arguments.extend(further.iter().map(|flag| (*flag).to_owned()));
+            let arguments = with_flags(arguments, further);
             let log = fleet.dir.path().join(format!("coordinator-{node}.log"));
             let [_, admin] = beside(listen);
             let launch = Launch { program: FLOTILLA.into(), arguments, log, admin };
@@ -69,7 +81,7 @@ impl Fleet {
         for number in 1..=workers {
             let instance = Instance::Worker(number);
             let admin = place.worker_admin(number);
-            let mut arguments = vec![
+            let arguments = vec![
                 "mr-worker".to_owned(),
                 format!("--admin={admin}"),
                 format!("--coordinator={}", fleet.everybody()),
@@ -78,15 +90,30 @@ impl Fleet {
                 "--slots=1".to_owned(),
                 "--drain-grace-ms=10000".to_owned(),
             ];
-            arguments.extend(of_workers.iter().map(|flag| (*flag).to_owned()));
+            let arguments = with_flags(arguments, of_workers);
             let log = fleet.dir.path().join(format!("{instance}.log"));
             let launch = Launch { program: FLOTILLA.into(), arguments, log, admin };
             fleet.workers.push(Process::new(instance, launch));
         }
-        for process in fleet.coordinators.iter_mut().chain(&mut fleet.workers) {
+        fleet
+    }
+
+    /// Starts whatever does not run.
+    pub(crate) fn start_all(&mut self) {
+        for process in self.coordinators.iter_mut().chain(&mut self.workers) {
             process.start().unwrap();
         }
-        fleet
+    }
+
+    /// The directory of everything that the fleet has.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The worker of this name.
+    pub(crate) fn worker(&mut self, name: &str) -> &mut Process {
+        let named = |worker: &&mut Process| worker.instance().to_string() == name;
+        self.workers.iter_mut().find(named).unwrap()
     }
 
     pub(crate) fn root(&self) -> PathBuf {
@@ -130,15 +157,28 @@ impl Fleet {
     }
 }
 
+/// Flags, and further ones instead of those of the same name.
+fn with_flags(flags: Vec<String>, further: &[&str]) -> Vec<String> {
+    let name = |flag: &str| flag.split('=').next().unwrap().to_owned();
+    let given: Vec<String> = further.iter().map(|flag| name(flag)).collect();
+    let own = flags.into_iter().filter(|flag| !given.contains(&name(flag)));
+    own.chain(further.iter().map(|flag| (*flag).to_owned())).collect()
+}
+
 /// Sends a signal to a process and its children: a worker and its slots.
 pub(crate) fn signal_all(process: &Process, signal: Signal) {
     let pid = process.pid().unwrap();
-    let mut all = vec![pid];
+    for pid in children(pid).into_iter().chain([pid]) {
+        kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
+    }
+}
+
+/// What a process started and what still runs of that.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let mut all = Vec::new();
     for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
         let children = fs::read_to_string(task.unwrap().path().join("children")).unwrap();
         all.extend(children.split_whitespace().map(|child| child.parse::<u32>().unwrap()));
     }
-    for pid in all {
-        kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal).unwrap();
-    }
+    all
 }

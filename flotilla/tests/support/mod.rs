@@ -3,10 +3,14 @@
 #![allow(dead_code, reason = "each test file uses a part of this")]
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking")]
 
+pub(crate) mod clock;
+pub(crate) mod disk;
 pub(crate) mod fleet;
+pub(crate) mod gates;
 pub(crate) mod groups;
 pub(crate) mod jobs;
 pub(crate) mod proxy;
+pub(crate) mod relay;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
